@@ -1,0 +1,244 @@
+"""Every setting of a run, in one flat, documented, self-checking dataclass.
+
+The command line, the YAML files, ``--help`` and docs/flags.md are all made from these fields, so a
+setting is written down once. Only the entry point reads a TrainConfig; the parts of the program
+are handed the values they need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from local_distill.errors import UserError
+
+LORA_LEARNING_RATE = 1e-4
+FULL_LEARNING_RATE = 1e-5
+DATASETS = ("deepmath", "tulu3")
+
+
+def option(group: str, help: str, default: Any, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
+    """One setting.
+
+    group: the heading of ``--help`` it stands under. choices: the only values it may take.
+    fixed: a resumed run must have the same value, or it would be another run.
+    """
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed})
+
+
+def model(help: str, default: Any = None, **kw: Any) -> Any:
+    return option("models", help, default, **kw)
+
+
+def data(help: str, default: Any = None, **kw: Any) -> Any:
+    return option("prompts", help, default, **kw)
+
+
+def sampling(help: str, default: Any, **kw: Any) -> Any:
+    return option("sampling", help, default, **kw)
+
+
+def loss(help: str, default: Any, **kw: Any) -> Any:
+    return option("loss", help, default, **kw)
+
+
+def training(help: str, default: Any, **kw: Any) -> Any:
+    return option("training", help, default, **kw)
+
+
+def lora(help: str, default: Any, **kw: Any) -> Any:
+    return option("LoRA", help, default, **kw)
+
+
+def output(help: str, default: Any = None, **kw: Any) -> Any:
+    return option("output and evaluation", help, default, **kw)
+
+
+def tracking(help: str, default: Any = None, **kw: Any) -> Any:
+    return option("experiment trackers", help, default, **kw)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one run. Raises UserError when they contradict each other."""
+
+    student_model: str = model("Hub id or local folder of the model to train.", "", fixed=True)
+    teacher_model: str = model("Hub id or local folder of the model to learn from.", "", fixed=True)
+    dtype: str = model(
+        "Precision of the matrix products. auto: bf16 on a GPU that has it, else fp32. Full fine-tuning keeps "
+        "fp32 master weights; the teacher, and the frozen base under LoRA, are held in this precision.",
+        "auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        fixed=True,
+    )
+    gradient_checkpointing: bool = model(
+        "Recompute the student's activations in backward: about 30 % more training time, far less memory.", False
+    )
+    teacher_ds_zero3: bool = model(
+        "Shard the teacher over all processes with DeepSpeed ZeRO-3, for inference only.", False
+    )
+    teacher_ds_config: str | None = model("DeepSpeed JSON for the sharded teacher, instead of the built-in one.")
+    trust_remote_code: bool = model("Run model code that a hub repository brings along.", False)
+
+    dataset: str | None = data(
+        "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder, "
+        "JSONL or Parquet file (these need --prompt_column). With no source named, built-in prompts are used.",
+        fixed=True,
+    )
+    dataset_path: str | None = data("Local copy of the data set that --dataset names.")
+    dataset_split: str = data("Split to read.", "train", fixed=True)
+    prompt_column: str | None = data("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
+    prompts_file: str | None = data(
+        "Text file with one prompt a line, or JSONL with `prompt` or `messages`.", fixed=True
+    )
+    max_prompt_tokens: int = data(
+        "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True
+    )
+    chat_template: str = data(
+        "Render prompts with the chat template. auto: when the tokenizer has one.",
+        "auto",
+        choices=("auto", "on", "off"),
+        fixed=True,
+    )
+    system_prompt: str | None = data("System message put before each prompt.", fixed=True)
+    chat_template_kwargs: str | None = data(
+        "JSON object handed to the chat template, such as '{\"enable_thinking\": false}' for Qwen3.", fixed=True
+    )
+
+    batch_size: int = sampling("Prompts a step, over all processes.", 8, fixed=True)
+    group_size: int = sampling("Rollouts of each prompt.", 4, fixed=True)
+    max_new_tokens: int = sampling("Longest completion (tokens).", 512, fixed=True)
+    temperature: float = sampling("Sampling temperature.", 0.8)
+    top_p: float = sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 0.95)
+    stop_tokens: str = sampling(
+        "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
+        "both",
+        choices=("both", "student", "teacher"),
+        fixed=True,
+    )
+    sampling_batch_size: int = sampling(
+        "Most rollouts that one process samples at a time; lower it when sampling runs out of memory.", 128
+    )
+
+    loss: str = loss(
+        "What the advantages are put into; docs/method.md has the formulas.",
+        "policy_gradient",
+        choices=("policy_gradient", "importance_sampling", "ppo"),
+    )
+    kl_coef: float = loss("Advantage = −kl_coef · (log p_student − log p_teacher), per token.", 1.0)
+    kl_discount: float = loss("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
+    ratio_cap: float = loss("importance_sampling: cap on the ratio student / sampler.", 10.0)
+    ppo_clip: float = loss("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
+
+    steps: int = training("Steps to run in all; a resumed run goes on to this number.", 100)
+    learning_rate: float | None = training(
+        f"Peak learning rate. Default {LORA_LEARNING_RATE:g} with LoRA, {FULL_LEARNING_RATE:g} without.", None
+    )
+    weight_decay: float = training("AdamW weight decay, on matrices only.", 0.0)
+    lr_scheduler: str = training(
+        "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = training("Steps over which the learning rate rises from zero.", 0)
+    max_grad_norm: float = training("Clip the gradient to this global norm; 0 is off.", 1.0)
+    grad_accum: int = training(
+        "Micro-batches that each process's rollouts go through forward and backward in, before one optimizer "
+        "update: the same result with less memory.",
+        1,
+    )
+    num_substeps: int = training(
+        "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
+        "policy has moved and importance sampling corrects for it.",
+        1,
+        fixed=True,
+    )
+    seed: int = training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
+
+    use_lora: bool = lora("Train a low-rank adapter and freeze the model.", False, fixed=True)
+    lora_r: int = lora("Rank.", 32, fixed=True)
+    lora_alpha: float = lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True)
+    lora_dropout: float = lora("Dropout in the adapter.", 0.0, fixed=True)
+    lora_target_modules: str = lora(
+        "Comma-separated module names; all-linear works for every architecture.", "all-linear", fixed=True
+    )
+
+    output_dir: str | None = output("Folder of the run. Default: runs/<date-time>.")
+    save_every: int = output("Steps between checkpoints; 0 saves only at the end.", 50)
+    keep_checkpoints: int = output("Newest checkpoints that are kept.", 2)
+    resume: str | None = output(
+        "Go on from the newest whole checkpoint in --output_dir, or from the step folder given here."
+    )
+    eval_every: int = output("Steps between evaluations on held-out prompts; 0: only before and after.", 25)
+    eval_prompts: int | None = output(
+        "Prompts held out for evaluation and never trained on. Default: 16, or a quarter of a small source.",
+        fixed=True,
+    )
+
+    wandb_project: str | None = tracking("Log to this Weights & Biases project.")
+    wandb_name: str | None = tracking("Name of the run there.")
+    wandb_mode: str = tracking("How Weights & Biases logs.", "online", choices=("online", "offline", "disabled"))
+    trackers: str | None = tracking(
+        "Comma-separated accelerate trackers besides: tensorboard, trackio, swanlab, mlflow, … "
+        "metrics.jsonl is always written."
+    )
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            rate = LORA_LEARNING_RATE if self.use_lora else FULL_LEARNING_RATE
+            object.__setattr__(self, "learning_rate", rate)
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        for name in ("student_model", "teacher_model"):
+            if not getattr(self, name):
+                raise UserError(f"--{name}: not given, needs a hub id or a local folder")
+        for name in _AT_LEAST_ONE:
+            _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        for name in _AT_LEAST_ZERO:
+            _require(name, getattr(self, name), lambda v: v >= 0, "0 or more")
+        for name in ("temperature", "learning_rate", "lora_alpha", "ratio_cap"):
+            _require(name, getattr(self, name), lambda v: v > 0, "above 0")
+        _require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+        _require("kl_discount", self.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
+        _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
+        _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "between 0 and 1")
+        if self.eval_prompts is not None:
+            _require("eval_prompts", self.eval_prompts, lambda v: v >= 0, "0 or more")
+
+    def _check_combinations(self) -> None:
+        if self.dataset and self.prompts_file:
+            raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
+        if self.dataset_path and not self.dataset:
+            raise UserError(
+                "--dataset_path: given without --dataset; name the set that it is a copy of "
+                f"({' or '.join(DATASETS)}), or give the path as --dataset with --prompt_column"
+            )
+        if self.system_prompt and self.chat_template == "off":
+            raise UserError("--system_prompt: needs the chat template, which --chat_template off turns off; drop one")
+        if self.chat_template_kwargs and self.chat_template == "off":
+            raise UserError(
+                "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
+            )
+        if self.teacher_ds_config and not self.teacher_ds_zero3:
+            raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")
+        if self.num_substeps > self.batch_size:
+            raise UserError(
+                f"--num_substeps: {self.num_substeps} given with --batch_size {self.batch_size}; "
+                "each substep needs a prompt of its own, lower it"
+            )
+
+
+_AT_LEAST_ONE = (
+    "batch_size", "group_size", "max_new_tokens", "max_prompt_tokens", "sampling_batch_size",
+    "steps", "grad_accum", "num_substeps", "lora_r", "keep_checkpoints",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every", "seed",
+)  # fmt: skip
+
+
+def _require(name: str, value: float, holds: Callable[[float], bool], needed: str) -> None:
+    if not (math.isfinite(value) and holds(value)):
+        raise UserError(f"--{name}: {value:g} given, needs to be {needed}")

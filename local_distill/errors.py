@@ -1,0 +1,9 @@
+"""The one exception for mistakes that the user can mend."""
+
+
+class UserError(Exception):
+    """A mistake in a flag, a file or the set-up; printed as one line, exit code 2, no traceback.
+
+    The message names the flag or file, what was given, what is needed and what to do:
+    ``--temperature: 0 given, needs to be above 0; use 0.01 for nearly greedy samples``.
+    """

@@ -1,0 +1,148 @@
+"""The data that flows through one step, and the protocols of the parts that pass it on.
+
+prompt → rollout → token batch → teacher signal → update. Everything here is born complete and
+never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the student continues.
+
+    ids: rendered token ids, chat template and generation prompt included.
+    text: the words that were rendered, for people to read.
+    origin: where it was read, for messages: ``prompts.txt:7``, ``deepmath[1204]``.
+    answer: the reference answer where the data set has one; kept, never shown to a model.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    origin: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one prompt, as the student's own policy drew it.
+
+    position: the prompt's place in the step's global batch, 0 ≤ position < batch_size.
+    completion: (T,) int64 on the CPU; the stop token included when there is one.
+    sampler_logprobs: (T,) float32 on the CPU, nats; m_t, the log-probability with which each
+        token was really drawn, temperature and top-p included.
+    finish: "stop" when a stop token ended it, "length" when max_new_tokens did.
+    """
+
+    prompt: Prompt
+    position: int
+    completion: Tensor
+    sampler_logprobs: Tensor
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rollouts laid out for one forward pass; N is the number of completion tokens among them.
+
+    Rows are padded on the right. Completion tokens are addressed by flat position, so there is no
+    mask to get wrong: what is not in ``predictors`` does not train.
+
+    input_ids: (B, L) int64, prompt then completion then padding.
+    attention_mask: (B, L) int64, 1 on real tokens.
+    predictors: (N,) int64, index into the flattened (B·L) hidden states of the position that
+        predicts each completion token: the shift by one is in here, and only in here.
+    targets: (N,) int64, the completion tokens, rollout after rollout.
+    sampler_logprobs: (N,) float32 nats, m_t.
+    lengths: completion tokens of each of the B rollouts; sums to N.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predictors: Tensor
+    targets: Tensor
+    sampler_logprobs: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the completion tokens in this batch."""
+        return sum(self.lengths)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch with its tensors on ``device``."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A token batch with the teacher's opinion of it.
+
+    teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``.
+    """
+
+    tokens: TokenBatch
+    teacher_logprobs: Tensor
+
+
+class RolloutEngine(Protocol):
+    """How the student samples."""
+
+    def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
+        """``group_size`` rollouts of each (position, prompt), in that order.
+
+        The random draws depend on the seed, the step, the position and the place in the group
+        alone: not on which other prompts are in the call, nor on the process that makes it.
+        """
+        ...
+
+
+class Teacher(Protocol):
+    """How sampled tokens are scored."""
+
+    def score(self, batch: TokenBatch) -> ScoredBatch:
+        """The batch, on the training device, with the teacher's log-prob of every completion token.
+
+        With a sharded teacher this is collective: every process makes the same number of calls.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished rollout, in words, for people to read.
+
+    reverse_kl: mean of log p_student − log q_teacher over its tokens, nats per token.
+    """
+
+    prompt: str
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"]
+    reverse_kl: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the held-out prompts say of the student after ``step`` updates.
+
+    reverse_kl: nats per token, over samples at temperature 1 and top-p 1, so that it is an unbiased
+        estimate of KL(student‖teacher); standard_error: of that mean, prompts taken as independent.
+    length: mean completion tokens. truncated: share of completions that max_new_tokens ended.
+    completions: the same few prompts at every evaluation, in the same order, decoded greedily.
+    """
+
+    step: int
+    reverse_kl: float
+    standard_error: float
+    length: float
+    truncated: float
+    completions: tuple[Completion, ...]
