@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from local_distill.errors import UserError
@@ -19,7 +20,7 @@ FULL_LEARNING_RATE = 1e-5
 DATASETS = ("deepmath", "tulu3")
 
 
-def option(group: str, help: str, default: Any, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
+def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
     """One setting.
 
     group: the heading of ``--help`` it stands under. choices: the only values it may take.
@@ -28,157 +29,135 @@ def option(group: str, help: str, default: Any, *, choices: tuple[str, ...] = ()
     return field(default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed})
 
 
-def model(help: str, default: Any = None, **kw: Any) -> Any:
-    return option("models", help, default, **kw)
-
-
-def data(help: str, default: Any = None, **kw: Any) -> Any:
-    return option("prompts", help, default, **kw)
-
-
-def sampling(help: str, default: Any, **kw: Any) -> Any:
-    return option("sampling", help, default, **kw)
-
-
-def loss(help: str, default: Any, **kw: Any) -> Any:
-    return option("loss", help, default, **kw)
-
-
-def training(help: str, default: Any, **kw: Any) -> Any:
-    return option("training", help, default, **kw)
-
-
-def lora(help: str, default: Any, **kw: Any) -> Any:
-    return option("LoRA", help, default, **kw)
-
-
-def output(help: str, default: Any = None, **kw: Any) -> Any:
-    return option("output and evaluation", help, default, **kw)
-
-
-def tracking(help: str, default: Any = None, **kw: Any) -> Any:
-    return option("experiment trackers", help, default, **kw)
+_model = partial(option, "models")
+_prompts = partial(option, "prompts")
+_sampling = partial(option, "sampling")
+_objective = partial(option, "objective")
+_training = partial(option, "training")
+_lora = partial(option, "LoRA")
+_output = partial(option, "output and evaluation")
+_tracking = partial(option, "experiment trackers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings of one run. Raises UserError when they contradict each other."""
 
-    student_model: str = model("Hub id or local folder of the model to train.", "", fixed=True)
-    teacher_model: str = model("Hub id or local folder of the model to learn from.", "", fixed=True)
-    dtype: str = model(
+    student_model: str = _model("Hub id or local folder of the model to train.", "", fixed=True)
+    teacher_model: str = _model("Hub id or local folder of the model to learn from.", "", fixed=True)
+    dtype: str = _model(
         "Precision of the matrix products. auto: bf16 on a GPU that has it, else fp32. Full fine-tuning keeps "
         "fp32 master weights; the teacher, and the frozen base under LoRA, are held in this precision.",
         "auto",
         choices=("auto", "bf16", "fp16", "fp32"),
         fixed=True,
     )
-    gradient_checkpointing: bool = model(
+    gradient_checkpointing: bool = _model(
         "Recompute the student's activations in backward: about 30 % more training time, far less memory.", False
     )
-    teacher_ds_zero3: bool = model(
+    teacher_ds_zero3: bool = _model(
         "Shard the teacher over all processes with DeepSpeed ZeRO-3, for inference only.", False
     )
-    teacher_ds_config: str | None = model("DeepSpeed JSON for the sharded teacher, instead of the built-in one.")
-    trust_remote_code: bool = model("Run model code that a hub repository brings along.", False)
+    teacher_ds_config: str | None = _model("DeepSpeed JSON for the sharded teacher, instead of the built-in one.")
+    trust_remote_code: bool = _model("Run model code that a hub repository brings along.", False)
 
-    dataset: str | None = data(
+    dataset: str | None = _prompts(
         "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder, "
         "JSONL or Parquet file (these need --prompt_column). With no source named, built-in prompts are used.",
         fixed=True,
     )
-    dataset_path: str | None = data("Local copy of the data set that --dataset names.")
-    dataset_split: str = data("Split to read.", "train", fixed=True)
-    prompt_column: str | None = data("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
-    prompts_file: str | None = data(
+    dataset_path: str | None = _prompts("Local copy of the data set that --dataset names.")
+    dataset_split: str = _prompts("Split to read.", "train", fixed=True)
+    prompt_column: str | None = _prompts("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
+    prompts_file: str | None = _prompts(
         "Text file with one prompt a line, or JSONL with `prompt` or `messages`.", fixed=True
     )
-    max_prompt_tokens: int = data(
+    max_prompt_tokens: int = _prompts(
         "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True
     )
-    chat_template: str = data(
+    chat_template: str = _prompts(
         "Render prompts with the chat template. auto: when the tokenizer has one.",
         "auto",
         choices=("auto", "on", "off"),
         fixed=True,
     )
-    system_prompt: str | None = data("System message put before each prompt.", fixed=True)
-    chat_template_kwargs: str | None = data(
+    system_prompt: str | None = _prompts("System message put before each prompt.", fixed=True)
+    chat_template_kwargs: str | None = _prompts(
         "JSON object handed to the chat template, such as '{\"enable_thinking\": false}' for Qwen3.", fixed=True
     )
 
-    batch_size: int = sampling("Prompts a step, over all processes.", 8, fixed=True)
-    group_size: int = sampling("Rollouts of each prompt.", 4, fixed=True)
-    max_new_tokens: int = sampling("Longest completion (tokens).", 512, fixed=True)
-    temperature: float = sampling("Sampling temperature.", 0.8)
-    top_p: float = sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 0.95)
-    stop_tokens: str = sampling(
+    batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True)
+    group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True)
+    max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True)
+    temperature: float = _sampling("Sampling temperature.", 0.8)
+    top_p: float = _sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 0.95)
+    stop_tokens: str = _sampling(
         "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
         "both",
         choices=("both", "student", "teacher"),
         fixed=True,
     )
-    sampling_batch_size: int = sampling(
+    sampling_batch_size: int = _sampling(
         "Most rollouts that one process samples at a time; lower it when sampling runs out of memory.", 128
     )
 
-    loss: str = loss(
+    loss: str = _objective(
         "What the advantages are put into; docs/method.md has the formulas.",
         "policy_gradient",
         choices=("policy_gradient", "importance_sampling", "ppo"),
     )
-    kl_coef: float = loss("Advantage = −kl_coef · (log p_student − log p_teacher), per token.", 1.0)
-    kl_discount: float = loss("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
-    ratio_cap: float = loss("importance_sampling: cap on the ratio student / sampler.", 10.0)
-    ppo_clip: float = loss("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
+    kl_coef: float = _objective("Advantage = −kl_coef · (log p_student − log p_teacher), per token.", 1.0)
+    kl_discount: float = _objective("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
+    ratio_cap: float = _objective("importance_sampling: cap on the ratio student / sampler.", 10.0)
+    ppo_clip: float = _objective("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
 
-    steps: int = training("Steps to run in all; a resumed run goes on to this number.", 100)
-    learning_rate: float | None = training(
+    steps: int = _training("Steps to run in all; a resumed run goes on to this number.", 100)
+    learning_rate: float | None = _training(
         f"Peak learning rate. Default {LORA_LEARNING_RATE:g} with LoRA, {FULL_LEARNING_RATE:g} without.", None
     )
-    weight_decay: float = training("AdamW weight decay, on matrices only.", 0.0)
-    lr_scheduler: str = training(
+    weight_decay: float = _training("AdamW weight decay, on matrices only.", 0.0)
+    lr_scheduler: str = _training(
         "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
     )
-    warmup_steps: int = training("Steps over which the learning rate rises from zero.", 0)
-    max_grad_norm: float = training("Clip the gradient to this global norm; 0 is off.", 1.0)
-    grad_accum: int = training(
+    warmup_steps: int = _training("Steps over which the learning rate rises from zero.", 0)
+    max_grad_norm: float = _training("Clip the gradient to this global norm; 0 is off.", 1.0)
+    grad_accum: int = _training(
         "Micro-batches that each process's rollouts go through forward and backward in, before one optimizer "
         "update: the same result with less memory.",
         1,
     )
-    num_substeps: int = training(
+    num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
         "policy has moved and importance sampling corrects for it.",
         1,
         fixed=True,
     )
-    seed: int = training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
+    seed: int = _training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
 
-    use_lora: bool = lora("Train a low-rank adapter and freeze the model.", False, fixed=True)
-    lora_r: int = lora("Rank.", 32, fixed=True)
-    lora_alpha: float = lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True)
-    lora_dropout: float = lora("Dropout in the adapter.", 0.0, fixed=True)
-    lora_target_modules: str = lora(
+    use_lora: bool = _lora("Train a low-rank adapter and freeze the model.", False, fixed=True)
+    lora_r: int = _lora("Rank.", 32, fixed=True)
+    lora_alpha: float = _lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True)
+    lora_dropout: float = _lora("Dropout in the adapter.", 0.0, fixed=True)
+    lora_target_modules: str = _lora(
         "Comma-separated module names; all-linear works for every architecture.", "all-linear", fixed=True
     )
 
-    output_dir: str | None = output("Folder of the run. Default: runs/<date-time>.")
-    save_every: int = output("Steps between checkpoints; 0 saves only at the end.", 50)
-    keep_checkpoints: int = output("Newest checkpoints that are kept.", 2)
-    resume: str | None = output(
+    output_dir: str | None = _output("Folder of the run. Default: runs/<date-time>.")
+    save_every: int = _output("Steps between checkpoints; 0 saves only at the end.", 50)
+    keep_checkpoints: int = _output("Newest checkpoints that are kept.", 2)
+    resume: str | None = _output(
         "Go on from the newest whole checkpoint in --output_dir, or from the step folder given here."
     )
-    eval_every: int = output("Steps between evaluations on held-out prompts; 0: only before and after.", 25)
-    eval_prompts: int | None = output(
+    eval_every: int = _output("Steps between evaluations on held-out prompts; 0: only before and after.", 25)
+    eval_prompts: int | None = _output(
         "Prompts held out for evaluation and never trained on. Default: 16, or a quarter of a small source.",
         fixed=True,
     )
 
-    wandb_project: str | None = tracking("Log to this Weights & Biases project.")
-    wandb_name: str | None = tracking("Name of the run there.")
-    wandb_mode: str = tracking("How Weights & Biases logs.", "online", choices=("online", "offline", "disabled"))
-    trackers: str | None = tracking(
+    wandb_project: str | None = _tracking("Log to this Weights & Biases project.")
+    wandb_name: str | None = _tracking("Name of the run there.")
+    wandb_mode: str = _tracking("How Weights & Biases logs.", "online", choices=("online", "offline", "disabled"))
+    trackers: str | None = _tracking(
         "Comma-separated accelerate trackers besides: tensorboard, trackio, swanlab, mlflow, … "
         "metrics.jsonl is always written."
     )

@@ -7,7 +7,7 @@ never changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -78,8 +78,14 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on ``device``."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+        return TokenBatch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sampler_logprobs=self.sampler_logprobs.to(device),
+            lengths=self.lengths,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Advantages and losses of the sampled-token form, as pure functions over completion tokens.
+
+All tensors are flat, (N,), rollout after rollout, completion tokens only: there is no padding and no
+prompt in them to leak into a sum. Log-probabilities are in nats at temperature 1.
+
+    s_t  student    q_t  teacher    b_t  behaviour: what the tokens were drawn with
+
+Every loss returns the *sum* over the tokens given; the caller divides once by the number of
+completion tokens of the whole optimizer update, over all micro-batches and processes.
+
+The method: thinkingmachines.ai/blog/on-policy-distillation (2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Objective(Protocol):
+    """A loss over sampled tokens."""
+
+    def __call__(self, logprobs: Tensor, advantages: Tensor, behaviour: Tensor) -> Tensor:
+        """The summed loss, a scalar, from s_t with gradient, A_t and b_t without; each (N,)."""
+        ...
+
+
+def reverse_kl_advantages(
+    logprobs: Tensor, teacher_logprobs: Tensor, lengths: Sequence[int], coef: float, discount: float
+) -> Tensor:
+    """A_t = −coef · δ_t with δ_t = s_t − q_t; with γ > 0, A_t = −coef · Σ_{u ≥ t} γ^(u−t) δ_u.
+
+    A token that the student likes more than the teacher does is pushed down. The discounted sum runs
+    to the end of the token's own rollout. Not centred: the method's optimum is A = 0 at every token,
+    and subtracting a batch mean would move it. Returns (N,), detached.
+    """
+    advantages = -coef * (logprobs.detach() - teacher_logprobs)
+    if discount == 0.0:
+        return advantages
+    return torch.cat([_discounted_sum(part, discount) for part in torch.split(advantages, list(lengths))])
+
+
+def _discounted_sum(values: Tensor, discount: float) -> Tensor:
+    """out_t = Σ_{u ≥ t} γ^(u−t) · values_u, for (T,).
+
+    By doubling: after k rounds each entry holds the first 2^k terms of its sum, so log T vector
+    operations do, exact for any γ in (0, 1], where a division of cumulative sums by γ^t would overflow.
+    """
+    total = values.clone()
+    reach = 1
+    while reach < len(total):
+        total[:-reach] += discount**reach * total[reach:].clone()
+        reach *= 2
+    return total
+
+
+def policy_gradient(logprobs: Tensor, advantages: Tensor, behaviour: Tensor) -> Tensor:
+    """−Σ A_t · s_t, exact when the tokens were drawn from the student as it is now; ``behaviour`` is not used."""
+    del behaviour
+    return -(advantages * logprobs).sum()
+
+
+class ImportanceSampling:
+    """−Σ min(r_t, cap) · A_t with r_t = exp(s_t − b_t), the gradient through r_t.
+
+    For samples from another policy than today's student (temperature, top-p, an update in between,
+    an engine of lower precision). A token whose ratio is over the cap gives no gradient.
+    """
+
+    def __init__(self, cap: float) -> None:
+        self.cap = cap
+
+    def __call__(self, logprobs: Tensor, advantages: Tensor, behaviour: Tensor) -> Tensor:
+        ratio = (logprobs - behaviour).exp()
+        return -(ratio.clamp(max=self.cap) * advantages).sum()
+
+
+class PPO:
+    """−Σ min(r_t A_t, clip(r_t, 1 − ε, 1 + ε) A_t) with r_t = exp(s_t − b_t) (arXiv 1707.06347, eq. 7)."""
+
+    def __init__(self, clip: float) -> None:
+        self.clip = clip
+
+    def __call__(self, logprobs: Tensor, advantages: Tensor, behaviour: Tensor) -> Tensor:
+        ratio = (logprobs - behaviour).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        return -torch.minimum(ratio * advantages, clipped * advantages).sum()
+
+
+def make_objective(loss: str, ratio_cap: float, ppo_clip: float) -> Objective:
+    """The loss that ``--loss`` names."""
+    objectives: dict[str, Objective] = {
+        "policy_gradient": policy_gradient,
+        "importance_sampling": ImportanceSampling(ratio_cap),
+        "ppo": PPO(ppo_clip),
+    }
+    return objectives[loss]

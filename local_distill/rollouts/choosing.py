@@ -1,0 +1,73 @@
+"""Logits → next tokens, with the log-probability each was drawn with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+NUCLEUS_CANDIDATES = 1024
+"""The nucleus is looked for among this many tokens first: sorting a whole vocabulary costs ten times more."""
+
+
+class Chooser(Protocol):
+    """How the next token is picked."""
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """From logits (n, V) and one draw from [0, 1) a row, float64 (n,): token ids (n,) int64 and their m_t (n,)."""
+        ...
+
+
+def greedy(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token; m_t is its temperature-1 log-prob."""
+    del uniforms
+    logprobs, tokens = logits.float().log_softmax(-1).max(-1)
+    return tokens, logprobs
+
+
+@dataclass(frozen=True)
+class NucleusSampling:
+    """Temperature, then top-p, then one draw by inverting the cumulative distribution.
+
+    One uniform number decides a row's token whatever else is in the batch, which is what lets the
+    same seed give the same rollouts for any batch size and any number of processes.
+    """
+
+    temperature: float
+    top_p: float
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = (logits.float() / self.temperature).log_softmax(-1)
+        probs = logprobs.exp()
+        if self.top_p < 1.0:
+            probs = probs.where(probs >= nucleus_floor(probs, self.top_p), 0.0)
+        # float64, or the tail of a large vocabulary drowns in the sum's rounding (MPS has none).
+        cumulative = probs.to(torch.float32 if probs.device.type == "mps" else torch.float64).cumsum(-1)
+        total = cumulative[:, -1:]
+        target = uniforms.to(cumulative)[:, None] * total
+        target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(cumulative, target, right=True)  # first token whose sum exceeds it: never p = 0
+        kept = total.log().float() if self.top_p < 1.0 else 0.0
+        return tokens.squeeze(1), (logprobs.gather(1, tokens) - kept).squeeze(1)
+
+
+def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:
+    """(n, 1): the least probability inside the smallest set of likeliest tokens whose sum reaches top_p.
+
+    probs: (n, V). Tokens that tie with the last one are inside.
+    """
+    candidates = probs.topk(min(NUCLEUS_CANDIDATES, probs.shape[-1])).values
+    if bool((candidates.sum(-1) < top_p).any()):
+        candidates = probs.sort(descending=True).values
+    last = (candidates.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=candidates.shape[-1] - 1)
+    return candidates.gather(1, last)
+
+
+def uniform_stream(length: int, *key: int) -> Tensor:
+    """(length,) float64 draws from [0, 1) that depend on the key alone: seed, step, position, place in the group."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
+    return torch.rand(length, generator=generator, dtype=torch.float64)

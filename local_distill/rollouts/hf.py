@@ -1,0 +1,169 @@
+"""Sampling from the training weights themselves, with any transformers causal LM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from local_distill.models import causal_lm
+from local_distill.rollouts.choosing import Chooser, uniform_stream
+from local_distill.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One rollout to be made: whose it is, and its own random numbers."""
+
+    position: int
+    prompt: Prompt
+    uniforms: Tensor
+
+
+class HFRollouts:
+    """Batched decoding that pays for what it uses.
+
+    Each prompt is read once, however large its group; a rollout that has stopped leaves the batch;
+    there is no second copy of the weights, so nothing to keep in step with the training.
+
+    model: the transformers (or peft) model, unwrapped. autocast: makes the context in which it runs;
+    the model is called past its training wrapper, which would otherwise set the precision.
+    stop_ids: tokens that end a completion and belong to it. vocab_size: tokens that may be drawn.
+    batch_size: most rollouts decoded at a time; never changes a result.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        choose: Chooser,
+        group_size: int,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        vocab_size: int,
+        seed: int,
+        batch_size: int,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._model = model
+        self._choose = choose
+        self._group_size = group_size
+        self._max_new_tokens = max_new_tokens
+        self._stop_ids = torch.tensor(sorted(stop_ids))
+        self._pad_id = pad_id
+        self._vocab_size = vocab_size
+        self._seed = seed
+        self._batch_size = batch_size
+        self._autocast = autocast
+
+    def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
+        """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
+        rows = [
+            _Row(position, prompt, uniform_stream(self._max_new_tokens, self._seed, step, position, member))
+            for position, prompt in prompts
+            for member in range(self._group_size)
+        ]
+        # Prompts of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.ids))
+        done: dict[int, Rollout] = {}
+        with torch.no_grad(), self._autocast(), _evaluating(self._model):
+            for start in range(0, len(order), self._batch_size):
+                part = order[start : start + self._batch_size]
+                done.update(zip(part, self._decode([rows[i] for i in part]), strict=True))
+        return [done[i] for i in range(len(rows))]
+
+    def _decode(self, rows: list[_Row]) -> list[Rollout]:
+        """One batch from the prompts to the last stop."""
+        device = next(self._model.parameters()).device
+        stop_ids = self._stop_ids.to(device)
+        uniforms = torch.stack([row.uniforms for row in rows]).to(
+            device, torch.float32 if device.type == "mps" else torch.float64
+        )
+        tokens = torch.zeros(len(rows), self._max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(rows), self._max_new_tokens, device=device)
+        lengths = torch.full((len(rows),), self._max_new_tokens, device=device)
+        stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
+
+        alive = torch.arange(len(rows), device=device)
+        cache, mask, logits = self._prefill([row.prompt for row in rows], device)
+        for t in range(self._max_new_tokens):
+            chosen, chosen_logprobs = self._choose(logits, uniforms[alive, t])
+            tokens[alive, t], logprobs[alive, t] = chosen, chosen_logprobs
+            ends = torch.isin(chosen, stop_ids)
+            lengths[alive[ends]], stopped[alive[ends]] = t + 1, True
+            if bool(ends.any()):
+                going = (~ends).nonzero().squeeze(1)
+                if len(going) == 0:
+                    break
+                alive, chosen, mask = alive[going], chosen[going], mask[going]
+                cache.batch_select_indices(going)
+            if t + 1 < self._max_new_tokens:
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+                logits = self._forward(chosen[:, None], mask, cache)
+        return _rollouts(rows, tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
+
+    def _prefill(self, prompts: list[Prompt], device: torch.device) -> tuple[DynamicCache, Tensor, Tensor]:
+        """Read each distinct prompt once, then give every row its copy of the keys and values.
+
+        Returns the cache, the attention mask (rows, L) and the logits of the first new token (rows, V).
+        """
+        distinct = list(dict.fromkeys(prompt.ids for prompt in prompts))
+        length = max(len(ids) for ids in distinct)
+        # Padded on the left: the newest token must be the last column of every row.
+        padding = [length - len(ids) for ids in distinct]
+        rows = zip(padding, distinct, strict=True)
+        input_ids = torch.tensor([[self._pad_id] * p + list(ids) for p, ids in rows], device=device)
+        mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long().to(device)
+        cache = DynamicCache(config=causal_lm(self._model).config)
+        logits = self._forward(input_ids, mask, cache)
+        if len(distinct) < len(prompts):
+            place = {ids: i for i, ids in enumerate(distinct)}
+            copies = torch.tensor([place[prompt.ids] for prompt in prompts], device=device)
+            cache.batch_select_indices(copies)
+            mask, logits = mask[copies], logits[copies]
+        return cache, mask, logits
+
+    def _forward(self, input_ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """(rows, V) logits of the next token; the cache grows by ``input_ids``."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1, : self._vocab_size]
+        return logits
+
+
+def _rollouts(
+    rows: list[_Row], tokens: Tensor, logprobs: Tensor, lengths: list[int], stopped: list[bool]
+) -> list[Rollout]:
+    return [
+        Rollout(
+            prompt=row.prompt,
+            position=row.position,
+            completion=tokens[i, : lengths[i]].clone(),
+            sampler_logprobs=logprobs[i, : lengths[i]].clone(),
+            finish="stop" if stopped[i] else "length",
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout, and no gradient checkpointing, which would switch the cache off."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

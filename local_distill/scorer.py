@@ -1,0 +1,87 @@
+"""A causal language model as one module: token batch in, log-probs of its completion tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from local_distill.errors import UserError
+from local_distill.logprobs import Head, sampled_logprobs
+from local_distill.models import causal_lm
+from local_distill.types import TokenBatch
+
+Gather = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
+
+
+class TokenScorer(nn.Module):
+    """Wraps a model so that its forward gives per-token log-probs and nothing larger.
+
+    One module with one forward, so that DDP and DeepSpeed wrap it and their hooks run. The student
+    trains through it, the teacher is read through it.
+
+    vocab_size: tokens over which the softmax runs; at most the rows of the model's head.
+    gather: makes sharded parameters whole inside a ``with`` (DeepSpeed ZeRO-3).
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int, gather: Gather = lambda _: nullcontext()) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+        self._gather = gather
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """(N,) float32 nats: log p(target | everything before it), temperature 1."""
+        network = causal_lm(self.model)
+        hidden = network.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state  # (B, L, H)
+        visited = hidden.flatten(0, 1).index_select(0, batch.predictors)  # (N, H)
+        output = network.get_output_embeddings()
+        parameters = [p for p in (output.weight, output.bias) if p is not None]
+        with self._gather(parameters):
+            return sampled_logprobs(visited, batch.targets, head_of(network, self.vocab_size))
+
+
+def head_of(network: PreTrainedModel, vocab_size: int) -> Head:
+    """The output head of a causal LM, with what its family does to the logits after it."""
+    config = network.config.get_text_config()
+    output = network.get_output_embeddings()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return Head(output.weight, vocab_size, output.bias, scale, softcap)
+
+
+@torch.no_grad()
+def check_head(scorer: TokenScorer, flag: str) -> None:
+    """Compare the scorer with the model's own logits on a few tokens, in the model's own precision.
+
+    An architecture that treats its logits in a way that ``head_of`` does not know would train on
+    plausible nonsense. Raises UserError instead.
+    """
+    network = causal_lm(scorer.model)
+    if not isinstance(network.get_output_embeddings(), nn.Linear):
+        raise UserError(
+            f"{flag}: the output head is a {type(network.get_output_embeddings()).__name__}, needs to be a plain "
+            "linear layer; leave the head out of --lora_target_modules, or choose another model"
+        )
+    device = network.get_output_embeddings().weight.device
+    ids = torch.arange(1, 9, device=device)[None]
+    lengths = (7,)
+    batch = TokenBatch(
+        ids, torch.ones_like(ids), torch.arange(7, device=device), ids[0, 1:], torch.zeros(7, device=device), lengths
+    )
+    logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
+    expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
+    found = scorer(batch).double()
+    # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.
+    tolerance = 1e-3 if logits.abs().max() < 1 or network.dtype == torch.float32 else 0.25
+    if not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
+        raise UserError(
+            f"{flag}: {type(network).__name__} treats its logits in a way that is not supported (log-probs off by "
+            f"{(found - expected).abs().max().item():.3g} nats); choose another architecture"
+        )

@@ -1,0 +1,73 @@
+"""A teacher sharded over all processes by DeepSpeed ZeRO-3, for inference only.
+
+Each process holds 1/n of every weight and borrows the rest layer by layer, so that a 32 B teacher in
+bf16 takes 64 GB / n of each GPU. Every forward is collective: all processes must make the same number
+of calls, which is what the fixed number of micro-batches is for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from local_distill.errors import UserError
+from local_distill.models import ModelFiles
+from local_distill.scorer import TokenScorer, check_head
+from local_distill.teachers.local import LocalTeacher
+
+
+def zero3_config(path: str | None) -> dict[str, Any]:
+    """The DeepSpeed settings of a sharded teacher: the user's file, or the built-in ones.
+
+    Raises UserError when the file cannot be read or does not ask for stage 3.
+    """
+    if path is None:
+        return {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100_000}}
+    try:
+        settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--teacher_ds_config {path}: not a readable JSON file ({error})") from error
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise UserError(
+            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3; only stage 3 shards weights"
+        )
+    if "optimizer" in settings or "scheduler" in settings:
+        raise UserError(f"--teacher_ds_config {path}: has an optimizer or scheduler; a teacher is not trained, drop it")
+    return settings
+
+
+def load_zero3_teacher(
+    files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int, device: torch.device
+) -> LocalTeacher:
+    """Load the teacher straight into shares; no process ever holds it whole. Collective."""
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    deepspeed.init_distributed()
+    settings = {
+        **settings,
+        "train_micro_batch_size_per_gpu": 1,  # the engine insists on a number; inference does not use it
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+    }
+    sharded_loading = HfDeepSpeedConfig(settings)  # while it lives, from_pretrained shards what it reads
+    model = files.load(dtype)
+    del sharded_loading
+
+    def gather(parameters: Sequence[Tensor]) -> AbstractContextManager[object]:
+        whole: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(list(parameters))
+        return whole
+
+    scorer = TokenScorer(model, vocab_size, gather)
+    engine, *_ = deepspeed.initialize(model=scorer, config=settings)
+    engine.eval()
+    teacher = LocalTeacher(engine, device)
+    check_head(scorer, files.flag)
+    return teacher
