@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from local_distill.types import Rollout, TokenBatch
+
+T = TypeVar("T")
 
 
 def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
@@ -41,19 +44,19 @@ def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
     )
 
 
-def micro_batches(rollouts: Sequence[Rollout], count: int, pad_id: int) -> list[TokenBatch]:
-    """Exactly ``count`` batches, of rollouts of like length so that little is padding.
+def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
+    """Exactly ``count`` lists, some of them empty if need be, of rollouts of like length: little will be padding.
 
     The longest come first: what runs out of memory does so at once, not in the middle of a step.
     """
     by_length = sorted(rollouts, key=lambda r: len(r.prompt.ids) + len(r.completion), reverse=True)
     base, extra = divmod(len(by_length), count)
-    batches, start = [], 0
+    parts, start = [], 0
     for i in range(count):
         end = start + base + (i < extra)
-        batches.append(collate(by_length[start:end], pad_id))
+        parts.append(by_length[start:end])
         start = end
-    return batches
+    return parts
 
 
 def split_substeps(
@@ -72,10 +75,10 @@ def split_substeps(
     shares: list[list[Rollout]] = [[] for _ in range(num_substeps)]
     for rollout in rollouts:
         shares[rollout.position * num_substeps // batch_size].append(rollout)
-    return [micro_batches(share, count, pad_id) for share in shares]
+    return [[collate(part, pad_id) for part in split_by_length(share, count)] for share in shares]
 
 
-def share_of_process(batch: Sequence, process: int, num_processes: int) -> list:  # type: ignore[type-arg]
+def share_of_process(batch: Sequence[T], process: int, num_processes: int) -> list[tuple[int, T]]:
     """(position, item) of what this process works on; interleaved, so that the shares differ by one at most."""
     return list(enumerate(batch))[process::num_processes]
 

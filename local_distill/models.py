@@ -40,12 +40,10 @@ class ModelFiles:
         """Longest sequence in tokens, or None where the architecture sets no limit."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
-    def parameter_count(self) -> int:
-        """Number of parameters, from shapes alone."""
+    def skeleton(self) -> PreTrainedModel:
+        """The model without memory for its weights: shapes alone, on the meta device."""
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                self.config, trust_remote_code=self.trust_remote_code
-            ).num_parameters()
+            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The weights in ``dtype``, without dropout, in eval mode, on the CPU."""

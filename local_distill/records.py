@@ -34,9 +34,9 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def to_json(value: Any) -> str:
-    """One line of JSON that every parser reads: NaN and infinities, which JSON lacks, become null."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every parser reads: NaN and infinities, which JSON lacks, become null. One line unless indented."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 class JsonlWriter:
@@ -102,6 +102,12 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     Raises UserError when a line other than the last is no record, OSError when there is no such file.
     """
     return [_evaluation(record) for _, record in _records(path)]
+
+
+def training_totals(path: Path) -> tuple[int, float]:
+    """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl."""
+    steps = [record for _, record in _records(path) if "seconds/step" in record]
+    return int(sum(step["tokens"] for step in steps)), float(sum(step["seconds/step"] for step in steps))
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:

@@ -240,9 +240,9 @@ _FIELD_ROWS: tuple[tuple[_Field, ...], ...] = (
     ),
     (
         ("tokens_per_second", "", lambda value: f"{number(value)} tok/s"),
-        ("seconds/sample", "sample", lambda value: f"{number(value)} s"),
-        ("seconds/score", "score", lambda value: f"{number(value)} s"),
-        ("seconds/train", "train", lambda value: f"{number(value)} s"),
+        ("seconds/sample", "sampling", lambda value: f"{number(value)} s"),
+        ("seconds/score", "scoring", lambda value: f"{number(value)} s"),
+        ("seconds/train", "training", lambda value: f"{number(value)} s"),
         ("peak_memory_gib", "peak", lambda value: f"{value:.1f} GiB"),
     ),
 )
@@ -261,8 +261,8 @@ def _row(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> Text:
 
 
 def _in_words(evaluation: Evaluation) -> str:
-    when = f"after step {evaluation.step}" if evaluation.step else "before training"
+    reverse_kl = with_error(evaluation.reverse_kl, evaluation.standard_error)
     return (
-        f"held-out {when}: reverse KL {with_error(evaluation.reverse_kl, evaluation.standard_error)} nats/token, "
-        f"length {number(evaluation.length)}, truncated {percent(evaluation.truncated)}"
+        f"step {evaluation.step}  held-out reverse KL {reverse_kl}  length {number(evaluation.length)}  "
+        f"truncated {percent(evaluation.truncated)}"
     )

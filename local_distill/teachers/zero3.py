@@ -36,7 +36,7 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     stage = settings.get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise UserError(
-            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3; only stage 3 shards weights"
+            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3, the one that shards weights"
         )
     if "optimizer" in settings or "scheduler" in settings:
         raise UserError(f"--teacher_ds_config {path}: has an optimizer or scheduler; a teacher is not trained, drop it")

@@ -1,0 +1,101 @@
+"""Everything that a run is given, opened and checked before any weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from local_distill.config import TrainConfig
+from local_distill.models import LoraSettings, ModelFiles, open_model
+from local_distill.preflight import Precision, check_packages, resolve_precision
+from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
+from local_distill.teachers.zero3 import zero3_config
+from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.tracking import check_wandb, tracker_names
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole."""
+
+    config: TrainConfig
+    precision: Precision
+    student: ModelFiles
+    teacher: ModelFiles
+    vocab_size: int
+    stops: StopTokens
+    pad_id: int
+    prompts: PromptSource
+    lora: LoraSettings | None
+    trackers: tuple[str, ...]
+    teacher_sharding: dict[str, Any] | None
+
+    @property
+    def fixed_settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one it goes on with."""
+        return {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.metadata["fixed"]}
+
+
+def check_inputs(config: TrainConfig) -> Inputs:
+    """Open everything but the weights. Raises UserError at the first thing that is wrong."""
+    precision = resolve_precision(config.dtype)
+    check_packages(config.teacher_ds_zero3)
+    sharding = zero3_config(config.teacher_ds_config) if config.teacher_ds_zero3 else None
+    trackers = tracker_names(config.wandb_project, config.trackers, config.wandb_mode)
+    if "wandb" in trackers:
+        check_wandb(config.wandb_mode)
+    student = open_model("--student_model", config.student_model, config.trust_remote_code)
+    teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
+    check_same_tokens(student.tokenizer, teacher.tokenizer)
+    stops = stop_tokens(
+        student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens
+    )
+    prompts = _prompts(config, student, teacher)
+    return Inputs(
+        config=config,
+        precision=precision,
+        student=student,
+        teacher=teacher,
+        vocab_size=shared_vocabulary(student.config, teacher.config, student.tokenizer),
+        stops=stops,
+        pad_id=pad_token(student.tokenizer, stops),
+        prompts=prompts,
+        lora=_lora(config),
+        trackers=tuple(trackers),
+        teacher_sharding=sharding,
+    )
+
+
+def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> PromptSource:
+    raw = open_prompts(
+        dataset=config.dataset,
+        dataset_path=config.dataset_path,
+        dataset_split=config.dataset_split,
+        prompt_column=config.prompt_column,
+        prompts_file=config.prompts_file,
+    )
+    renderer = Renderer(
+        student.tokenizer,
+        chat_template=config.chat_template,
+        system_prompt=config.system_prompt,
+        template_kwargs=parse_template_kwargs(config.chat_template_kwargs),
+        fallback_template=teacher.tokenizer.chat_template,
+    )
+    contexts = [length for length in (student.context_length, teacher.context_length) if length]
+    return PromptSource.build(
+        raw,
+        renderer,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        eval_prompts=config.eval_prompts,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_new_tokens=config.max_new_tokens,
+        context_length=min(contexts, default=None),
+    )
+
+
+def _lora(config: TrainConfig) -> LoraSettings | None:
+    if not config.use_lora:
+        return None
+    return LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)

@@ -1,0 +1,110 @@
+"""On-policy distillation, from top to bottom.
+
+Sample with the student, score with the teacher, move the student towards what the teacher would have
+said. Everything in here is a verb of the method; what carries it out was chosen by the entry point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from accelerate import Accelerator
+
+from local_distill.batching import share_of_process
+from local_distill.distributed import any_process
+from local_distill.evaluation import Evaluator
+from local_distill.interruption import StopRequest
+from local_distill.learner import Learner
+from local_distill.measuring import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, Teacher, TokenBatch
+
+
+class Prompts(Protocol):
+    """Where prompts come from."""
+
+    def batch(self, step: int) -> list[Prompt]:
+        """The prompts of a 0-based step, the same on every process: the position in the data is one integer."""
+        ...
+
+
+class Log(Protocol):
+    """Who is told."""
+
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+    def evaluation(self, evaluation: Evaluation) -> None: ...
+
+
+class Saver(Protocol):
+    """Who keeps the result."""
+
+    def save(self, step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far to go, and how often to evaluate and save; 0 is only at the end.
+
+    first_step: steps done before. evaluates_first: the state before the next step is still to be evaluated.
+    """
+
+    first_step: int
+    evaluates_first: bool
+    steps: int
+    eval_every: int
+    save_every: int
+
+    def evaluates_after(self, step: int) -> bool:
+        return step == self.steps or (self.eval_every > 0 and step % self.eval_every == 0)
+
+    def saves_after(self, step: int) -> bool:
+        return step == self.steps or (self.save_every > 0 and step % self.save_every == 0)
+
+
+def distil(
+    accelerator: Accelerator,
+    prompts: Prompts,
+    engine: RolloutEngine,
+    collate: Callable[[Sequence[Rollout]], list[list[TokenBatch]]],
+    teacher: Teacher,
+    learner: Learner,
+    evaluator: Evaluator,
+    saver: Saver,
+    log: Log,
+    schedule: Schedule,
+    stop: StopRequest,
+) -> int:
+    """Run the steps of the schedule. Returns the number of steps done when it ended or was asked to stop."""
+    if schedule.evaluates_first:
+        _evaluate(evaluator, log, schedule.first_step)
+
+    for step in range(schedule.first_step, schedule.steps):
+        clock = StepClock(accelerator.device)
+        with clock.phase("sample"):
+            own = share_of_process(prompts.batch(step), accelerator.process_index, accelerator.num_processes)
+            rollouts = engine.sample(own, step)
+        with clock.phase("score"):
+            substeps = [[teacher.score(batch) for batch in batches] for batches in collate(rollouts)]
+        with clock.phase("train"):
+            metrics = learner.update(substeps, step)
+
+        done = step + 1
+        metrics |= clock.metrics()
+        metrics |= rollout_metrics(accelerator, rollouts, metrics["seconds/step"])
+        log.step(done, metrics | {"peak_memory_gib": peak_memory_gib(accelerator.device)})
+
+        stopping = any_process(accelerator, stop.requested)
+        if schedule.evaluates_after(done) and not stopping:
+            _evaluate(evaluator, log, done)
+        if schedule.saves_after(done) or stopping:
+            saver.save(done)
+        if stopping:
+            return done
+    return schedule.steps
+
+
+def _evaluate(evaluator: Evaluator, log: Log, step: int) -> None:
+    evaluation = evaluator.evaluate(step)
+    if evaluation is not None:
+        log.evaluation(evaluation)

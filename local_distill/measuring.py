@@ -1,0 +1,58 @@
+"""What a step cost and what its rollouts were like."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+
+from local_distill.distributed import sum_over_processes
+from local_distill.types import Rollout
+
+
+class StepClock:
+    """Seconds of each phase of one step, as metrics ``seconds/<phase>``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is inside, to the end of its work on the device."""
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # once a phase: what was queued in it belongs to it
+        self._phases[name] = time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """The phases, and the whole step so far."""
+        phases = {f"seconds/{name}": seconds for name, seconds in self._phases.items()}
+        return {**phases, "seconds/step": time.perf_counter() - self._start}
+
+
+def rollout_metrics(accelerator: Accelerator, rollouts: Sequence[Rollout], seconds: float) -> dict[str, float]:
+    """Lengths and speed, over the rollouts of all processes; collective."""
+    counts = [len(rollouts), sum(len(r.completion) for r in rollouts), sum(r.finish == "length" for r in rollouts)]
+    number, tokens, truncated = sum_over_processes(accelerator, torch.tensor(counts, dtype=torch.float32)).tolist()
+    return {
+        "completion_tokens": tokens / number,
+        "truncated": truncated / number,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes on macOS, KiB on Linux

@@ -1,0 +1,150 @@
+"""What can be checked before any weights are loaded: hardware, launch, folders, disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from local_distill.checkpoint import Checkpoint, check_same_run, find_checkpoint, open_checkpoint, set_aside_newer
+from local_distill.cli import LATEST
+from local_distill.errors import UserError
+from local_distill.models import LoraSettings, ModelFiles, add_lora
+
+BYTES_PER_TRAINED_PARAMETER = 12
+"""A float32 weight and AdamW's two float32 moments."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: of frozen weights and matrix products. mixed: what accelerate calls it. note: for people, or empty."""
+
+    dtype: torch.dtype
+    mixed: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the run lives. checkpoint: what it goes on from, None for a new run. notes: for people."""
+
+    path: Path
+    checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first_step(self) -> int:
+        """Steps done before."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def resolve_precision(name: str) -> Precision:
+    """``--dtype`` on this hardware. Raises UserError where it cannot be had."""
+    on_cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name == "fp32":
+        return Precision(torch.float32, "no")
+    if name == "fp16":
+        if not on_cuda:
+            raise UserError("--dtype fp16: needs an NVIDIA or AMD GPU, there is none here; use fp32 or bf16")
+        return Precision(torch.float16, "fp16")
+    if on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"--dtype bf16: {torch.cuda.get_device_name()} has no bf16 arithmetic; use fp16 or fp32")
+    slow = not on_cuda and not torch.backends.mps.is_available() and not _cpu_has_bf16()
+    return Precision(
+        torch.bfloat16, "bf16", "this processor emulates bf16: the same results, but fp32 is faster" if slow else ""
+    )
+
+
+def check_packages(teacher_ds_zero3: bool) -> None:
+    """Raise UserError when a flag needs a package that is not installed."""
+    if teacher_ds_zero3 and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "--teacher_ds_zero3: needs DeepSpeed, which is not installed; pip install 'local-distill[deepspeed]'"
+        )
+
+
+def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision) -> None:
+    """Raise UserError when the settings do not fit the processes that were launched."""
+    if batch_size < accelerator.num_processes:
+        raise UserError(
+            f"--batch_size: {batch_size} given for {accelerator.num_processes} processes, needs to be at least "
+            f"{accelerator.num_processes}; raise it, or launch fewer processes"
+        )
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return
+    settings = plugin.deepspeed_config
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2):
+        raise UserError(f"--deepspeed_config_file: ZeRO stage {stage} for the student, needs to be 1 or 2")
+    enabled = {key for key in ("bf16", "fp16") if settings.get(key, {}).get("enabled") is True}
+    if enabled != {precision.mixed}:
+        raise UserError(
+            f"--dtype: {precision.mixed.replace('no', 'fp32')} does not match the DeepSpeed configuration, which "
+            f"enables {' and '.join(sorted(enabled)) or 'neither bf16 nor fp16'}; make them agree on bf16 or fp16"
+        )
+
+
+def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[str, Any]) -> RunFolder:
+    """Make the folder of a new run, or find the checkpoint to go on from. settings: those that must not change.
+
+    Raises UserError when the folder holds something else, cannot be written, or has nothing to resume.
+    """
+    if resume is None:
+        folder = Path(output_dir) if output_dir else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--output_dir {folder}: is not empty; add --resume to go on with it, or choose another")
+        _check_writable(folder)
+        return RunFolder(folder)
+    if resume == LATEST and output_dir is None:
+        raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")
+    if resume == LATEST:
+        checkpoint, notes = find_checkpoint(Path(str(output_dir)))
+        run = RunFolder(Path(str(output_dir)), checkpoint, tuple(notes))
+    else:
+        if not Path(resume).is_dir():
+            raise UserError(f"--resume {resume}: there is no such folder; give a step folder, or only --resume")
+        run = RunFolder(Path(output_dir or Path(resume).resolve().parent), open_checkpoint(Path(resume)))
+    assert run.checkpoint is not None
+    check_same_run(run.checkpoint, settings)
+    _check_writable(run.path)
+    renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(run.path, run.first_step)]
+    return replace(run, notes=(*run.notes, f"going on from {run.checkpoint.path}", *renamed))
+
+
+def checkpoint_bytes(student: ModelFiles, lora: LoraSettings | None) -> int:
+    """Size of one checkpoint, from the shapes of the trained parameters alone."""
+    model = add_lora(student.skeleton(), lora, seed=0) if lora else student.skeleton()
+    return sum(p.numel() for p in model.parameters() if lora is None or p.requires_grad) * BYTES_PER_TRAINED_PARAMETER
+
+
+def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
+    """Raise UserError unless ``keep`` checkpoints and the one being written fit on the disk."""
+    needed, free = one_checkpoint * (keep + 1), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"--output_dir {folder}: {free / 1e9:.1f} GB free, {keep + 1} checkpoints need {needed / 1e9:.1f} GB; "
+            "free some, choose another disk, or lower --keep_checkpoints"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

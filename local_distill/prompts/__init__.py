@@ -1,0 +1,20 @@
+"""Where prompts come from, how they become token ids, and which of them a step gets.
+
+``open_prompts`` reads a source, ``Renderer`` turns one prompt into ids, ``PromptSource`` holds some
+prompts out and deals the others to the steps.
+"""
+
+from local_distill.prompts.raw import Message, RawPrompt, RawPrompts
+from local_distill.prompts.reading import open_prompts
+from local_distill.prompts.rendering import Renderer, parse_template_kwargs
+from local_distill.prompts.source import PromptSource
+
+__all__ = [
+    "Message",
+    "PromptSource",
+    "RawPrompt",
+    "RawPrompts",
+    "Renderer",
+    "open_prompts",
+    "parse_template_kwargs",
+]

@@ -1,0 +1,193 @@
+"""Prompts of data sets: two known by name, any other from the hub, local folders and files.
+
+No code that comes with a data set is run, and nothing is unpickled: ``datasets`` ≥ 4 reads data files only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_distill.errors import UserError
+from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer, read_messages
+
+FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+ANSWER_COLUMNS = ("final_answer", "answer")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NO_SUCH_SPLIT = re.compile(r"unknown split|bad split|instruction format", re.IGNORECASE)
+NO_ROWS = "corresponds to no data"
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set whose layout is known.
+
+    first_turn: ask the first user message alone, not the whole chat.
+    """
+
+    hub_id: str
+    column: str
+    first_turn: bool = False
+
+
+NAMED_SETS = {
+    "deepmath": NamedSet("zwhe99/DeepMath-103K", "question"),
+    "tulu3": NamedSet("allenai/tulu-3-sft-mixture", "messages", first_turn=True),
+}
+
+
+@dataclass(frozen=True)
+class _DataSetRows:
+    """The prompts of a loaded table; a row is read when it is asked for.
+
+    where: the flag and its value, for errors. label: the set's short name, for origins.
+    """
+
+    table: Any
+    column: str
+    answer_column: str | None
+    first_turn: bool
+    where: str
+    label: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int, /) -> RawPrompt:
+        row = self.table[index]
+        messages = read_messages(row[self.column], f"{self.where}: row {index}, column {self.column}")
+        if self.first_turn:
+            messages = tuple(m for m in messages if m["role"] == "user")[:1]
+        answer = read_answer(row[self.answer_column]) if self.answer_column else None
+        return RawPrompt(messages, f"{self.label}[{index}]", answer)
+
+
+def open_data_set(dataset: str, *, path: str | None, split: str, column: str | None) -> RawPrompts:
+    """The prompts in ``column`` of a data set.
+
+    dataset: ``deepmath``, ``tulu3``, a hub id, or a local file or folder. path: a local copy to read it from.
+    Raises UserError when it cannot be loaded, lacks the split or the column, or is empty.
+    """
+    named = next((s for name, s in NAMED_SETS.items() if dataset in (name, s.hub_id)), None)
+    where = f"--dataset_path {path}" if path else f"--dataset {dataset}"
+    place = path or (named.hub_id if named else dataset)
+    local = Path(place).expanduser()
+    if path and not local.exists():
+        raise UserError(f"{where}: no such file or folder; give the folder or file that holds the copy of {dataset}")
+    if not named:
+        _check_name(dataset)
+    column = column or (named.column if named else None)
+    is_local = local.exists()
+    if column is None and not is_local:
+        raise UserError(f"{where}: needs --prompt_column, the column with the prompts; its page on the hub shows them")
+    table = _load_local(local, split, where) if is_local else _load_hub(place, split, where)
+    column = _check_table(table, column, split, where)
+    label = local.name if is_local and not path else dataset
+    return RawPrompts(_rows(table, column, named is not None and named.first_turn, where, label), name=dataset)
+
+
+def _rows(table: Any, column: str, first_turn: bool, where: str, label: str) -> _DataSetRows:
+    answers = [name for name in ANSWER_COLUMNS if name in table.column_names and name != column]
+    # Other columns, such as DeepMath's long solutions, would be decoded with each row.
+    table = table.select_columns([column, *answers[:1]])
+    return _DataSetRows(table, column, answers[0] if answers else None, first_turn, where, label)
+
+
+def _check_name(dataset: str) -> None:
+    """Raise UserError unless ``dataset`` is a local path or could be a hub id."""
+    path = Path(dataset).expanduser()
+    if path.exists():
+        return
+    if path.suffix.lower() in FILE_READERS or dataset.startswith((".", "/", "~")):
+        raise UserError(f"--dataset {dataset}: no such file or folder; check the path")
+    if HUB_ID.fullmatch(dataset):
+        return
+    near = difflib.get_close_matches(dataset.lower(), NAMED_SETS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        f"--dataset {dataset}: unknown data set; {hint}"
+        f"needs {', '.join(NAMED_SETS)}, a hub id (owner/name), or a local file or folder"
+    )
+
+
+def _load_hub(hub_id: str, split: str, where: str) -> Any:
+    remedy = (
+        f"with no network, run `hf download {hub_id} --repo-type dataset --local-dir DIR` where there is one, "
+        "and give --dataset_path DIR"
+    )
+    return _load(hub_id, {}, split, where, remedy)
+
+
+def _load_local(path: Path, split: str, where: str) -> Any:
+    # Absolute, because a folder called "json" or "csv" would be taken for the reader of that name.
+    path = path.absolute()
+    if path.is_dir():
+        if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+            return _load_from_disk(path, split, where)
+        remedy = "needs data files (Parquet, JSONL, CSV) in it or in data/, or a folder made by save_to_disk"
+        return _load(str(path), {}, split, where, remedy)
+    reader = FILE_READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"{where}: a {path.suffix or 'nameless'} file, needs one of {', '.join(FILE_READERS)}; "
+            "a text file with one prompt a line goes to --prompts_file"
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{where}: an empty file; needs at least one row")
+    return _load(reader, {"data_files": str(path)}, split, where, "mend the file")
+
+
+def _load(name: str, options: dict[str, Any], split: str, where: str, remedy: str) -> Any:
+    datasets = _library(where)
+    try:
+        return datasets.load_dataset(name, split=split, **options)
+    # Each file format and the hub client have exceptions of their own, and all of them mean this one thing.
+    except Exception as error:
+        if isinstance(error, ValueError) and NO_SUCH_SPLIT.search(str(error)):
+            raise UserError(f"--dataset_split {split}: not a split of {where}: {one_line(error)}") from None
+        if NO_ROWS in str(error):
+            raise _no_rows(split, where) from None
+        # This one says only that it failed; what it wraps says why.
+        wrapper = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        reason = one_line(error.__cause__ if wrapper and error.__cause__ else error)
+        raise UserError(f"{where}: cannot be loaded: {reason}; {remedy}") from None
+
+
+def _load_from_disk(path: Path, split: str, where: str) -> Any:
+    datasets = _library(where)
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # as above
+        raise UserError(f"{where}: cannot be loaded: {one_line(error)}; save it again with save_to_disk") from None
+    # A lone table that was saved without a name is what load_dataset would call "train".
+    tables = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if split not in tables:
+        raise UserError(f"--dataset_split {split}: not a split of {where}; it has {', '.join(tables)}")
+    return tables[split]
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{where}: needs the package datasets; run `pip install datasets`") from None
+    return datasets
+
+
+def _check_table(table: Any, column: str | None, split: str, where: str) -> str:
+    """The column, once it is known to be there and to have rows."""
+    columns = ", ".join(table.column_names)
+    if column is None:
+        raise UserError(f"{where}: needs --prompt_column, the column with the prompts; it has {columns}")
+    if column not in table.column_names:
+        raise UserError(f"--prompt_column {column}: not a column of {where}; it has {columns}")
+    if len(table) == 0:
+        raise _no_rows(split, where)
+    return column
+
+
+def _no_rows(split: str, where: str) -> UserError:
+    return UserError(f"{where}: the split {split} has no rows; needs at least one")

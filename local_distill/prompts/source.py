@@ -1,0 +1,204 @@
+"""Which prompts are held out, and which of the others each step gets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+
+from local_distill.errors import UserError
+from local_distill.prompts.raw import RawPrompts
+from local_distill.prompts.rendering import Renderer
+from local_distill.types import Prompt
+
+MOST_HELD_OUT = 16
+HELD_OUT_SHARE = 4  # of a small source, one prompt in so many
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a prompt may be (tokens). context_length: what the model can hold, None if unknown."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_length is not None and self.max_new_tokens >= self.context_length:
+            raise UserError(
+                f"--max_new_tokens: {self.max_new_tokens} given, but the context holds {self.context_length} tokens, "
+                "prompt included; lower it"
+            )
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that the context leaves for the prompt; None if unknown."""
+        return None if self.context_length is None else self.context_length - self.max_new_tokens
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt that is used."""
+        return self.max_prompt_tokens if self.room is None else min(self.max_prompt_tokens, self.room)
+
+    @property
+    def reason(self) -> str:
+        """What sets ``longest``, in words."""
+        if self.longest == self.max_prompt_tokens:
+            return "--max_prompt_tokens"
+        return f"what --max_new_tokens {self.max_new_tokens} leaves of the context of {self.context_length}"
+
+
+@dataclass
+class _Tally:
+    """What became of the rows that were looked at."""
+
+    looked_at: int = 0
+    asks_nothing: int = 0
+    repeated: int = 0
+    too_long: list[int] = field(default_factory=list)  # their lengths, in tokens
+
+    def notes(self, limits: Limits) -> tuple[str, ...]:
+        counts = (
+            (len(self.too_long), f"longer than {limits.longest} tokens ({limits.reason})"),
+            (self.repeated, "the same as another one"),
+            (self.asks_nothing, "no user message with text"),
+        )
+        return tuple(f"{n} of the {self.looked_at} prompts read are left out: {why}" for n, why in counts if n)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """The prompts of a run, dealt to its steps. ``len`` of it: the distinct prompts that it trains on.
+
+    Training prompts are dealt one after the other, epoch after epoch, each epoch in an order of its
+    own. The first epoch is in the order in which the rows were rendered, so that a run needs to
+    render no more than it uses, and a longer run begins with the same batches.
+
+    held_out: prompts to evaluate on; never in a batch. training: in the order of the first epoch.
+    steps: how many batches there are. notes: things to say aloud.
+    """
+
+    held_out: tuple[Prompt, ...]
+    training: tuple[Prompt, ...]
+    seed: int
+    batch_size: int
+    steps: int
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        raw: RawPrompts,
+        renderer: Renderer,
+        *,
+        seed: int,
+        batch_size: int,
+        steps: int,
+        eval_prompts: int | None,
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+        context_length: int | None,
+    ) -> PromptSource:
+        """Render as many prompts as the run needs, hold ``eval_prompts`` out, keep the rest to train on.
+
+        eval_prompts: None for 16, or a quarter of a small source. Raises UserError when a prompt
+        cannot be rendered, when a written prompt cannot fit, and when none is left to train on.
+        """
+        limits = Limits(max_prompt_tokens, max_new_tokens, context_length)
+        tally = _Tally()
+        usable = _usable(raw, renderer, seed, limits, tally)
+        if eval_prompts is None:
+            found = list(islice(usable, MOST_HELD_OUT * HELD_OUT_SHARE))
+            held_out = min(MOST_HELD_OUT, len(found) // HELD_OUT_SHARE)
+        else:
+            found, held_out = [], eval_prompts
+        wanted = len(raw) if raw.must_fit else held_out + steps * batch_size
+        found += islice(usable, max(0, wanted - len(found)))
+        if next(usable, None) is not None:
+            # There are more, which this run does not come to: it ends within the first epoch.
+            found = found[:wanted]
+        if len(found) <= held_out:
+            raise _none_to_train_on(raw.name, len(found), held_out, tally, limits)
+        training = tuple(found[held_out:])
+        dealt = f"{len(training)} prompts to train on and {held_out} held out, from the {len(raw)} of {raw.name}"
+        notes = (*renderer.notes, *tally.notes(limits), dealt)
+        return cls(tuple(found[:held_out]), training, seed, batch_size, steps, notes)
+
+    def __len__(self) -> int:
+        return len(self.training)
+
+    def batch(self, step: int) -> list[Prompt]:
+        """The ``batch_size`` prompts of a step, 0 ≤ step < steps; the same whenever it is asked for."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        first = step * self.batch_size
+        return [self._dealt(place) for place in range(first, first + self.batch_size)]
+
+    def _dealt(self, place: int) -> Prompt:
+        epoch, index = divmod(place, len(self))
+        order = _shuffled(len(self), f"seed {self.seed} epoch {epoch}") if epoch else range(len(self))
+        return self.training[order[index]]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(size: int, key: str) -> tuple[int, ...]:
+    """A permutation of range(size), drawn from ``key`` alone."""
+    # Only random() is promised to be the same in every Python version; shuffle() is not.
+    draw = random.Random(key).random
+    return tuple(sorted(range(size), key=[draw() for _ in range(size)].__getitem__))
+
+
+def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tally: _Tally) -> Iterator[Prompt]:
+    """The distinct prompts that fit, in the order of the seed; rows are rendered as they are asked for."""
+    # Written prompts are all looked at now, and in the file's order, so that its first mistake is what is reported.
+    written = [_fitting(_render(raw, renderer, i), limits) for i in range(len(raw))] if raw.must_fit else None
+    seen: set[tuple[int, ...]] = set()
+    for index in _shuffled(len(raw), f"seed {seed}"):
+        tally.looked_at += 1
+        prompt = written[index] if written else _render(raw, renderer, index)
+        if prompt is None:
+            tally.asks_nothing += 1
+        elif len(prompt.ids) > limits.longest:
+            tally.too_long.append(len(prompt.ids))
+        elif prompt.ids in seen:
+            tally.repeated += 1
+        else:
+            seen.add(prompt.ids)
+            yield prompt
+
+
+def _render(raw: RawPrompts, renderer: Renderer, index: int) -> Prompt | None:
+    """None for a row that asks nothing."""
+    prompt = raw[index]
+    if not prompt.messages:
+        return None
+    return Prompt(renderer.render(prompt), prompt.text, prompt.origin, prompt.answer)
+
+
+def _fitting(prompt: Prompt | None, limits: Limits) -> Prompt | None:
+    """The prompt, unless no setting of --max_prompt_tokens would let it fit the context: then UserError."""
+    if prompt is not None and limits.room is not None and len(prompt.ids) > limits.room:
+        raise UserError(
+            f"--prompts_file: {prompt.origin} has {len(prompt.ids)} tokens and --max_new_tokens is "
+            f"{limits.max_new_tokens}, together more than the context of {limits.context_length}; "
+            "shorten the prompt or lower --max_new_tokens"
+        )
+    return prompt
+
+
+def _none_to_train_on(name: str, usable: int, held_out: int, tally: _Tally, limits: Limits) -> UserError:
+    if usable:
+        return UserError(
+            f"--eval_prompts: {held_out} given, but {name} has {usable} usable distinct prompts; "
+            f"at least 1 must be left to train on, so give {usable - 1} or fewer"
+        )
+    if tally.too_long:
+        by_context = limits.longest < limits.max_prompt_tokens
+        return UserError(
+            f"--max_prompt_tokens: {limits.max_prompt_tokens} given, and no prompt of {name} fits in {limits.longest} "
+            f"tokens ({limits.reason}), the shortest has {min(tally.too_long)}; "
+            f"{'lower --max_new_tokens' if by_context else 'raise it'}, or use shorter prompts"
+        )
+    return UserError(f"{name}: no prompt in it asks anything; needs text, or a user message with text")

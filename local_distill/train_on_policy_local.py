@@ -1,0 +1,271 @@
+"""The documented entry: parse the settings, check them, build the parts, run the loop.
+
+python -m local_distill.train_on_policy_local --student_model … --teacher_model …
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed otherwise warns at import
+
+import transformers
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+
+from local_distill.batching import split_substeps
+from local_distill.checkpoint import Checkpointer, last_saved
+from local_distill.cli import parse_config
+from local_distill.config import TrainConfig
+from local_distill.distributed import on_main_process
+from local_distill.errors import UserError
+from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.inputs import Inputs, check_inputs
+from local_distill.interruption import StopRequest
+from local_distill.learner import DivergedError, Learner, LossSettings
+from local_distill.loop import Schedule, distil
+from local_distill.models import add_lora, causal_lm, load_lora
+from local_distill.objectives import make_objective
+from local_distill.preflight import RunFolder, check_disk_space, check_launch, checkpoint_bytes, open_run_folder
+from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.rollouts.choosing import NucleusSampling, greedy
+from local_distill.rollouts.hf import HFRollouts
+from local_distill.scorer import TokenScorer, check_head
+from local_distill.summary import show_summary, write_summary
+from local_distill.teachers.local import LocalTeacher
+from local_distill.teachers.zero3 import load_zero3_teacher
+from local_distill.terminal import open_terminal
+from local_distill.tracking import RunLog, open_run_log
+from local_distill.types import Teacher
+from local_distill.updates import Updates, learning_rate_at, make_updates
+
+SETTINGS_FILE = "config.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
+    try:
+        return train(parse_config(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake; one says it
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(config: TrainConfig) -> int:
+    """Distil as ``config`` says. Returns the exit code. Raises UserError for what the user can mend."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    inputs = check_inputs(config)
+    accelerator = Accelerator(
+        mixed_precision=inputs.precision.mixed,
+        log_with=list(inputs.trackers) or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    check_launch(accelerator, config.batch_size, inputs.precision)
+    run = on_main_process(accelerator, lambda: open_run_folder(config.output_dir, config.resume, inputs.fixed_settings))
+    check_disk_space(run.path, checkpoint_bytes(inputs.student, inputs.lora), config.keep_checkpoints)
+    terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
+    stop = StopRequest()
+    with open_run_log(
+        accelerator, terminal, run.path, asdict(config), resumed_step=run.first_step if run.checkpoint else None,
+        wandb_project=config.wandb_project, wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
+    ) as log:  # fmt: skip
+        announce(inputs, run, log)
+        if accelerator.is_main_process:
+            write_settings(config, run.path)
+        try:
+            done = build_and_run(inputs, accelerator, run, log, stop)
+        except DivergedError as error:
+            raise UserError(f"{error}; {last_saved(run.path)}") from error
+    stop.restore()
+    if accelerator.is_main_process:
+        finish(config, run, done, stop)
+    accelerator.end_training()
+    return stop.exit_code
+
+
+def announce(inputs: Inputs, run: RunFolder, log: RunLog) -> None:
+    """Say what is about to happen."""
+    config = inputs.config
+    log.say(f"{config.student_model} learns from {config.teacher_model}, in {run.path}")
+    for note in (*run.notes, inputs.precision.note, inputs.stops.note, *inputs.prompts.notes):
+        if note:
+            log.say(note)
+
+
+def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunLog, stop: StopRequest) -> int:
+    """Load the models, put the parts together, run the loop. Returns the number of steps done."""
+    config = inputs.config
+    model = load_student(inputs, run).to(accelerator.device)
+    scorer = TokenScorer(model, inputs.vocab_size)
+    check_head(scorer, "--student_model")
+    teacher = load_teacher(inputs, accelerator)
+    updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
+    if run.checkpoint:
+        updates.load_optimizer_state(run.checkpoint.optimizer_state())
+    rollouts = partial(
+        HFRollouts,
+        model,
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=inputs.stops.ids,
+        pad_id=inputs.pad_id,
+        vocab_size=inputs.vocab_size,
+        seed=config.seed,
+        batch_size=config.sampling_batch_size,
+        autocast=accelerator.autocast,
+    )
+    collate = partial(
+        split_substeps,
+        batch_size=config.batch_size,
+        group_size=config.group_size,
+        num_substeps=config.num_substeps,
+        grad_accum=config.grad_accum,
+        num_processes=accelerator.num_processes,
+        pad_id=inputs.pad_id,
+    )
+    return distil(
+        accelerator,
+        prompts=inputs.prompts,
+        engine=rollouts(choose=NucleusSampling(config.temperature, config.top_p), group_size=config.group_size),
+        collate=collate,
+        teacher=teacher,
+        learner=make_learner(config, accelerator, updates),
+        evaluator=make_evaluator(inputs, accelerator, updates, teacher, rollouts),
+        saver=make_checkpointer(inputs, accelerator, updates, model, run),
+        log=log,
+        schedule=make_schedule(config, run),
+        stop=stop,
+    )
+
+
+def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
+    """The model to train, from the checkpoint where there is one: fp32 masters, or a frozen base and an adapter."""
+    config, files = inputs.config, inputs.student
+    model: nn.Module
+    if inputs.lora:
+        base = files.load(inputs.precision.dtype)
+        model = load_lora(base, run.checkpoint.path) if run.checkpoint else add_lora(base, inputs.lora, config.seed)
+    else:
+        model = (replace(files, path=str(run.checkpoint.path)) if run.checkpoint else files).load(torch.float32)
+    if config.gradient_checkpointing:
+        causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def load_teacher(inputs: Inputs, accelerator: Accelerator) -> Teacher:
+    """The model to learn from, whole or in shares."""
+    device, dtype = accelerator.device, inputs.precision.dtype
+    if inputs.teacher_sharding is not None:
+        return load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size, device)
+    scorer = TokenScorer(inputs.teacher.load(dtype).to(device), inputs.vocab_size)
+    check_head(scorer, "--teacher_model")
+    return LocalTeacher(scorer, device)
+
+
+def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates) -> Learner:
+    """The update rule that the settings ask for."""
+    objective = make_objective(config.loss, config.ratio_cap, config.ppo_clip)
+    rate = partial(
+        learning_rate_at,
+        peak=config.learning_rate or 0.0,
+        total=config.steps,
+        warmup=config.warmup_steps,
+        scheduler=config.lr_scheduler,
+    )
+    loss = LossSettings(objective, config.kl_coef, config.kl_discount, config.ratio_cap)
+    return Learner(accelerator, updates, loss, rate, config.seed)
+
+
+def make_evaluator(
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher, rollouts: Callable[..., HFRollouts]
+) -> Evaluator:
+    """Evaluation on the prompts that were held out, in batches no larger than training's."""
+    config, held_out = inputs.config, inputs.prompts.held_out
+    if not held_out:
+        return NoEvaluation()
+    busiest = -(-config.batch_size // (config.num_substeps * accelerator.num_processes)) * config.group_size
+    return HeldOutEvaluator(
+        accelerator,
+        student=updates.student,
+        teacher=teacher,
+        sampler=rollouts(choose=NucleusSampling(1.0, 1.0), group_size=1),
+        greedy=rollouts(choose=greedy, group_size=1),
+        prompts=held_out,
+        tokenizer=inputs.student.tokenizer,
+        pad_id=inputs.pad_id,
+        micro_batch=max(1, busiest // config.grad_accum),
+    )
+
+
+def make_checkpointer(
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, model: nn.Module, run: RunFolder
+) -> Checkpointer:
+    """Where the student is kept; what is saved stops on all the tokens that it was trained to stop on."""
+    generation = copy.deepcopy(inputs.student.generation)
+    generation.eos_token_id = list(inputs.stops.ids)
+    generation.pad_token_id = inputs.pad_id
+    return Checkpointer(
+        accelerator,
+        updates,
+        model,
+        tokenizer=inputs.student.tokenizer,
+        generation=generation,
+        settings=inputs.fixed_settings,
+        output_dir=run.path,
+        keep=inputs.config.keep_checkpoints,
+    )
+
+
+def make_schedule(config: TrainConfig, run: RunFolder) -> Schedule:
+    """The steps to do; a run that was stopped before an evaluation that was due begins with it."""
+    schedule = Schedule(run.first_step, run.first_step == 0, config.steps, config.eval_every, config.save_every)
+    if run.checkpoint is None or not schedule.evaluates_after(run.first_step):
+        return schedule
+    done = {evaluation.step for evaluation in read_evaluations(run.path / COMPLETIONS_FILE)}
+    return replace(schedule, evaluates_first=run.first_step not in done)
+
+
+def finish(config: TrainConfig, run: RunFolder, done: int, stop: StopRequest) -> None:
+    """Say how it ended: the summary, or the command to go on with."""
+    if stop.signal is not None:
+        print(f"stopped by {stop.signal.name} after step {done}, which is saved in {run.path}; to go on, launch again:")
+        print(f"  python -m local_distill.train_on_policy_local --config {run.path / SETTINGS_FILE} --resume")
+        return
+    evaluations = read_evaluations(run.path / COMPLETIONS_FILE)
+    before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
+    tokens, seconds = training_totals(run.path / METRICS_FILE)
+    facts: dict[str, str | int | float] = {
+        "student": config.student_model,
+        "teacher": config.teacher_model,
+        "loss": config.loss,
+        "steps": done,
+        "tokens": tokens,
+        "seconds": seconds,
+        "checkpoint": str(run.path / f"step-{done}"),
+    }
+    show_summary(before, after, facts)
+    write_summary(run.path, before, after, facts)
+
+
+def write_settings(config: TrainConfig, folder: Path) -> None:
+    """The settings of the run, as a file that ``--config`` takes."""
+    given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
+    given["output_dir"] = str(folder)
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Prompts from text files, JSON Lines files and the package itself."""
+
+import json
+
+import pytest
+
+from local_distill.errors import UserError
+from local_distill.prompts import open_prompts
+
+
+def read(path):
+    prompts = open_prompts(prompts_file=str(path))
+    return [prompts[i] for i in range(len(prompts))]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def system(content):
+    return {"role": "system", "content": content}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, data):
+        path = tmp_path / name
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return path
+
+    return write
+
+
+def test_one_prompt_a_line_with_bom_crlf_blanks_and_spaces(write):
+    path = write("p.txt", "\ufeffFirst?\r\n\r\n  \t\r\n  Über\u2028zwei? \r\nlast, no newline".encode())
+    prompts = read(path)
+    assert [p.messages for p in prompts] == [(user(t),) for t in ("First?", "Über\u2028zwei?", "last, no newline")]
+    assert [p.origin for p in prompts] == ["p.txt:1", "p.txt:4", "p.txt:5"]
+    assert [p.text for p in prompts] == ["First?", "Über\u2028zwei?", "last, no newline"]
+
+
+def test_a_prompts_file_is_marked_as_one_whose_prompts_must_fit(write):
+    assert open_prompts(prompts_file=str(write("p.txt", "a"))).must_fit
+    assert not open_prompts().must_fit
+
+
+def test_json_lines_with_prompt_messages_and_answer(write):
+    rows = [
+        {"prompt": "One?", "answer": "1"},
+        {"messages": [system("s"), user("Two?"), assistant("2")], "answer": 2},
+        {"messages": [user("a"), assistant("b"), user("Three?"), assistant("c"), {"role": "tool", "content": None}]},
+    ]
+    path = write("p.JSONL", "\ufeff" + "\r\n\n".join(map(json.dumps, rows)))
+    prompts = read(path)
+    assert [p.messages for p in prompts] == [
+        (user("One?"),),
+        (system("s"), user("Two?")),
+        (user("a"), assistant("b"), user("Three?")),
+    ]
+    assert [p.answer for p in prompts] == ["1", "2", None]
+    assert [p.origin for p in prompts] == ["p.JSONL:1", "p.JSONL:3", "p.JSONL:5"]
+    assert prompts[2].text == "Three?"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no prompt in it"),
+        (b"\xef\xbb\xbf \r\n\t\n", "no prompt in it"),
+        (b"fine\nbad \x00 byte", "NUL byte in line 2"),
+        ("utf-16".encode("utf-16"), "NUL byte in line 1"),
+        (b"fine\ncaf\xe9", "byte 8 (line 2) is not UTF-8"),
+        (b"\xef\xbb\xbfcaf\xe9", "byte 6 (line 1) is not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_text_is_refused(write, data, said):
+    path = write("p.txt", data)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"--prompts_file {path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{'prompt': 'x'}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('["x"]', "list given, needs a JSON object"),
+        ('{"question": "x"}', "keys question given"),
+        ("{}", "keys (none) given"),
+        ('{"prompt": "x", "messages": []}', "both prompt and messages"),
+        ('{"prompt": 3}', "prompt is int, needs to be text"),
+        ('{"prompt": null}', "prompt is NoneType, needs to be text"),
+        ('{"prompt": [{"role": "user", "content": "x"}]}', "prompt is list, needs to be text"),
+        ('{"prompt": " "}', "asks nothing"),
+        ('{"messages": "x"}', "messages is str, needs to be a list"),
+        ('{"messages": []}', "asks nothing"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "asks nothing"),
+        ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": " "}]}', "asks nothing"),
+        ('{"messages": ["x"]}', "a chat message with str given"),
+        ('{"messages": [{"role": "user"}]}', "content NoneType given"),
+        ('{"messages": [{"role": "user", "content": ["x"]}]}', "content list given"),
+        ('{"messages": [{"from": "human", "value": "x"}]}', "role NoneType"),
+        ('{"prompt": "x", "answer": ["y"]}', "answer is list"),
+    ],
+)
+def test_a_bad_json_line_is_named_by_its_number(write, line, said):
+    path = write("p.jsonl", '{"prompt": "good"}\n\n' + line)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"--prompts_file {path}: line 3: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^--prompts_file .*none\.txt: no such file"):
+        read(tmp_path / "none.txt")
+    with pytest.raises(UserError, match=r"^--prompts_file .*: a folder"):
+        read(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=r"^--prompts_file .*loop: cannot be read"):
+        read(tmp_path / "loop")
+
+
+def test_the_built_in_prompts_are_many_short_and_distinct():
+    prompts = open_prompts()
+    texts = [prompts[i].text for i in range(len(prompts))]
+    assert len(texts) >= 190
+    assert len({t.casefold() for t in texts}) == len(texts)
+    assert all(8 < len(t) < 120 for t in texts)
+    assert prompts[0].origin == "builtin.txt:1"
+
+
+def test_two_sources_are_refused(write):
+    with pytest.raises(UserError, match="--dataset and --prompts_file"):
+        open_prompts(dataset="deepmath", prompts_file=str(write("p.txt", "a")))
+    with pytest.raises(UserError, match="--dataset_path"):
+        open_prompts(dataset_path="somewhere")
