@@ -94,6 +94,14 @@ def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision
         )
 
 
+def launch_in_words(accelerator: Accelerator, precision: Precision) -> str:
+    """What was launched: ``2 processes with DeepSpeed ZeRO-2, bf16, on cuda``."""
+    plugin, number = accelerator.state.deepspeed_plugin, accelerator.num_processes
+    kind = f"DeepSpeed ZeRO-{plugin.zero_stage}" if plugin else "data parallelism"
+    processes = f"{number} processes with {kind}" if number > 1 or plugin else "1 process"
+    return f"{processes}, {precision.mixed.replace('no', 'fp32')}, on {accelerator.device.type}"
+
+
 def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[str, Any]) -> RunFolder:
     """Make the folder of a new run, or find the checkpoint to go on from. settings: those that must not change.
 

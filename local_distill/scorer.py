@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,8 +11,6 @@ from local_distill.logprobs import Head, sampled_logprobs
 from local_distill.models import causal_lm
 from local_distill.types import TokenBatch
 
-Gather = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
-
 
 class TokenScorer(nn.Module):
     """Wraps a model so that its forward gives per-token log-probs and nothing larger.
@@ -24,14 +19,12 @@ class TokenScorer(nn.Module):
     trains through it, the teacher is read through it.
 
     vocab_size: tokens over which the softmax runs; at most the rows of the model's head.
-    gather: makes sharded parameters whole inside a ``with`` (DeepSpeed ZeRO-3).
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, gather: Gather = lambda _: nullcontext()) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
-        self._gather = gather
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """(N,) float32 nats: log p(target | everything before it), temperature 1."""
@@ -40,10 +33,7 @@ class TokenScorer(nn.Module):
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
         visited = hidden.flatten(0, 1).index_select(0, batch.predictors)  # (N, H)
-        output = network.get_output_embeddings()
-        parameters = [p for p in (output.weight, output.bias) if p is not None]
-        with self._gather(parameters):
-            return sampled_logprobs(visited, batch.targets, head_of(network, self.vocab_size))
+        return sampled_logprobs(visited, batch.targets, head_of(network, self.vocab_size))
 
 
 def head_of(network: PreTrainedModel, vocab_size: int) -> Head:

@@ -29,6 +29,7 @@ from local_distill.terminal import Terminal, clean
 from local_distill.types import Evaluation
 
 DEFAULT_PROJECT = "local-distill"
+LOG_DIR = "logs"  # in the run's folder, for trackers that write files: tensorboard, aim
 WANDB_ID_FILE = "wandb_id"
 
 _KNOWN = tuple(name for name in LoggerType.list() if name != LoggerType.ALL.value)
@@ -229,8 +230,9 @@ def open_run_log(
 ) -> RunLog:
     """The log of a run; on processes other than the main one, a log that goes nowhere.
 
-    accelerator: built with ``log_with=tracker_names(…)`` and a logging directory. terminal: from open_terminal.
-    output_dir: an existing folder for the JSONL files and wandb's own. config: the settings that trackers show.
+    accelerator: built with ``log_with=tracker_names(…) or None`` and any ``project_dir``, without which it refuses
+        tensorboard; the trackers' files go into ``output_dir``. terminal: from open_terminal.
+    output_dir: the run's folder, which exists. config: the settings that trackers show.
     resumed_step: updates done when a resumed run starts again; None for a new run.
 
     Raises UserError when a tracker does not start, or when the files of another run are in the way.
@@ -244,6 +246,7 @@ def open_run_log(
         settings["wandb"] = _wandb_settings(output_dir, wandb_name, wandb_mode, resumed=resumed_step is not None)
     if resumed_step is not None:  # what a crashed run logged after its last checkpoint is about to be logged again
         settings["tensorboard"] = {"purge_step": resumed_step + 1}
+    accelerator.project_configuration.logging_dir = str(output_dir / LOG_DIR)
     try:
         accelerator.init_trackers(wandb_project or DEFAULT_PROJECT, _plain(config), settings)
     except Exception as error:

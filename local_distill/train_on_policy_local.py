@@ -36,7 +36,14 @@ from local_distill.learner import DivergedError, Learner, LossSettings
 from local_distill.loop import Schedule, distil
 from local_distill.models import add_lora, causal_lm, load_lora
 from local_distill.objectives import make_objective
-from local_distill.preflight import RunFolder, check_disk_space, check_launch, checkpoint_bytes, open_run_folder
+from local_distill.preflight import (
+    RunFolder,
+    check_disk_space,
+    check_launch,
+    checkpoint_bytes,
+    launch_in_words,
+    open_run_folder,
+)
 from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
 from local_distill.rollouts.choosing import NucleusSampling, greedy
 from local_distill.rollouts.hf import HFRollouts
@@ -70,8 +77,8 @@ def train(config: TrainConfig) -> int:
     accelerator = Accelerator(
         mixed_precision=inputs.precision.mixed,
         log_with=list(inputs.trackers) or None,
-        project_dir=config.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        project_dir=".",  # accelerate insists on one; the log puts every tracker's files into the run's folder
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     check_launch(accelerator, config.batch_size, inputs.precision)
     run = on_main_process(accelerator, lambda: open_run_folder(config.output_dir, config.resume, inputs.fixed_settings))
@@ -82,7 +89,7 @@ def train(config: TrainConfig) -> int:
         accelerator, terminal, run.path, asdict(config), resumed_step=run.first_step if run.checkpoint else None,
         wandb_project=config.wandb_project, wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
     ) as log:  # fmt: skip
-        announce(inputs, run, log)
+        announce(inputs, accelerator, run, log)
         if accelerator.is_main_process:
             write_settings(config, run.path)
         try:
@@ -96,10 +103,11 @@ def train(config: TrainConfig) -> int:
     return stop.exit_code
 
 
-def announce(inputs: Inputs, run: RunFolder, log: RunLog) -> None:
+def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunLog) -> None:
     """Say what is about to happen."""
     config = inputs.config
     log.say(f"{config.student_model} learns from {config.teacher_model}, in {run.path}")
+    log.say(launch_in_words(accelerator, inputs.precision))
     for note in (*run.notes, inputs.precision.note, inputs.stops.note, *inputs.prompts.notes):
         if note:
             log.say(note)

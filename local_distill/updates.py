@@ -138,6 +138,7 @@ class DeepSpeedUpdates:
         settings["gradient_accumulation_steps"] = 1  # we set the boundary ourselves
         settings["train_micro_batch_size_per_gpu"] = 1  # unused by the engine, which insists on a number
         self.student, _ = accelerator.prepare(scorer, optimizer)
+        self._link_moments()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         del last
@@ -158,12 +159,10 @@ class DeepSpeedUpdates:
     def optimizer_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        steps = [group["step"] for group in self._flat_states() if "step" in group]
-        if not steps:
-            return {}
+        step = self._flat_states()[0]["step"]
         state = {}
         for name, parameter in _trainable(self._scorer):
-            state[f"{name}.step"] = steps[0].clone().cpu()
+            state[f"{name}.step"] = step.clone().cpu()
             for key in MOMENTS:
                 state[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key)
         return state
@@ -175,17 +174,12 @@ class DeepSpeedUpdates:
             if name in self._masters:
                 safe_set_full_fp32_param(parameter, self._masters[name])
         self._masters = {}
-        step = next((value for name, value in state.items() if name.endswith(".step")), None)
-        if step is None:
-            return
-        zero = self.student.optimizer
-        for flat in zero.single_partition_of_fp32_groups:
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            zero.optimizer.state[flat] = {"step": step.clone(), **moments}
-        zero._lazy_init_hp_params_optimizer_state()  # otherwise done by the first step: links parameters to their share
         for name, parameter in _trainable(self._scorer):
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, state[f"{name}.{key}"].to(parameter.device), key)
+        step = next(value for name, value in state.items() if name.endswith(".step"))
+        for flat in self._flat_states():
+            flat["step"].copy_(step)
 
     def model_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -193,6 +187,17 @@ class DeepSpeedUpdates:
         masters = {id(parameter): safe_get_full_fp32_param(parameter) for _, parameter in _trainable(self._scorer)}
         weights = self._scorer.model.state_dict(keep_vars=True)
         return {name: masters.get(id(value), value.detach()) for name, value in weights.items()}
+
+    def _link_moments(self) -> None:
+        """Make AdamW's moments now, all zero, and tell each parameter where its share lies.
+
+        DeepSpeed does so after the first parameter group's first step, when the second has none yet.
+        """
+        zero = self.student.optimizer
+        for flat in zero.single_partition_of_fp32_groups:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            zero.optimizer.state[flat] = {"step": torch.tensor(0.0), **moments}
+        zero._lazy_init_hp_params_optimizer_state()
 
     def _flat_states(self) -> list[dict[str, Any]]:
         zero = self.student.optimizer

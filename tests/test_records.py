@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.records import JsonlWriter, RunFiles, read_evaluations
+from local_distill.records import JsonlWriter, RunFiles, read_evaluations, training_totals
 from local_distill.types import Completion, Evaluation
 
 
@@ -141,3 +141,13 @@ def test_evaluations_are_named_alike_among_the_metrics(tmp_path: Path) -> None:
         },
         {"step": 1, "reverse_kl": 2.0, "skipped": 0.0},
     ]
+
+
+def test_totals_count_training_steps_alone(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path, None)
+    files.evaluation(evaluation(0))
+    files.step(1, {"tokens": 100.0, "seconds/step": 1.5})
+    files.step(2, {"tokens": 50.0, "seconds/step": 0.5})
+    files.evaluation(evaluation(2))
+    files.close()
+    assert training_totals(tmp_path / "metrics.jsonl") == (150, 2.0)

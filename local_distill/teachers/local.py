@@ -15,7 +15,9 @@ class LocalTeacher:
     """
 
     def __init__(self, scorer: nn.Module, device: torch.device) -> None:
-        self._scorer = scorer.eval().requires_grad_(False)
+        scorer.eval()
+        scorer.requires_grad_(False)
+        self._scorer = scorer
         self._device = device
 
     @torch.no_grad()

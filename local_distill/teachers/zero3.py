@@ -8,13 +8,10 @@ of calls, which is what the fixed number of micro-batches is for.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from local_distill.errors import UserError
 from local_distill.models import ModelFiles
@@ -36,7 +33,7 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     stage = settings.get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise UserError(
-            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3, the one that shards weights"
+            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3, which shards weights"
         )
     if "optimizer" in settings or "scheduler" in settings:
         raise UserError(f"--teacher_ds_config {path}: has an optimizer or scheduler; a teacher is not trained, drop it")
@@ -61,13 +58,12 @@ def load_zero3_teacher(
     model = files.load(dtype)
     del sharded_loading
 
-    def gather(parameters: Sequence[Tensor]) -> AbstractContextManager[object]:
-        whole: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(list(parameters))
-        return whole
-
-    scorer = TokenScorer(model, vocab_size, gather)
+    scorer = TokenScorer(model, vocab_size)
+    output = model.get_output_embeddings()
+    for parameter in (output.weight, output.bias):
+        if parameter is not None:  # the scorer reads the head's weights without calling the head
+            deepspeed.zero.register_external_parameter(scorer, parameter)
     engine, *_ = deepspeed.initialize(model=scorer, config=settings)
-    engine.eval()
     teacher = LocalTeacher(engine, device)
     check_head(scorer, files.flag)
     return teacher
