@@ -8,6 +8,7 @@ import difflib
 import json
 import typing
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn
@@ -21,14 +22,20 @@ LATEST = "latest"
 """What ``--resume`` means when no folder follows it."""
 
 USAGE = """\
-python -m local_distill.train_on_policy_local --student_model MODEL --teacher_model MODEL [settings]
+python -m local_distill.train_on_policy_local
+         --student_model MODEL --teacher_model MODEL [settings]
 
 examples:
-  python -m local_distill.train_on_policy_local --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
+  python -m local_distill.train_on_policy_local \\
+      --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
   python -m local_distill.train_on_policy_local --config run.yaml --steps 200
-  accelerate launch --config_file local_distill/accelerate_config_multi_gpu.yaml \\
+  accelerate launch \\
+      --config_file local_distill/accelerate_config_multi_gpu.yaml \\
       -m local_distill.train_on_policy_local --config run.yaml
 """
+
+NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+"""How an error calls what a setting of a type needs."""
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
@@ -38,28 +45,35 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     """
     given = vars(_parser().parse_args([_underscored(word) for word in argv]))
     file = given.pop("config", None)
-    settings = {**(read_yaml(Path(file)) if file else {}), **given}
+    settings = {**({} if file is None else read_yaml(Path(file))), **given}
     return TrainConfig(**settings)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Settings from a YAML mapping with the flags' names, each checked for its type."""
+    where = f"--config {path}"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.expanduser().read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
+        written = yaml.load(text, yaml.BaseLoader)  # every word as it stands there
     except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--config {path}: not valid YAML: {reason}") from error
+        raise UserError(f"{where}: cannot be read ({error.strerror}); give an existing YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-45
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: needs to be a mapping of flag names to values, like `batch_size: 8`")
+        raise UserError(f"{where}: needs to be a mapping of flag names to values, like `batch_size: 8`")
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in fields:
-            raise UserError(f"--config {path}: unknown setting `{key}`{_did_you_mean(name, fields)}")
-        settings[name] = _from_yaml(path, fields[name], value)
+            raise UserError(f"{where}: {key}: unknown setting; {_did_you_mean(name, fields)}--help lists them all")
+        if name in settings:
+            raise UserError(f"{where}: {name}: given twice, once with hyphens; drop one of them")
+        try:
+            settings[name] = _from_yaml(fields[name], value, written.get(key, value))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{where}: {name}: {error}") from error
     return settings
 
 
@@ -79,15 +93,35 @@ def describe(field: dataclasses.Field[Any]) -> str:
     return f"{help_text} Default: {str(field.default).lower() if field.default in (True, False) else field.default}."
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is a mistake; the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with its errors in our form."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0]
+        name, _, reason = message.removeprefix("argument ").partition(": ")
+        if name == "unrecognized arguments":
+            word = reason.split()[0].partition("=")[0]
+            if not word.startswith("-"):
+                raise UserError(f"{word}: belongs to no flag; switches such as --use_lora take no value, drop it")
             names = [field.name for field in dataclasses.fields(TrainConfig)]
-            raise UserError(f"{word}: unknown flag{_did_you_mean(word.lstrip('-'), names)}; --help lists them all")
-        raise UserError(message.removeprefix("argument "))
+            raise UserError(
+                f"{word}: unknown flag; {_did_you_mean(word.lstrip('-'), names, '--')}--help lists them all"
+            )
+        if reason.startswith("expected"):
+            reason = f"needs a value after it; one that begins with a dash goes behind an equals sign: {name}=-…"
+        elif reason.startswith("ignored explicit argument"):
+            name, _, off = name.partition("/")
+            reason = f"a switch, takes no value; give {name} or {off}"
+        raise UserError(f"{name}: {reason}")
 
 
 def _parser() -> _Parser:
@@ -116,9 +150,12 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:
         group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=help_text)
         return
     more: dict[str, Any] = {"nargs": "?", "const": LATEST} if field.name == "resume" else {}
-    choices = field.metadata["choices"] or None
-    metavar = None if choices else {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
-    group.add_argument(f"--{field.name}", type=kind, choices=choices, metavar=metavar, help=help_text, **more)
+    choices = field.metadata["choices"]
+    plain = {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
+    metavar = f"{{{','.join(choices)}}}" if choices else plain
+    group.add_argument(
+        f"--{field.name}", type=partial(_from_word, field, kind), metavar=metavar, help=help_text, **more
+    )
 
 
 def _underscored(word: str) -> str:
@@ -131,26 +168,36 @@ def _underscored(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _from_yaml(path: Path, field: dataclasses.Field[Any], value: Any) -> Any:
+def _from_word(field: dataclasses.Field[Any], kind: type, word: str) -> Any:
+    """A setting's value out of text. Raises ArgumentTypeError, for argparse and the YAML file to add the place."""
+    choices = field.metadata["choices"]
+    if choices and word not in choices:
+        raise argparse.ArgumentTypeError(f"{word!r} given, needs one of {', '.join(choices)}")
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{word!r} given, needs {NEEDED[kind]}") from error
+
+
+def _from_yaml(field: dataclasses.Field[Any], value: Any, written: Any) -> Any:
+    """A setting's value out of a YAML value. written: its text, in which `off` and 007 are still what they were."""
     kind = setting_types()[field.name]
     if value is None:
         return field.default
     if field.name == "resume" and isinstance(value, bool):
         return LATEST if value else None
-    if kind is str and isinstance(value, dict):  # chat_template_kwargs reads naturally as a YAML mapping
-        return json.dumps(value)
-    try:
-        if isinstance(value, bool) != (kind is bool) or (kind is int and value != int(value)):
-            raise ValueError
-        converted = kind(value)  # YAML 1.1 reads 1e-4 as text, so numbers may come as text
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config {path}: {field.name}: {value!r} given, needs {kind.__name__}") from error
-    choices = field.metadata["choices"]
-    if choices and converted not in choices:
-        raise UserError(f"--config {path}: {field.name}: {value!r} given, needs one of {', '.join(choices)}")
-    return converted
+    if field.name == "chat_template_kwargs" and isinstance(value, dict):  # it reads naturally as a YAML mapping
+        return json.dumps(value, default=str)
+    if isinstance(value, list | dict) or (isinstance(value, bool) != (kind is bool) and kind is not str):
+        raise argparse.ArgumentTypeError(f"{value!r} given, needs {NEEDED[kind]}")
+    if kind is bool:
+        return value
+    if isinstance(value, float) and value.is_integer() and kind is int:
+        value = int(value)
+    # YAML 1.1 reads 1e-4 as text, so numbers may come as text.
+    return _from_word(field, kind, str(written if kind is str else value))
 
 
-def _did_you_mean(word: str, names: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1, cutoff=0.5)
-    return f", did you mean `{near[0]}`?" if near else ""
+def _did_you_mean(word: str, names: typing.Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1, cutoff=0.6)
+    return f"did you mean {prefix}{near[0]}? " if near else ""

@@ -18,6 +18,10 @@ from local_distill.errors import UserError
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 1e-5
 DATASETS = ("deepmath", "tulu3")
+LARGEST = 2**31 - 1
+"""Of whole numbers, so that their products still fit the machine."""
+LOWEST_TEMPERATURE = 1e-3
+"""Below it, logits divided by the temperature leave what float32 can hold."""
 
 
 def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
@@ -173,16 +177,23 @@ class TrainConfig:
         for name in ("student_model", "teacher_model"):
             if not getattr(self, name):
                 raise UserError(f"--{name}: not given, needs a hub id or a local folder")
+        for name, value in vars(self).items():
+            if value == "" and name not in _MAY_BE_EMPTY:  # as from a shell variable that is not set
+                raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
         for name in _AT_LEAST_ONE:
             _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
         for name in _AT_LEAST_ZERO:
             _require(name, getattr(self, name), lambda v: v >= 0, "0 or more")
-        for name in ("temperature", "learning_rate", "lora_alpha", "ratio_cap"):
+        _require("seed", self.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
+        for name in ("lora_alpha", "ratio_cap"):
             _require(name, getattr(self, name), lambda v: v > 0, "above 0")
+        needed = f"at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy"
+        _require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, needed)
+        _require("learning_rate", self.learning_rate or 0.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
         _require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
         _require("kl_discount", self.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
         _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
-        _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "between 0 and 1")
+        _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
         if self.eval_prompts is not None:
             _require("eval_prompts", self.eval_prompts, lambda v: v >= 0, "0 or more")
 
@@ -194,7 +205,11 @@ class TrainConfig:
                 "--dataset_path: given without --dataset; name the set that it is a copy of "
                 f"({' or '.join(DATASETS)}), or give the path as --dataset with --prompt_column"
             )
-        if self.system_prompt and self.chat_template == "off":
+        if self.prompt_column and not self.dataset:
+            raise UserError(
+                "--prompt_column: given without --dataset, whose column it names; add it, or drop the column"
+            )
+        if self.system_prompt is not None and self.chat_template == "off":
             raise UserError("--system_prompt: needs the chat template, which --chat_template off turns off; drop one")
         if self.chat_template_kwargs and self.chat_template == "off":
             raise UserError(
@@ -202,6 +217,10 @@ class TrainConfig:
             )
         if self.teacher_ds_config and not self.teacher_ds_zero3:
             raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")
+        if self.wandb_name and not (self.wandb_project or "wandb" in (self.trackers or "")):
+            raise UserError(
+                "--wandb_name: given without --wandb_project, so nothing is logged there; add it, or drop the name"
+            )
         if self.num_substeps > self.batch_size:
             raise UserError(
                 f"--num_substeps: {self.num_substeps} given with --batch_size {self.batch_size}; "
@@ -214,10 +233,18 @@ _AT_LEAST_ONE = (
     "steps", "grad_accum", "num_substeps", "lora_r", "keep_checkpoints",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every", "seed",
+    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every",
 )  # fmt: skip
+_MAY_BE_EMPTY = ("system_prompt", "wandb_name", "trackers")
 
 
-def _require(name: str, value: float, holds: Callable[[float], bool], needed: str) -> None:
-    if not (math.isfinite(value) and holds(value)):
-        raise UserError(f"--{name}: {value:g} given, needs to be {needed}")
+def _require(name: str, value: float, holds: Callable[[float], bool], needed: str, most: int = LARGEST) -> None:
+    if isinstance(value, float):
+        given, fits = f"{value:g}", math.isfinite(value)
+        needed = needed if fits else f"a finite number, {needed}"
+    else:
+        given, fits = str(value), value <= most
+        needed = needed if fits else f"at most {most}"
+        given = given if len(given) <= 20 else f"a number of {len(given)} digits"
+    if not (fits and holds(value)):
+        raise UserError(f"--{name}: {given} given, needs to be {needed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,8 +22,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from local_distill.errors import UserError
+
+LOCAL_OR_REACHABLE = "give a local model folder, or a hub id (owner/name) that can be reached"
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,30 @@ class ModelFiles:
             return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The weights in ``dtype``, without dropout, in eval mode, on the CPU."""
-        with _one_line(self.flag, self.path):
-            model = AutoModelForCausalLM.from_pretrained(
-                self.path, config=self.config, dtype=dtype, trust_remote_code=self.trust_remote_code
+        """The weights in ``dtype``, without dropout, in eval mode, on the CPU.
+
+        Raises UserError unless there is a weight for every parameter: transformers would draw the others at random.
+        """
+        with _one_line(self.flag, self.path, "its weights"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                config=self.config,
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which then are in the loading info, as the missing ones are
+            )
+        absent = sorted(str(name) for name in found["missing_keys"])
+        misshapen = sorted(str(name) for name, *_ in found["mismatched_keys"])
+        if absent or misshapen:
+            what = [
+                f"{len(names)} {problem}, such as {names[0]}"
+                for names, problem in ((absent, "are missing"), (misshapen, "have another shape"))
+                if names
+            ]
+            raise UserError(
+                f"{self.flag} {self.path}: its weights do not fit its config.json: {' and '.join(what)}; "
+                "the files do not belong together, download the model again"
             )
         return model.eval()
 
@@ -69,49 +94,51 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
 
     Raises UserError naming ``flag`` when it is not a causal language model that can be read.
     """
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
     folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"{flag} {path}: not a model folder, it has no config.json; give a transformers model folder")
-    if folder.is_file():
-        raise UserError(f"{flag} {path}: is a file, needs a model folder or a hub id")
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"{flag} {path}: there is no such folder; give a local model folder or a hub id")
-    with _one_line(flag, path):
+    if folder.is_dir():
+        _check_folder(flag, folder)
+    elif folder.exists():
+        raise UserError(f"{flag} {path}: a file, needs a model folder or a hub id")
+    elif path.startswith((".", "/")) or path.endswith("/") or path.count("/") > 1:
+        raise UserError(f"{flag} {path}: no such folder; give a local model folder or a hub id (owner/name)")
+    with _one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if type(config) not in AutoModelForCausalLM._model_mapping and not trust_remote_code:
+    if not (trust_remote_code or _is_causal(config)):
         raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
+    with _one_line(flag, path, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with _one_line(flag, path, "its generation_config.json"):
+        generation = _generation_settings(path, config)
     _switch_off_dropout(config)
-    return ModelFiles(flag, path, config, tokenizer, _generation_settings(path, config), trust_remote_code)
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code)
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Module:
-    """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process."""
+    """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process.
+
+    Raises UserError when the model lacks one of the modules, or when one is not a linear layer inside of it.
+    """
     from peft import LoraConfig, get_peft_model
 
-    names = settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
+        target_modules=_target_modules(model, settings.target_modules),
     )
     torch.manual_seed(seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        known = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
-        raise UserError(
-            f"--lora_target_modules {names}: no such modules; this model has {', '.join(known)}, or use all-linear"
-        ) from error
+    with _peft_without_warnings():
+        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
 
 
 def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
     """The model with the trainable adapter saved in ``folder``."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    with _peft_without_warnings():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -119,6 +146,77 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _check_folder(flag: str, folder: Path) -> None:
+    """Raise UserError when a local folder lacks the files of a model, or has safetensors that are cut short."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{flag} {folder}: a LoRA adapter, needs a whole model; merge it into its base with peft's "
+                "merge_and_unload and save_pretrained, and give that folder"
+            )
+        raise UserError(f"{flag} {folder}: not a model folder, it has no config.json; give a transformers model folder")
+    for file in _weight_files(flag, folder):
+        try:
+            with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
+                continue
+        except (SafetensorError, OSError) as error:
+            size = f", {file.stat().st_size} bytes," if file.exists() else ""
+            raise UserError(
+                f"{flag} {folder}: {file.name}{size} is missing, damaged or cut short ({_in_one_line(error)}); "
+                "download the model again"
+            ) from error
+
+
+def _weight_files(flag: str, folder: Path) -> list[Path]:
+    """The safetensors files that transformers will read; none where the weights are in another format."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        with _one_line(flag, str(folder), index.name):
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+    if any(folder.glob("pytorch_model*.bin")):
+        return []
+    raise UserError(f"{flag} {folder}: no weights in it; needs {SAFE_WEIGHTS_NAME}, download the model again")
+
+
+def _is_causal(config: PretrainedConfig) -> bool:
+    """Whether transformers has a decoder for this configuration that sees only what came before."""
+    models = AutoModelForCausalLM._model_mapping
+    if type(config) not in models or config.is_encoder_decoder:
+        return False
+    # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
+    sees_both_ways = getattr(config, "is_decoder", True) is False
+    return not sees_both_ways or models[type(config)].__name__ in (config.architectures or ())
+
+
+def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
+    """``--lora_target_modules`` as peft takes it, each name found to be a linear layer other than the head."""
+    if names == "all-linear":
+        return names
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if not any(f".{each}".endswith(f".{name}") for each in linear)]
+    if unknown or not wanted:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise UserError(
+            f"--lora_target_modules {names}: {', '.join(unknown) or 'nothing'} is no linear layer inside this model, "
+            f"which has {', '.join(known)}; choose from these, or all-linear"
+        )
+    return wanted
+
+
+@contextmanager
+def _peft_without_warnings() -> Iterator[None]:
+    """Hold back what peft and transformers tell each other's authors, about every model alike."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        yield
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -131,7 +229,7 @@ def _switch_off_dropout(config: PretrainedConfig) -> None:
     """The student must be scored as it samples: noise in its log-probs would read as divergence from the teacher."""
     text = config.get_text_config()
     for name, value in text.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+        if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop
             setattr(text, name, 0.0)
 
 
@@ -139,17 +237,24 @@ def _generation_settings(path: str, config: PretrainedConfig) -> GenerationConfi
     try:
         return GenerationConfig.from_pretrained(path)
     except OSError:  # a folder need not have one; the model's configuration then says when to stop
+        if (Path(path) / GENERATION_CONFIG_NAME).exists():
+            raise
         return GenerationConfig.from_model_config(config)
 
 
 @contextmanager
-def _one_line(flag: str, path: str) -> Iterator[None]:
-    """Turn what transformers raises for a missing, unreachable or broken model into one line."""
+def _one_line(flag: str, path: str, part: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a missing, unreachable or broken model into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        reason: Any = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"{flag} {path}: cannot be loaded ({reason[:200]}); "
-            "give a local model folder, or a hub id that can be reached"
-        ) from error
+    except Exception as error:  # a file of somebody else's can break its reader in any way
+        local = Path(path).is_dir()
+        remedy = "mend it, or download the model again" if local else LOCAL_OR_REACHABLE
+        raise UserError(f"{flag} {path}: {part} cannot be loaded ({_in_one_line(error)}); {remedy}") from error
+
+
+def _in_one_line(error: Exception, width: int = 240) -> str:
+    reason = " ".join(str(error).split())
+    if not isinstance(error, OSError | ValueError):
+        reason = f"{type(error).__name__}: {reason}"  # alone, "'hidden_size'" says little
+    return reason if len(reason) <= width else reason[: width - 1] + "…"

@@ -164,6 +164,7 @@ def test_a_missing_column_lists_the_columns(hub_folder, column, said):
     ("name", "said"),
     [
         ("DeepMth", "--dataset DeepMth: unknown data set; did you mean deepmath?"),
+        ("DEEPMATH3", "did you mean deepmath?"),
         ("tulu", "did you mean tulu3?"),
         ("qqqqqq", "--dataset qqqqqq: unknown data set; needs deepmath, tulu3, a hub id"),
         ("./nowhere", "--dataset ./nowhere: no such file or folder"),

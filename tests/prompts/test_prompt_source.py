@@ -173,6 +173,8 @@ def test_no_more_is_rendered_than_the_run_needs(build, make_raw, renderer):
     source = build(make_raw(numbered(5000)), steps=10, batch_size=10)
     assert len(source) == 100
     assert renderer.rendered == 16 + 100 + 1  # one more, to see whether there are more
+    # Fewer than it takes to settle how many are held out.
+    assert len(build(make_raw(numbered(5000)), steps=1, batch_size=2)) == 2
 
 
 def test_a_prompt_carries_what_people_need(build, renderer):
@@ -204,7 +206,7 @@ def test_a_row_that_the_context_cannot_hold_is_left_out(build, make_raw):
 
 
 def test_a_written_prompt_that_the_context_cannot_hold_is_refused(build, make_raw, renderer):
-    texts = [*numbered(200), "a" * 25, "a" * 93, "a" * 94]
+    texts = [*numbered(200), "a" * 92, "a" * 93, "a" * 94]  # 92 tokens leave room for 8
     with pytest.raises(UserError) as caught:
         build(make_raw(texts, must_fit=True), max_prompt_tokens=20, context_length=100, steps=1)
     assert str(caught.value) == (

