@@ -58,8 +58,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         written = yaml.load(text, yaml.BaseLoader)  # every word as it stands there
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); give an existing YAML file") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{where}: not valid YAML, line {line}: {error.problem}; mend it there") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-45
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend it there") from error
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: needs to be a mapping of flag names to values, like `batch_size: 8`")
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}

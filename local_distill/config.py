@@ -108,7 +108,7 @@ class TrainConfig:
     loss: str = _objective(
         "What the advantages are put into; docs/method.md has the formulas.",
         "policy_gradient",
-        choices=("policy_gradient", "importance_sampling", "ppo"),
+        choices=("policy_gradient", "importance_sampling", "ppo", "reverse_kl"),
     )
     kl_coef: float = _objective("Advantage = −kl_coef · (log p_student − log p_teacher), per token.", 1.0)
     kl_discount: float = _objective("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
@@ -214,6 +214,16 @@ class TrainConfig:
         if self.chat_template_kwargs and self.chat_template == "off":
             raise UserError(
                 "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
+            )
+        if self.loss == "reverse_kl" and self.teacher_ds_zero3:
+            raise UserError(
+                "--loss reverse_kl: needs the teacher whole in each process, which --teacher_ds_zero3 shards; "
+                "use policy_gradient, or drop --teacher_ds_zero3"
+            )
+        if self.loss == "reverse_kl" and self.kl_discount:
+            raise UserError(
+                f"--kl_discount: {self.kl_discount:g} given with --loss reverse_kl, which has no advantages to "
+                "discount; drop it, or use a sampled-token loss"
             )
         if self.teacher_ds_config and not self.teacher_ds_zero3:
             raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")

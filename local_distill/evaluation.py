@@ -16,7 +16,7 @@ from local_distill.distributed import gather_lists
 from local_distill.types import Completion, Evaluation, Prompt, Rollout, RolloutEngine, Teacher
 
 SHOWN = 4
-"""Held-out prompts whose greedy completions are kept for people to read."""
+"""Held-out prompts whose completions are kept for people to read."""
 
 DRAW = -1
 """The step whose random numbers every evaluation draws: no training step's, and the same at each evaluation,
@@ -52,7 +52,7 @@ class HeldOutEvaluator:
 
     sampler: one rollout a prompt at temperature 1 and top-p 1: the expectation of s_t − q_t over the
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.
-    greedy: the likeliest completion, for people. micro_batch: rollouts that are scored together.
+    reader: one completion a prompt for people to read. micro_batch: rollouts that are scored together.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class HeldOutEvaluator:
         student: nn.Module,
         teacher: Teacher,
         sampler: RolloutEngine,
-        greedy: RolloutEngine,
+        reader: RolloutEngine,
         prompts: Sequence[Prompt],
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
@@ -71,7 +71,7 @@ class HeldOutEvaluator:
         self._student = student
         self._teacher = teacher
         self._sampler = sampler
-        self._greedy = greedy
+        self._reader = reader
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._pad_id = pad_id
@@ -89,7 +89,7 @@ class HeldOutEvaluator:
             standard_error=standard_error,
             length=sum(len(s.rollout.completion) for s in sampled) / len(sampled),
             truncated=sum(s.rollout.finish == "length" for s in sampled) / len(sampled),
-            completions=tuple(self._in_words(s) for s in self._score(self._greedy, self._prompts[:SHOWN])),
+            completions=tuple(self._in_words(s) for s in self._score(self._reader, self._prompts[:SHOWN])),
         )
 
     @torch.no_grad()

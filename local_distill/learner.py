@@ -26,9 +26,12 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What the advantages are made of and put into; see ``--kl_coef``, ``--kl_discount``, ``--loss``."""
+    """What is minimised; see ``--loss``, ``--kl_coef``, ``--kl_discount``.
 
-    objective: Objective
+    objective: the sampled-token loss that the advantages are put into; None for the exact reverse KL.
+    """
+
+    objective: Objective | None
     kl_coef: float
     kl_discount: float
     ratio_cap: float
@@ -83,7 +86,7 @@ class Learner:
         }
 
     def _backward_all(
-        self, batches: Sequence[ScoredBatch], objective: Objective, behaviours: Sequence[Tensor]
+        self, batches: Sequence[ScoredBatch], objective: Objective | None, behaviours: Sequence[Tensor]
     ) -> Tensor:
         """Forward and backward of one update's micro-batches.
 
@@ -100,18 +103,26 @@ class Learner:
         for i, (batch, behaviour) in enumerate(zip(batches, behaviours, strict=True)):
             last = i == len(batches) - 1
             with self._updates.accumulating(last):
-                logprobs = self._updates.student(batch.tokens)  # (N,) nats
-                advantages = reverse_kl_advantages(
-                    logprobs, batch.teacher_logprobs, batch.tokens.lengths, self._loss.kl_coef, self._loss.kl_discount
-                )
-                loss = objective(logprobs, advantages, behaviour)
+                delta, loss = self._delta_and_loss(batch, objective, behaviour)
                 self._updates.backward(loss * scale, last)
-            delta = logprobs.detach() - batch.teacher_logprobs
             sums += torch.stack([delta.sum(), loss.detach()])  # stays on the device: no wait for each micro-batch
         delta_sum, loss_sum = sum_over_processes(accelerator, sums).tolist()
         return torch.tensor([delta_sum, loss_sum, tokens], dtype=torch.float64)
 
-    def _objective_of(self, substep: int) -> Objective:
+    def _delta_and_loss(
+        self, batch: ScoredBatch, objective: Objective | None, behaviour: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence at each completion token, (N,) nats detached, and the micro-batch's summed loss."""
+        if objective is None:
+            divergence = self._updates.student(batch.tokens, batch.states)
+            return divergence.detach(), self._loss.kl_coef * divergence.sum()
+        logprobs = self._updates.student(batch.tokens)  # (N,) nats
+        advantages = reverse_kl_advantages(
+            logprobs, batch.teacher_logprobs, batch.tokens.lengths, self._loss.kl_coef, self._loss.kl_discount
+        )
+        return logprobs.detach() - batch.teacher_logprobs, objective(logprobs, advantages, behaviour)
+
+    def _objective_of(self, substep: int) -> Objective | None:
         """Plain policy gradient holds only until the policy has moved; then its samples are weighed."""
         if substep > 0 and self._loss.objective is policy_gradient:
             return ImportanceSampling(self._loss.ratio_cap)

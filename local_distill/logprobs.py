@@ -9,7 +9,7 @@ plain ones, not an approximation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,24 @@ def sampled_logprobs(hidden: Tensor, targets: Tensor, head: Head, logits_per_chu
     (float64 for float64 input). Matrix products run in the autocast precision when autocast is on,
     the softmax always in float32. A frozen head costs no gradient buffer.
     """
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(hidden.device.type)
     chunk = max(1, logits_per_chunk // head.vocab_size)
     result: Tensor = _SampledLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, head, dtype, chunk
+        hidden, head.weight, head.bias, targets, head, _matmul_dtype(hidden), chunk
+    )
+    return result
+
+
+def reverse_kl(
+    hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher_head: Head, logits_per_chunk: int = LOGITS_PER_CHUNK
+) -> Tensor:
+    """Σ_v p_v (log p_v − log q_v) at every position, temperature 1: the reverse KL without sampling noise.
+
+    hidden: (N, H) of the student, with gradient. teacher_hidden: (N, H') of the teacher, without. Both heads
+    span the same vocab_size. Returns (N,) nats, ≥ 0 but for rounding; precisions as in ``sampled_logprobs``.
+    """
+    chunk = max(1, logits_per_chunk // (2 * head.vocab_size))  # two models' logits at a time
+    result: Tensor = _ReverseKL.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, teacher_hidden, head, teacher_head, _matmul_dtype(hidden), chunk
     )
     return result
 
@@ -77,30 +89,99 @@ class _SampledLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse = ctx.saved_tensors
-        head, dtype = ctx.head, ctx.dtype
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        matrix = weight[: head.vocab_size].to(dtype)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # Sums over chunks are kept in float32 even for a bf16 head: rounding at every chunk would add up.
-        grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if wants_bias else None
+        total = _HeadGradients(hidden, weight, bias, ctx.head, ctx.dtype, lse.dtype, ctx.needs_input_grad)
         for part in _chunks(len(targets), ctx.chunk):
-            states = hidden[part].to(dtype)
-            logits = _logits(states, matrix, bias, head, lse.dtype)
+            states, logits = total.logits(part)
+            slope = _slope(logits, ctx.head)
             # d(z_y − lse)/dz = onehot(y) − softmax(z), weighed by the incoming gradient; in the logits' own memory.
-            slope = _slope(logits, head)
             grad_logits = logits.sub_(lse[part, None]).exp_().mul_(-grad[part, None])
             grad_logits.scatter_add_(1, targets[part, None], grad[part, None].to(grad_logits.dtype))
-            if slope is not None:
-                grad_logits.mul_(slope)
-            if grad_bias is not None:
-                grad_bias[: head.vocab_size] += grad_logits.sum(0)
-            grad_logits = grad_logits.to(dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = (grad_logits @ matrix).to(hidden.dtype)
-            if grad_weight is not None:
-                _add_product(grad_weight[: head.vocab_size], grad_logits.t(), states)
-        return grad_hidden, _as(grad_weight, weight), _as(grad_bias, bias), None, None, None, None
+            total.add(part, states, grad_logits, slope)
+        return *total.result(), None, None, None, None
+
+
+class _ReverseKL(torch.autograd.Function):
+    """With k = Σ_v p_v (log p_v − log q_v): dk/dz_v = p_v (log p_v − log q_v − k), z the student's logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher_hidden: Tensor, head: Head,
+        teacher_head: Head, dtype: torch.dtype, chunk: int,
+    ) -> Tensor:  # fmt: skip
+        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        matrix = weight[: head.vocab_size].to(dtype)
+        divergence = torch.empty(len(hidden), dtype=accumulate, device=hidden.device)
+        for part in _chunks(len(hidden), chunk):
+            logprobs = _logits(hidden[part].to(dtype), matrix, bias, head, accumulate).log_softmax(1)
+            difference = logprobs - _teacher_logprobs(teacher_hidden[part], teacher_head, accumulate)
+            divergence[part] = logprobs.exp_().mul_(difference).sum(1)
+        ctx.save_for_backward(hidden, weight, bias, teacher_hidden, divergence)
+        ctx.head, ctx.teacher_head, ctx.dtype, ctx.chunk = head, teacher_head, dtype, chunk
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, teacher_hidden, divergence = ctx.saved_tensors
+        total = _HeadGradients(hidden, weight, bias, ctx.head, ctx.dtype, divergence.dtype, ctx.needs_input_grad)
+        for part in _chunks(len(hidden), ctx.chunk):
+            states, logits = total.logits(part)
+            slope = _slope(logits, ctx.head)
+            logprobs = logits.log_softmax(1)
+            difference = logprobs - _teacher_logprobs(teacher_hidden[part], ctx.teacher_head, divergence.dtype)
+            difference.sub_(divergence[part, None])
+            grad_logits = logprobs.exp_().mul_(difference).mul_(grad[part, None])
+            total.add(part, states, grad_logits, slope)
+        return *total.result(), None, None, None, None, None
+
+
+class _HeadGradients:
+    """Gradients of a head's inputs, summed chunk by chunk; what is not wanted is not made."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, dtype: torch.dtype,
+        accumulate: torch.dtype, wanted: Sequence[bool],
+    ) -> None:  # fmt: skip
+        self._hidden, self._weight, self._bias = hidden, weight, bias
+        self._head, self._dtype, self._accumulate = head, dtype, accumulate
+        self._matrix = weight[: head.vocab_size].to(dtype)
+        self._grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        # Sums over chunks are kept in float32 even for a bf16 head: rounding at every chunk would add up.
+        self._grad_weight = torch.zeros_like(weight, dtype=accumulate) if wanted[1] else None
+        self._grad_bias = torch.zeros_like(bias, dtype=accumulate) if bias is not None and wanted[2] else None
+
+    def logits(self, part: slice) -> tuple[Tensor, Tensor]:
+        """The chunk's hidden states, in the precision of the products, and its logits, computed anew."""
+        states = self._hidden[part].to(self._dtype)
+        return states, _logits(states, self._matrix, self._bias, self._head, self._accumulate)
+
+    def add(self, part: slice, states: Tensor, grad_logits: Tensor, slope: Tensor | float | None) -> None:
+        """Carry the gradient of a chunk's final logits back; ``grad_logits`` is used up."""
+        vocab_size = self._head.vocab_size
+        if slope is not None:
+            grad_logits.mul_(slope)
+        if self._grad_bias is not None:
+            self._grad_bias[:vocab_size] += grad_logits.sum(0)
+        grad_logits = grad_logits.to(self._dtype)
+        if self._grad_hidden is not None:
+            self._grad_hidden[part] = (grad_logits @ self._matrix).to(self._hidden.dtype)
+        if self._grad_weight is not None:
+            _add_product(self._grad_weight[:vocab_size], grad_logits.t(), states)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden, weight and bias, each in its own precision."""
+        return self._grad_hidden, _as(self._grad_weight, self._weight), _as(self._grad_bias, self._bias)
+
+
+def _matmul_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def _teacher_logprobs(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
+    """(n, V) log-probs of a chunk, the products in the teacher's own precision."""
+    return _logits(hidden, head.weight[: head.vocab_size], head.bias, head, dtype).log_softmax(1)
 
 
 def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, head: Head, dtype: torch.dtype) -> Tensor:

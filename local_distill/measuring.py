@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -54,5 +55,19 @@ def peak_memory_gib(device: torch.device) -> float:
     """The most memory this process has held: on the GPU where there is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    return _peak_resident_bytes() / 2**30
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes on macOS, KiB on Linux
+    if sys.platform == "darwin":
+        return peak
+    # On Linux getrusage begins with the memory of whoever started this process; the kernel's own record does not.
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return (own or [peak])[0] * 2**10

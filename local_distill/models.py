@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 from local_distill.errors import UserError
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 LOCAL_OR_REACHABLE = "give a local model folder, or a hub id (owner/name) that can be reached"
 
 
@@ -94,7 +94,7 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
 
     Raises UserError naming ``flag`` when it is not a causal language model that can be read.
     """
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = str(Path(path).expanduser()) if path.startswith("~/") else path
     folder = Path(path)
     if folder.is_dir():
         _check_folder(flag, folder)
@@ -115,7 +115,7 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Module:
-    """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process.
+    """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process, in eval mode.
 
     Raises UserError when the model lacks one of the modules, or when one is not a linear layer inside of it.
     """
@@ -129,16 +129,16 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
         target_modules=_target_modules(model, settings.target_modules),
     )
     torch.manual_seed(seed)
-    with _peft_without_warnings():
-        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+    with _peft_without_warnings(), model.device:  # a skeleton's adapter takes no memory either
+        return get_peft_model(model, config).eval()
 
 
 def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
-    """The model with the trainable adapter saved in ``folder``."""
+    """The model with the trainable adapter saved in ``folder``, in eval mode."""
     from peft import PeftModel
 
     with _peft_without_warnings():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -149,7 +149,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def _check_folder(flag: str, folder: Path) -> None:
-    """Raise UserError when a local folder lacks the files of a model, or has safetensors that are cut short."""
+    """Raise UserError when a local folder lacks a file that a model has, or has safetensors that are cut short."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
@@ -159,14 +159,16 @@ def _check_folder(flag: str, folder: Path) -> None:
         raise UserError(f"{flag} {folder}: not a model folder, it has no config.json; give a transformers model folder")
     for file in _weight_files(flag, folder):
         try:
-            with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
-                continue
+            with safe_open(file, framework="pt"):  # compares the header with the file's length
+                pass
         except (SafetensorError, OSError) as error:
-            size = f", {file.stat().st_size} bytes," if file.exists() else ""
-            raise UserError(
-                f"{flag} {folder}: {file.name}{size} is missing, damaged or cut short ({_in_one_line(error)}); "
-                "download the model again"
-            ) from error
+            found = f"is damaged or cut short at {file.stat().st_size} bytes" if file.exists() else "is not there"
+            raise UserError(f"{flag} {folder}: {file.name} {found}; download the model again") from error
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise UserError(
+            f"{flag} {folder}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there "
+            "from the model that it was made from"
+        )
 
 
 def _weight_files(flag: str, folder: Path) -> list[Path]:
@@ -204,8 +206,8 @@ def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
     if unknown or not wanted:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise UserError(
-            f"--lora_target_modules {names}: {', '.join(unknown) or 'nothing'} is no linear layer inside this model, "
-            f"which has {', '.join(known)}; choose from these, or all-linear"
+            f"--lora_target_modules {names}: {', '.join(unknown) or 'an empty name'} is no linear layer inside this "
+            f"model, which has {', '.join(known)}; choose from these, or all-linear"
         )
     return wanted
 
@@ -254,7 +256,8 @@ def _one_line(flag: str, path: str, part: str) -> Iterator[None]:
 
 
 def _in_one_line(error: Exception, width: int = 240) -> str:
-    reason = " ".join(str(error).split())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)  # what follows a sentence is advice
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"  # alone, "'hidden_size'" says little
     return reason if len(reason) <= width else reason[: width - 1] + "…"

@@ -90,11 +90,11 @@ class PPO:
         return -torch.minimum(ratio * advantages, clipped * advantages).sum()
 
 
-def make_objective(loss: str, ratio_cap: float, ppo_clip: float) -> Objective:
-    """The loss that ``--loss`` names."""
+def make_objective(loss: str, ratio_cap: float, ppo_clip: float) -> Objective | None:
+    """The loss that ``--loss`` names; None for reverse_kl, which needs no sampled-token form: it is its own sum."""
     objectives: dict[str, Objective] = {
         "policy_gradient": policy_gradient,
         "importance_sampling": ImportanceSampling(ratio_cap),
         "ppo": PPO(ppo_clip),
     }
-    return objectives[loss]
+    return objectives.get(loss)

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from local_distill.checkpoint import Checkpoint, check_same_run, find_checkpoint, open_checkpoint, set_aside_newer
+from local_distill.checkpoint import (
+    PREFIX,
+    Checkpoint,
+    check_same_run,
+    find_checkpoint,
+    open_checkpoint,
+    set_aside_newer,
+)
 from local_distill.cli import LATEST
 from local_distill.errors import UserError
 from local_distill.models import LoraSettings, ModelFiles, add_lora
@@ -98,7 +105,8 @@ def launch_in_words(accelerator: Accelerator, precision: Precision) -> str:
     """What was launched: ``2 processes with DeepSpeed ZeRO-2, bf16, on cuda``."""
     plugin, number = accelerator.state.deepspeed_plugin, accelerator.num_processes
     kind = f"DeepSpeed ZeRO-{plugin.zero_stage}" if plugin else "data parallelism"
-    processes = f"{number} processes with {kind}" if number > 1 or plugin else "1 process"
+    processes = f"{number} processes" if number > 1 else "1 process"
+    processes += f" with {kind}" if number > 1 or plugin else ""
     return f"{processes}, {precision.mixed.replace('no', 'fp32')}, on {accelerator.device.type}"
 
 
@@ -108,20 +116,16 @@ def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[s
     Raises UserError when the folder holds something else, cannot be written, or has nothing to resume.
     """
     if resume is None:
-        folder = Path(output_dir) if output_dir else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--output_dir {folder}: is not empty; add --resume to go on with it, or choose another")
-        _check_writable(folder)
+        folder = _path(output_dir) if output_dir else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        _check_new(folder)
         return RunFolder(folder)
-    if resume == LATEST and output_dir is None:
-        raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")
     if resume == LATEST:
-        checkpoint, notes = find_checkpoint(Path(str(output_dir)))
-        run = RunFolder(Path(str(output_dir)), checkpoint, tuple(notes))
+        if output_dir is None:
+            raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")
+        checkpoint, notes = find_checkpoint(_path(output_dir))
+        run = RunFolder(_path(output_dir), checkpoint, tuple(notes))
     else:
-        if not Path(resume).is_dir():
-            raise UserError(f"--resume {resume}: there is no such folder; give a step folder, or only --resume")
-        run = RunFolder(Path(output_dir or Path(resume).resolve().parent), open_checkpoint(Path(resume)))
+        run = _run_of_step(_path(resume), output_dir)
     assert run.checkpoint is not None
     check_same_run(run.checkpoint, settings)
     _check_writable(run.path)
@@ -136,13 +140,42 @@ def checkpoint_bytes(student: ModelFiles, lora: LoraSettings | None) -> int:
 
 
 def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
-    """Raise UserError unless ``keep`` checkpoints and the one being written fit on the disk."""
-    needed, free = one_checkpoint * (keep + 1), shutil.disk_usage(folder).free
+    """Raise UserError unless ``keep`` checkpoints, less those that are there, and the one being written fit."""
+    number = 1 + max(0, keep - len(list(folder.glob(f"{PREFIX}*"))))
+    needed, free = one_checkpoint * number, shutil.disk_usage(folder).free
     if needed > free:
+        fewer = "lower --keep_checkpoints, " if number > 1 else ""
         raise UserError(
-            f"--output_dir {folder}: {free / 1e9:.1f} GB free, {keep + 1} checkpoints need {needed / 1e9:.1f} GB; "
-            "free some, choose another disk, or lower --keep_checkpoints"
+            f"--output_dir {folder}: {free / 1e9:.1f} GB free, needs {needed / 1e9:.1f} GB for checkpoints "
+            f"({number} of {one_checkpoint / 1e9:.1f} GB); free some, {fewer}or choose another disk"
         )
+
+
+def _run_of_step(step_folder: Path, output_dir: str | None) -> RunFolder:
+    """Where a run goes on that is resumed from a folder named by the user: where it was, or in a new place."""
+    if not step_folder.is_dir():
+        raise UserError(f"--resume {step_folder}: no such folder; give a {PREFIX}N folder, or --resume alone")
+    if any(step_folder.glob(f"{PREFIX}*")):
+        raise UserError(
+            f"--resume {step_folder}: a run's folder, needs one of the {PREFIX}N folders in it; "
+            f"or give --output_dir {step_folder} --resume, which takes the newest"
+        )
+    checkpoint = open_checkpoint(step_folder)
+    home = step_folder.resolve().parent
+    folder = _path(output_dir) if output_dir else home
+    if folder.resolve() != home:
+        _check_new(folder)  # another run's checkpoints and records would be taken for this one's
+    return RunFolder(folder, checkpoint)
+
+
+def _check_new(folder: Path) -> None:
+    """Raise UserError unless the folder is empty, or can be made, and can be written."""
+    _check_writable(folder)
+    if any(folder.iterdir()):
+        remedy = "add --resume to go on with it, or choose another"
+        if not any(folder.glob(f"{PREFIX}*")):
+            remedy = "choose another, or empty it (it holds no checkpoint to --resume from)"
+        raise UserError(f"--output_dir {folder}: is not empty; {remedy}")
 
 
 def _check_writable(folder: Path) -> None:
@@ -150,8 +183,14 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        raise UserError(f"--output_dir {folder}: a file, needs a folder; choose another") from error
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
+
+
+def _path(given: str) -> Path:
+    return Path(given).expanduser() if given.startswith("~/") else Path(given)
 
 
 def _cpu_has_bf16() -> bool:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
-from local_distill.logprobs import Head, sampled_logprobs
+from local_distill.logprobs import Head, reverse_kl, sampled_logprobs
 from local_distill.models import causal_lm
-from local_distill.types import TokenBatch
+from local_distill.types import HeadStates, TokenBatch
 
 
 class TokenScorer(nn.Module):
@@ -26,14 +26,22 @@ class TokenScorer(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
 
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """(N,) float32 nats: log p(target | everything before it), temperature 1."""
+    def forward(self, batch: TokenBatch, teacher: HeadStates | None = None) -> Tensor:
+        """(N,) float32 nats at temperature 1: log p(target | everything before it), or, given the teacher's
+        states, the reverse KL over the whole vocabulary at each of those positions."""
+        states = self.states(batch)
+        if teacher is not None:
+            return reverse_kl(states.hidden, states.head, teacher.hidden, teacher.head)
+        return sampled_logprobs(states.hidden, batch.targets, states.head)
+
+    def states(self, batch: TokenBatch) -> HeadStates:
+        """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
         network = causal_lm(self.model)
         hidden = network.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
-        visited = hidden.flatten(0, 1).index_select(0, batch.predictors)  # (N, H)
-        return sampled_logprobs(visited, batch.targets, head_of(network, self.vocab_size))
+        visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        return HeadStates(visited, head_of(network, self.vocab_size))
 
 
 def head_of(network: PreTrainedModel, vocab_size: int) -> Head:
@@ -68,6 +76,8 @@ def check_head(scorer: TokenScorer, flag: str) -> None:
     logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
     expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
     found = scorer(batch).double()
+    if not expected.isfinite().all():
+        raise UserError(f"{flag}: its weights give NaN or infinite log-probs; the files are damaged, fetch them again")
     # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.
     tolerance = 1e-3 if logits.abs().max() < 1 or network.dtype == torch.float32 else 0.25
     if not torch.allclose(found, expected, rtol=0.0, atol=tolerance):

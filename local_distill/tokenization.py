@@ -61,7 +61,8 @@ def shared_vocabulary(student: PretrainedConfig, teacher: PretrainedConfig, toke
     for flag, size in sizes.items():
         if size < known:
             raise UserError(
-                f"{flag}: has logits for {size} tokens, its tokenizer knows {known}; the folder is mixed up"
+                f"{flag}: has logits for {size} tokens, its tokenizer knows {known}; config.json and tokenizer "
+                "do not belong together, download the model again"
             )
     return min(sizes.values())
 

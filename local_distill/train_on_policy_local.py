@@ -45,11 +45,11 @@ from local_distill.preflight import (
     open_run_folder,
 )
 from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
-from local_distill.rollouts.choosing import NucleusSampling, greedy
+from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer, check_head
 from local_distill.summary import show_summary, write_summary
-from local_distill.teachers.local import LocalTeacher
+from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.teachers.zero3 import load_zero3_teacher
 from local_distill.terminal import open_terminal
 from local_distill.tracking import RunLog, open_run_log
@@ -57,6 +57,7 @@ from local_distill.types import Teacher
 from local_distill.updates import Updates, learning_rate_at, make_updates
 
 SETTINGS_FILE = "config.yaml"
+READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,9 +109,19 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
     config = inputs.config
     log.say(f"{config.student_model} learns from {config.teacher_model}, in {run.path}")
     log.say(launch_in_words(accelerator, inputs.precision))
-    for note in (*run.notes, inputs.precision.note, inputs.stops.note, *inputs.prompts.notes):
-        if note:
-            log.say(note)
+    notes = (*run.notes, inputs.precision.note, inputs.stops.note, off_policy_note(config), *inputs.prompts.notes)
+    for note in filter(None, notes):
+        log.say(note)
+
+
+def off_policy_note(config: TrainConfig) -> str:
+    """A word on samples that the loss takes for the student's own though they are not, or nothing."""
+    if config.loss != "policy_gradient" or (config.temperature == 1 and config.top_p == 1):
+        return ""
+    return (
+        f"samples at temperature {config.temperature:g} and top-p {config.top_p:g} are not quite the student's own, "
+        "which policy_gradient takes them for: --temperature 1 --top_p 1 is exact (docs/method.md)"
+    )
 
 
 def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunLog, stop: StopRequest) -> int:
@@ -179,7 +190,9 @@ def load_teacher(inputs: Inputs, accelerator: Accelerator) -> Teacher:
         return load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size, device)
     scorer = TokenScorer(inputs.teacher.load(dtype).to(device), inputs.vocab_size)
     check_head(scorer, "--teacher_model")
-    return LocalTeacher(scorer, device)
+    return (
+        WholeDistributionTeacher(scorer, device) if inputs.config.loss == "reverse_kl" else LocalTeacher(scorer, device)
+    )
 
 
 def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates) -> Learner:
@@ -209,7 +222,7 @@ def make_evaluator(
         student=updates.student,
         teacher=teacher,
         sampler=rollouts(choose=NucleusSampling(1.0, 1.0), group_size=1),
-        greedy=rollouts(choose=greedy, group_size=1),
+        reader=rollouts(choose=READABLE, group_size=1),
         prompts=held_out,
         tokenizer=inputs.student.tokenizer,
         pad_id=inputs.pad_id,

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from local_distill.logprobs import Head
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -89,14 +91,27 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
+class HeadStates:
+    """What a model's whole distribution at every position is computed from, a chunk at a time.
+
+    hidden: (N, H) before the head, aligned with ``TokenBatch.targets``. head: that head.
+    """
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
 class ScoredBatch:
     """A token batch with the teacher's opinion of it.
 
     teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``.
+    states: the teacher's whole distribution, where it was asked for and the teacher can give it.
     """
 
     tokens: TokenBatch
     teacher_logprobs: Tensor
+    states: HeadStates | None = None
 
 
 class RolloutEngine(Protocol):
@@ -143,7 +158,7 @@ class Evaluation:
     reverse_kl: nats per token, over samples at temperature 1 and top-p 1, so that it is an unbiased
         estimate of KL(student‖teacher); standard_error: of that mean, prompts taken as independent.
     length: mean completion tokens. truncated: share of completions that max_new_tokens ended.
-    completions: the same few prompts at every evaluation, in the same order, decoded greedily.
+    completions: the same few prompts at every evaluation, in the same order, with the same random numbers.
     """
 
     step: int

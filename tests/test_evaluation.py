@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from local_distill.evaluation import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation, ratio_of_sums
-from local_distill.rollouts.choosing import NucleusSampling, greedy
+from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher
@@ -16,6 +16,7 @@ from local_distill.types import Prompt
 from tests.models import llama_config, make_model, make_tokenizer
 from tests.test_scorer import V, dense
 
+GREEDY = NucleusSampling(1.0, 1e-9)
 PROMPTS = [Prompt((5 + i, 6, 7 + 2 * i), f"prompt {i}", f"test:{i}") for i in range(6)]
 
 
@@ -31,7 +32,7 @@ def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6
     sampler = engine(NucleusSampling(1.0, 1.0))
     held_out = HeldOutEvaluator(
         accelerator, TokenScorer(student, V), LocalTeacher(TokenScorer(teacher, V), accelerator.device), sampler,
-        engine(greedy), prompts, make_tokenizer(), 0, micro_batch,
+        engine(GREEDY), prompts, make_tokenizer(), 0, micro_batch,
     )  # fmt: skip
     return held_out, sampler
 
@@ -51,7 +52,7 @@ def test_numbers_are_those_of_the_dense_formula_for_any_micro_batch(micro_batch)
     assert [c.prompt for c in found.completions] == [f"prompt {i}" for i in range(SHOWN)]
 
 
-def test_shown_completions_are_greedy_and_carry_their_own_divergence():
+def test_shown_completions_are_the_readers_and_carry_their_own_divergence():
     student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
     shown = evaluator(student, teacher)[0].evaluate(0).completions[1]
     ids = torch.tensor([PROMPTS[1].ids])

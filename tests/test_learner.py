@@ -11,7 +11,7 @@ from local_distill.learner import MAX_SKIPPED, DivergedError, Learner, LossSetti
 from local_distill.models import open_model
 from local_distill.objectives import PPO, ImportanceSampling, policy_gradient
 from local_distill.scorer import TokenScorer
-from local_distill.teachers.local import LocalTeacher
+from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.types import ScoredBatch
 from local_distill.updates import ADAM_BETAS, ADAM_EPS, learning_rate_at, make_updates
 from tests.models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
@@ -24,21 +24,14 @@ ROLLOUTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 class Training:
     """A student, its teacher and its learner, put together as the entry point does."""
 
     def __init__(self, student, teacher, *, objective=policy_gradient, coef=1.0, discount=0.0, rate=1e-2, clip=0.0):
         self.accelerator = Accelerator(cpu=True)
         self.scorer = TokenScorer(student, V)
-        self.teacher = LocalTeacher(TokenScorer(teacher, V), self.accelerator.device)
+        kind = LocalTeacher if objective else WholeDistributionTeacher
+        self.teacher = kind(TokenScorer(teacher, V), self.accelerator.device)
         self.updates = make_updates(self.accelerator, self.scorer, weight_decay=0.0, max_grad_norm=clip)
         loss = LossSettings(objective, coef, discount, ratio_cap=10.0)
         self.learner = Learner(self.accelerator, self.updates, loss, lambda _: rate, seed=0)
@@ -107,8 +100,8 @@ def test_one_update_is_adam_on_the_dense_loss(coef, discount):
 
 
 def gradients_of(batches, objective=policy_gradient, discount=0.7):
-    training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2), discount=discount)
-    training.learner._loss = LossSettings(objective, 1.0, discount, 10.0)
+    models = make_model(llama_config(), 1), make_model(llama_config(), 2)
+    training = Training(*models, objective=objective, discount=discount)
     scored = [training.teacher.score(batch) for batch in batches]
     training.learner._backward_all(scored, objective, [b.tokens.sampler_logprobs for b in scored])
     return {n: p.grad.clone() for n, p in training.scorer.named_parameters()}
@@ -128,7 +121,11 @@ def padded(batch, extra):
     )
 
 
-@pytest.mark.parametrize("objective", [policy_gradient, ImportanceSampling(10.0), PPO(0.2)])
+@pytest.mark.parametrize(
+    "objective",
+    [policy_gradient, ImportanceSampling(10.0), PPO(0.2), None],
+    ids=["policy_gradient", "importance_sampling", "ppo", "reverse_kl"],
+)
 @pytest.mark.parametrize(
     "cut",
     [
@@ -145,6 +142,26 @@ def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(objectiv
     for name in whole:
         error = (whole[name] - parts[name]).norm() / whole[name].norm()
         assert error < 1e-5, (name, error)
+
+
+def test_exact_reverse_kl_has_the_gradient_and_the_value_of_the_dense_formula():
+    student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
+    divergences = []
+    for r in ROLLOUTS:
+        ids = torch.cat([torch.tensor(r.prompt.ids), r.completion])
+        visited = slice(len(r.prompt.ids) - 1, len(ids) - 1)
+        p, q = (m(input_ids=ids[None]).logits[0, visited].log_softmax(-1) for m in (student, teacher))
+        divergences.append((p.exp() * (p - q.detach())).sum(-1))
+    expected = torch.cat(divergences).mean()
+    expected.backward()
+    found = gradients_of([collate(part, 0) for part in split_by_length(ROLLOUTS, 2)], objective=None)
+    for name, parameter in student.named_parameters():
+        error = (found[f"model.{name}"] - parameter.grad).norm() / parameter.grad.norm()
+        assert error < 1e-4, name
+    metrics = Training(make_model(llama_config(), 1), teacher, objective=None).step([[collate(ROLLOUTS, 0)]])
+    assert metrics["reverse_kl"] == pytest.approx(expected.item(), rel=1e-4)
+    same = Training(make_model(llama_config(), 1), make_model(llama_config(), 1), objective=None)
+    assert abs(same.step([[collate(ROLLOUTS, 0)]])["reverse_kl"]) < 1e-6
 
 
 def test_metrics_are_sums_divided_once():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from local_distill.logprobs import Head, sampled_logprobs
+from local_distill.logprobs import Head, reverse_kl, sampled_logprobs
 
 N, H, V, ROWS = 23, 8, 50, 57
 
@@ -125,3 +125,79 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_made():
     with Watch():
         sampled_logprobs(hidden, targets, Head(weight, vocab), logits_per_chunk=rows_per_chunk * vocab).sum().backward()
     assert largest == max(rows_per_chunk * vocab, vocab * H, n * H)
+
+
+def dense_reverse_kl(hidden, head, teacher_hidden, teacher_head):
+    """The definition, in float64, with all logits at once."""
+
+    def logprobs(states, h):
+        logits = states.double() @ h.weight[:V].double().t() + (0 if h.bias is None else h.bias[:V].double())
+        logits = logits * h.scale
+        logits = logits if h.softcap is None else h.softcap * torch.tanh(logits / h.softcap)
+        return logits.log_softmax(-1)
+
+    p, q = logprobs(hidden, head), logprobs(teacher_hidden, teacher_head)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def two_heads(dtype, bias=False, scale=1.0, softcap=None):
+    """A student's and a teacher's hidden states and heads, of different widths and paddings."""
+    hidden, weight, offset, _, upstream = inputs(dtype, bias)
+    gen = torch.Generator().manual_seed(5)
+    teacher_hidden = torch.randn(N, 2 * H, generator=gen, dtype=torch.float64).to(dtype)
+    teacher_weight = torch.randn(V + 3, 2 * H, generator=gen, dtype=torch.float64).to(dtype)
+    return (
+        hidden,
+        Head(weight, V, offset, scale, softcap),
+        teacher_hidden,
+        Head(teacher_weight, V, softcap=5.0),
+        upstream,
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows_per_chunk", [2, 14, 1000])
+def test_reverse_kl_equals_dense_in_float64(rows_per_chunk, bias, scale, softcap):
+    hidden, head, teacher_hidden, teacher_head, upstream = two_heads(torch.float64, bias, scale, softcap)
+    found = reverse_kl(hidden, head, teacher_hidden, teacher_head, logits_per_chunk=rows_per_chunk * V)
+    expected = dense_reverse_kl(hidden, head, teacher_hidden, teacher_head)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert found.min() > 0
+    pairs = zip(
+        gradients(found, upstream, hidden, head.weight, head.bias),
+        gradients(expected, upstream, hidden, head.weight, head.bias),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-2), (torch.float16, 1e-2)])
+def test_reverse_kl_in_low_precision_stays_near_the_oracle(dtype, tolerance):
+    hidden, head, teacher_hidden, teacher_head, upstream = two_heads(dtype)
+    found = reverse_kl(hidden, head, teacher_hidden, teacher_head, logits_per_chunk=5 * V)
+    expected = dense_reverse_kl(hidden, head, teacher_hidden, teacher_head)
+    assert (found.double() - expected).norm() / expected.norm() < tolerance
+    pairs = zip(
+        gradients(found, upstream, hidden, head.weight), gradients(expected, upstream, hidden, head.weight), strict=True
+    )
+    for ours, theirs in pairs:
+        assert (ours.double() - theirs.double()).norm() / theirs.double().norm() < tolerance
+
+
+def test_reverse_kl_of_equal_models_is_zero_with_zero_gradient():
+    hidden, weight, _, _, upstream = inputs(torch.float32)
+    head = Head(weight, V)
+    found = reverse_kl(hidden, head, hidden.detach(), Head(weight.detach(), V))
+    assert found.abs().max() < 1e-6
+    assert max(g.abs().max() for g in gradients(found, upstream, hidden, weight)) < 1e-5
+
+
+def test_reverse_kl_of_no_positions():
+    hidden, weight, _, _, _ = inputs(torch.float32, n=0)
+    found = reverse_kl(hidden, Head(weight, V), hidden.detach(), Head(weight.detach(), V))
+    found.sum().backward()
+    assert found.shape == (0,)
+    assert weight.grad.abs().max() == 0

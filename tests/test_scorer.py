@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, Gemma2Config, GraniteConfig
 
 from local_distill.batching import collate
@@ -93,6 +94,6 @@ def test_a_head_that_is_not_understood_is_refused():
 
 
 def test_an_adapter_on_the_head_is_refused():
-    model = add_lora(make_model(llama_config()), LoraSettings(4, 8, 0.0, "lm_head"), seed=0)
+    model = get_peft_model(make_model(llama_config()), LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"]))
     with pytest.raises(UserError, match="--lora_target_modules"):
         check_head(TokenScorer(model, V), "--student_model")

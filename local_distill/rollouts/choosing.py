@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,33 +12,20 @@ NUCLEUS_CANDIDATES = 1024
 """The nucleus is looked for among this many tokens first: sorting a whole vocabulary costs ten times more."""
 
 
-class Chooser(Protocol):
-    """How the next token is picked."""
-
-    def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """From logits (n, V) and one draw from [0, 1) a row, float64 (n,): token ids (n,) int64 and their m_t (n,)."""
-        ...
-
-
-def greedy(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token; m_t is its temperature-1 log-prob."""
-    del uniforms
-    logprobs, tokens = logits.float().log_softmax(-1).max(-1)
-    return tokens, logprobs
-
-
 @dataclass(frozen=True)
 class NucleusSampling:
     """Temperature, then top-p, then one draw by inverting the cumulative distribution.
 
     One uniform number decides a row's token whatever else is in the batch, which is what lets the
-    same seed give the same rollouts for any batch size and any number of processes.
+    same seed give the same rollouts for any batch size and any number of processes. A top_p close to
+    zero is greedy decoding.
     """
 
     temperature: float
     top_p: float
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """From logits (n, V) and one draw from [0, 1) a row, float64 (n,): token ids (n,) int64 and their m_t (n,)."""
         logprobs = (logits.float() / self.temperature).log_softmax(-1)
         probs = logprobs.exp()
         if self.top_p < 1.0:
@@ -50,6 +36,7 @@ class NucleusSampling:
         target = uniforms.to(cumulative)[:, None] * total
         target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cumulative, target, right=True)  # first token whose sum exceeds it: never p = 0
+        tokens = tokens.clamp(max=probs.shape[1] - 1)  # past the end only for NaN, which the learner will report
         kept = total.log().float() if self.top_p < 1.0 else 0.0
         return tokens.squeeze(1), (logprobs.gather(1, tokens) - kept).squeeze(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from local_distill.models import causal_lm
-from local_distill.rollouts.choosing import Chooser, uniform_stream
+from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.types import Prompt, Rollout
 
 
@@ -40,7 +40,7 @@ class HFRollouts:
         self,
         model: nn.Module,
         *,
-        choose: Chooser,
+        choose: NucleusSampling,
         group_size: int,
         max_new_tokens: int,
         stop_ids: Sequence[int],

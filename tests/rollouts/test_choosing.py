@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from local_distill.rollouts import choosing
-from local_distill.rollouts.choosing import NucleusSampling, greedy, nucleus_floor, uniform_stream
+from local_distill.rollouts.choosing import NucleusSampling, nucleus_floor, uniform_stream
 
 
 def truncated(logits, temperature, top_p):
@@ -54,11 +54,10 @@ def test_the_ends_of_the_unit_interval_never_give_an_impossible_token(draw):
     assert logprobs.isfinite().all()
 
 
-def test_greedy_takes_the_likeliest_and_reports_its_log_prob():
-    logits = torch.tensor([[0.0, 2.0, 1.0]])
-    token, logprob = greedy(logits, torch.zeros(1))
-    assert token.item() == 1
-    assert logprob.item() == pytest.approx(logits.log_softmax(-1)[0, 1].item())
+def test_a_top_p_near_zero_takes_the_likeliest():
+    tokens, logprobs = NucleusSampling(1.0, 1e-9)(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]))
+    assert tokens.item() == 1
+    assert logprobs.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_streams_depend_on_every_part_of_the_key_and_nothing_else():

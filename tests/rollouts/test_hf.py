@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from local_distill.batching import collate
-from local_distill.rollouts.choosing import NucleusSampling, greedy
+from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer
 from local_distill.types import Prompt
 from tests.models import gpt2_config, llama_config, make_model
 
 V = 300
+GREEDY = NucleusSampling(1.0, 1e-9)
 PROMPTS = [Prompt(ids, "", "") for ids in [(5, 6, 7), (9,), (11, 12, 13, 14, 15, 16), (20, 21)]]
 
 
@@ -44,7 +45,7 @@ def test_reported_log_probs_are_those_of_scoring_the_same_tokens(model):
 
 
 def test_greedy_equals_generate_of_transformers(model):
-    rollouts = engine(model, choose=greedy, group_size=1).sample(list(enumerate(PROMPTS)), step=0)
+    rollouts = engine(model, choose=GREEDY, group_size=1).sample(list(enumerate(PROMPTS)), step=0)
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt.ids])
         expected = model.generate(

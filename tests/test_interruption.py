@@ -1,0 +1,66 @@
+"""Real signals to this process: the first is noted, a second would act."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from local_distill.interruption import StopRequest
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def received():
+    """What arrives at the handlers that were there before."""
+    seen = []
+    before = {number: signal.signal(number, lambda n, _: seen.append(signal.Signals(n))) for number in SIGNALS}
+    yield seen
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_noted_and_a_second_acts(received, number, code):
+    stop = StopRequest()
+    assert (stop.requested, stop.signal, stop.exit_code) == (False, None, 0)
+    send(number)
+    assert received == []
+    assert (stop.requested, stop.signal, stop.exit_code) == (True, number, code)
+    send(number)
+    assert received == [number]
+    assert stop.exit_code == code
+
+
+def test_after_one_signal_the_other_acts_too(received):
+    stop = StopRequest()
+    send(signal.SIGTERM)
+    send(signal.SIGINT)
+    assert received == [signal.SIGINT]
+    assert stop.exit_code == 143
+
+
+def test_handlers_are_given_back_when_the_run_ends(received):
+    stop = StopRequest()
+    assert signal.getsignal(signal.SIGTERM) == stop._note
+    stop.restore()
+    send(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+    assert (stop.requested, stop.exit_code) == (False, 0)
+
+
+def test_a_second_signal_ends_a_process_that_is_still_at_its_step():
+    program = (
+        "import os, signal; from local_distill.interruption import StopRequest; stop = StopRequest();"
+        "os.kill(os.getpid(), signal.SIGTERM); print(stop.requested, flush=True);"
+        "os.kill(os.getpid(), signal.SIGTERM); print('still there')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "True\n"
