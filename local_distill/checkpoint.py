@@ -38,6 +38,7 @@ PARTIAL = ".partial-"
 DISCARDED = ".discarded-"
 MANIFEST = "manifest.json"
 TRAINER = "trainer"
+STATE = f"{TRAINER}/state.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Checkpointer:
                     optimizer, partial / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
                 )
             state = {"step": step, "settings": dict(self._settings)}
-            (partial / TRAINER / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+            (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             _seal(partial)
             final = self._output_dir / f"{PREFIX}{step}"
             if final.exists():  # saved before, and gone on from an earlier one since
@@ -134,7 +135,8 @@ def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
         except UserError as error:
             notes.append(str(error))
     if notes:
-        raise UserError(f"--resume: no checkpoint in {output_dir} is whole; the newest: {notes[0]}")
+        newest = notes[0].removeprefix("--resume ")
+        raise UserError(f"--resume: no checkpoint in {output_dir} is whole ({newest}); start another run")
     raise UserError(f"--resume: no checkpoint in {output_dir}; check --output_dir, or start without --resume")
 
 
@@ -143,17 +145,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"--resume {folder}: not a checkpoint, it has no {MANIFEST}; give a {PREFIX}N folder")
     try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         found = _fingerprints(folder)
-        state = json.loads((folder / TRAINER / "state.json").read_text(encoding="utf-8"))
-        wrong = sorted(name for name in expected if found.get(name) != expected[name])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or state.json cannot be read ({error})") from error
-    if wrong:
-        raise UserError(
-            f"--resume {folder}: damaged, {', '.join(wrong)} differs from what was written; use an older one"
-        )
-    return Checkpoint(folder, int(state["step"]), dict(state["settings"]))
+        wrong = sorted(name for name in {STATE, *expected} if found.get(name) != expected.get(name))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        checkpoint = Checkpoint(folder, int(state["step"]), dict(state["settings"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or {STATE} cannot be read ({error})") from error
+    if wrong or not expected:
+        what = ", ".join(wrong) or MANIFEST
+        raise UserError(f"--resume {folder}: damaged, {what} is not what was written; use an older one")
+    return checkpoint
 
 
 def set_aside_newer(output_dir: Path, step: int) -> list[Path]:

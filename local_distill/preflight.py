@@ -133,6 +133,14 @@ def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[s
     return replace(run, notes=(*run.notes, f"going on from {run.checkpoint.path}", *renamed))
 
 
+def check_steps_left(run: RunFolder, steps: int) -> None:
+    """Raise UserError when a run that is gone on with has done more steps than it is asked for."""
+    if run.first_step > steps:
+        raise UserError(
+            f"--steps: {steps} given, but {run.path} has already done {run.first_step}; give at least as many"
+        )
+
+
 def checkpoint_bytes(student: ModelFiles, lora: LoraSettings | None) -> int:
     """Size of one checkpoint, from the shapes of the trained parameters alone."""
     model = add_lora(student.skeleton(), lora, seed=0) if lora else student.skeleton()

@@ -40,6 +40,7 @@ from local_distill.preflight import (
     RunFolder,
     check_disk_space,
     check_launch,
+    check_steps_left,
     checkpoint_bytes,
     launch_in_words,
     open_run_folder,
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return train(parse_config(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake; one says it
-            print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one a machine says it
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
 
 
@@ -83,6 +84,7 @@ def train(config: TrainConfig) -> int:
     )
     check_launch(accelerator, config.batch_size, inputs.precision)
     run = on_main_process(accelerator, lambda: open_run_folder(config.output_dir, config.resume, inputs.fixed_settings))
+    check_steps_left(run, config.steps)
     check_disk_space(run.path, checkpoint_bytes(inputs.student, inputs.lora), config.keep_checkpoints)
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
     stop = StopRequest()

@@ -156,3 +156,13 @@ def test_a_run_that_goes_on_elsewhere_leaves_the_first_as_it_was(resume):
     assert "going on from run/step-1" in out
     assert sorted(path.name for path in Path("elsewhere").glob("step-*")) == ["step-2", "step-3"]
     assert sorted(path.as_posix() for path in Path("run").rglob("*")) == before
+
+
+def test_fewer_steps_than_are_done_are_refused(refused):
+    assert "--steps: 1 given, but run has already done 2" in refused("--output_dir", "run", "--resume", "--steps", "1")
+
+
+@pytest.mark.parametrize("manifest", ['{"files": {}}', '{"files": []}', '{"files": 3}'])
+def test_a_manifest_that_lists_nothing_vouches_for_nothing(refused, tmp_path, manifest):
+    (tmp_path / "run" / "step-2" / "manifest.json").write_text(manifest)
+    assert "damaged" in refused("--resume", "run/step-2", "--output_dir", "run")

@@ -143,6 +143,7 @@ def _load_local(path: Path, split: str, where: str) -> Any:
 def _load(name: str, options: dict[str, Any], split: str, where: str, remedy: str) -> Any:
     datasets = _library(where)
     try:
+        datasets.disable_progress_bars()  # they would fill a log file
         return datasets.load_dataset(name, split=split, **options)
     # Each file format and the hub client have exceptions of their own, and all of them mean this one thing.
     except Exception as error:

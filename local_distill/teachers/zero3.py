@@ -26,18 +26,19 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100_000}}
+    where = f"--teacher_ds_config {path}"
     try:
-        settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--teacher_ds_config {path}: not a readable JSON file ({error})") from error
-    stage = settings.get("zero_optimization", {}).get("stage")
+        raise UserError(f"{where}: not a readable JSON file ({error}); give a DeepSpeed configuration") from error
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage != 3:
-        raise UserError(
-            f"--teacher_ds_config {path}: zero_optimization.stage is {stage}, needs to be 3, which shards weights"
-        )
+        raise UserError(f"{where}: zero_optimization.stage is {stage}, needs to be 3, which shards weights; set it")
     if "optimizer" in settings or "scheduler" in settings:
-        raise UserError(f"--teacher_ds_config {path}: has an optimizer or scheduler; a teacher is not trained, drop it")
-    return settings
+        raise UserError(f"{where}: has an optimizer or scheduler; a teacher is not trained, drop it")
+    whole: dict[str, Any] = settings
+    return whole
 
 
 def load_zero3_teacher(

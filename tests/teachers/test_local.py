@@ -1,0 +1,30 @@
+"""Teachers in this process: frozen, and of one opinion."""
+
+import torch
+
+from local_distill.batching import collate
+from local_distill.scorer import TokenScorer
+from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
+from tests.models import gpt2_config, make_model
+from tests.test_scorer import ROLLOUTS, V, dense
+
+CPU = torch.device("cpu")
+
+
+def test_scores_are_the_dense_ones_and_carry_no_gradient():
+    model = make_model(gpt2_config()).train()
+    scored = LocalTeacher(TokenScorer(model, V), CPU).score(collate(ROLLOUTS, 0))
+    torch.testing.assert_close(scored.teacher_logprobs, dense(model, ROLLOUTS).detach(), rtol=0, atol=2e-5)
+    assert not model.training, "a teacher's dropout is off"
+    assert not any(p.requires_grad for p in model.parameters())
+    assert scored.states is None
+
+
+def test_whole_distributions_come_with_the_same_scores():
+    model = make_model(gpt2_config())
+    batch = collate(ROLLOUTS, 0)
+    plain = LocalTeacher(TokenScorer(model, V), CPU).score(batch)
+    whole = WholeDistributionTeacher(TokenScorer(model, V), CPU).score(batch)
+    torch.testing.assert_close(whole.teacher_logprobs, plain.teacher_logprobs)
+    assert whole.states.hidden.shape == (batch.num_tokens, 16)
+    assert not whole.states.hidden.requires_grad
