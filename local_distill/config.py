@@ -57,7 +57,7 @@ class TrainConfig:
         fixed=True,
     )
     gradient_checkpointing: bool = _model(
-        "Recompute the student's activations in backward: about 30 % more training time, far less memory.", False
+        "Recompute the student's activations in backward: slower, with far less memory.", False
     )
     teacher_ds_zero3: bool = _model(
         "Shard the teacher over all processes with DeepSpeed ZeRO-3, for inference only.", False
