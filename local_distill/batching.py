@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -49,7 +50,7 @@ def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollou
 
     The longest come first: what runs out of memory does so at once, not in the middle of a step.
     """
-    by_length = sorted(rollouts, key=lambda r: len(r.prompt.ids) + len(r.completion), reverse=True)
+    by_length = sorted(rollouts, key=_length, reverse=True)
     base, extra = divmod(len(by_length), count)
     parts, start = [], 0
     for i in range(count):
@@ -59,15 +60,51 @@ def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollou
     return parts
 
 
+def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[Rollout]]:
+    """As few lists as need be of rollouts of like length, each of at most ``most_tokens`` with its padding.
+
+    The longest come first. A rollout that is longer by itself is alone in its list.
+    """
+    parts: list[list[Rollout]] = []
+    width = 0
+    for rollout in sorted(rollouts, key=_length, reverse=True):
+        if parts and (len(parts[-1]) + 1) * width <= most_tokens:
+            parts[-1].append(rollout)
+        else:
+            parts.append([rollout])
+            width = _length(rollout)
+    return parts
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How rollouts are cut into what goes through a model together. Never changes a result, only memory and speed.
+
+    most_tokens: most tokens of one, padding included; None for no bound. most_anywhere: the largest of the numbers
+    that the processes ask with; collective. Sharded models need every process to make the same number of calls.
+    """
+
+    most_tokens: int | None = None
+    most_anywhere: Callable[[int], int] = int
+
+    def split(self, rollouts: Sequence[Rollout], least: int) -> list[list[Rollout]]:
+        """At least ``least`` lists, as many on every process, some of them empty; collective when bounded."""
+        if self.most_tokens is None:
+            return split_by_length(rollouts, least)
+        parts = split_by_tokens(rollouts, self.most_tokens)
+        if len(parts) < least:
+            parts = split_by_length(rollouts, least)
+        return parts + [[] for _ in range(self.most_anywhere(len(parts)) - len(parts))]
+
+
 def split_substeps(
     rollouts: Sequence[Rollout], *, batch_size: int, group_size: int, num_substeps: int, grad_accum: int,
-    num_processes: int, pad_id: int,
+    num_processes: int, micro_batches: MicroBatches, pad_id: int,
 ) -> list[list[TokenBatch]]:  # fmt: skip
     """This process's rollouts as the micro-batches of each optimizer update of the step.
 
-    A prompt's place in the global batch alone decides its substep, and the number of micro-batches
-    depends on global sizes alone: every process makes the same number of calls, and the updates are
-    the same for any number of processes.
+    A prompt's place in the global batch alone decides its substep: the updates are the same for any
+    number of processes. Every process gets the same number of micro-batches.
     """
     prompts_per_substep = -(-batch_size // num_substeps)
     busiest = -(-prompts_per_substep // num_processes) * group_size  # rollouts of the process with most
@@ -75,12 +112,16 @@ def split_substeps(
     shares: list[list[Rollout]] = [[] for _ in range(num_substeps)]
     for rollout in rollouts:
         shares[rollout.position * num_substeps // batch_size].append(rollout)
-    return [[collate(part, pad_id) for part in split_by_length(share, count)] for share in shares]
+    return [[collate(part, pad_id) for part in micro_batches.split(share, count)] for share in shares]
 
 
 def share_of_process(batch: Sequence[T], process: int, num_processes: int) -> list[tuple[int, T]]:
     """(position, item) of what this process works on; interleaved, so that the shares differ by one at most."""
     return list(enumerate(batch))[process::num_processes]
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.prompt.ids) + len(rollout.completion)
 
 
 def _concatenate(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

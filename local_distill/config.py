@@ -18,6 +18,8 @@ from local_distill.errors import UserError
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 1e-5
 DATASETS = ("deepmath", "tulu3")
+SAMPLED_LOSSES = ("policy_gradient", "importance_sampling", "ppo")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 LARGEST = 2**31 - 1
 """Of whole numbers, so that their products still fit the machine."""
 LOWEST_TEMPERATURE = 1e-3
@@ -106,11 +108,19 @@ class TrainConfig:
     )
 
     loss: str = _objective(
-        "What the advantages are put into; docs/method.md has the formulas.",
+        "What is minimised; docs/method.md has the formulas. The first three weigh the sampled tokens by their "
+        "advantage; the others compare the whole distributions of student and teacher at every position.",
         "policy_gradient",
-        choices=("policy_gradient", "importance_sampling", "ppo", "reverse_kl"),
+        choices=(*SAMPLED_LOSSES, *DIVERGENCES),
     )
-    kl_coef: float = _objective("Advantage = −kl_coef · (log p_student − log p_teacher), per token.", 1.0)
+    kl_coef: float = _objective(
+        "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0
+    )
+    jsd_beta: float = _objective("jsd: β, the teacher's share of the mixture; near 0 like forward KL.", 0.5)
+    top_k: int | None = _objective(
+        "reverse_kl, forward_kl, jsd: compare this many top tokens, and all others as one. Default: every token."
+    )
+    top_k_support: str = _objective("Whose top tokens --top_k takes.", "teacher", choices=("teacher", "student"))
     kl_discount: float = _objective("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
     ratio_cap: float = _objective("importance_sampling: cap on the ratio student / sampler.", 10.0)
     ppo_clip: float = _objective("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
@@ -129,6 +139,10 @@ class TrainConfig:
         "Micro-batches that each process's rollouts go through forward and backward in, before one optimizer "
         "update: the same result with less memory.",
         1,
+    )
+    microbatch_tokens: int | None = _training(
+        "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
+        "training whatever the batch size. Default: no bound."
     )
     num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
@@ -156,6 +170,11 @@ class TrainConfig:
     eval_prompts: int | None = _output(
         "Prompts held out for evaluation and never trained on. Default: 16, or a quarter of a small source.",
         fixed=True,
+    )
+    profile: int = _output(
+        "Profile this many steps after the first, into profile/ of the run: a trace for chrome://tracing or Perfetto "
+        "and a table of where the time went; 0 is off.",
+        0,
     )
 
     wandb_project: str | None = _tracking("Log to this Weights & Biases project.")
@@ -194,8 +213,10 @@ class TrainConfig:
         _require("kl_discount", self.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
         _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
         _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
-        if self.eval_prompts is not None:
-            _require("eval_prompts", self.eval_prompts, lambda v: v >= 0, "0 or more")
+        _require("jsd_beta", self.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
+        for name, least in (("top_k", 1), ("microbatch_tokens", 1), ("eval_prompts", 0)):
+            if getattr(self, name) is not None:
+                _require(name, getattr(self, name), lambda v, least=least: v >= least, f"at least {least}")
 
     def _check_combinations(self) -> None:
         if self.dataset and self.prompts_file:
@@ -215,26 +236,41 @@ class TrainConfig:
             raise UserError(
                 "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
             )
-        if self.loss == "reverse_kl" and self.teacher_ds_zero3:
-            raise UserError(
-                "--loss reverse_kl: needs the teacher whole in each process, which --teacher_ds_zero3 shards; "
-                "use policy_gradient, or drop --teacher_ds_zero3"
-            )
-        if self.loss == "reverse_kl" and self.kl_discount:
-            raise UserError(
-                f"--kl_discount: {self.kl_discount:g} given with --loss reverse_kl, which has no advantages to "
-                "discount; drop it, or use a sampled-token loss"
-            )
+        self._check_loss()
         if self.teacher_ds_config and not self.teacher_ds_zero3:
             raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")
         if self.wandb_name and not (self.wandb_project or "wandb" in (self.trackers or "")):
             raise UserError(
                 "--wandb_name: given without --wandb_project, so nothing is logged there; add it, or drop the name"
             )
+        if self.profile and self.profile >= self.steps:
+            raise UserError(
+                f"--profile: {self.profile} steps after the first given with --steps {self.steps}; lower it, or run "
+                "more steps"
+            )
         if self.num_substeps > self.batch_size:
             raise UserError(
                 f"--num_substeps: {self.num_substeps} given with --batch_size {self.batch_size}; "
                 "each substep needs a prompt of its own, lower it"
+            )
+
+    def _check_loss(self) -> None:
+        if self.loss in SAMPLED_LOSSES:
+            if self.top_k is not None:
+                raise UserError(
+                    f"--top_k: given with --loss {self.loss}, which looks at the sampled token alone; drop it, "
+                    f"or use {', '.join(DIVERGENCES)}"
+                )
+            return
+        if self.kl_discount:
+            raise UserError(
+                f"--kl_discount: {self.kl_discount:g} given with --loss {self.loss}, which has no advantages to "
+                "discount; drop it, or use a sampled-token loss"
+            )
+        if self.teacher_ds_zero3 and (self.top_k is None or self.top_k_support == "student"):
+            raise UserError(
+                f"--loss {self.loss}: a teacher sharded by --teacher_ds_zero3 cannot hand over its whole distribution; "
+                "add --top_k 64 with the teacher's support, use policy_gradient, or drop --teacher_ds_zero3"
             )
 
 
@@ -243,7 +279,7 @@ _AT_LEAST_ONE = (
     "steps", "grad_accum", "num_substeps", "lora_r", "keep_checkpoints",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every",
+    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every", "profile",
 )  # fmt: skip
 _MAY_BE_EMPTY = ("system_prompt", "wandb_name", "trackers")
 

@@ -25,6 +25,11 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(sum_over_processes(accelerator, torch.tensor([float(flag)]))[0] > 0)
 
 
+def most_anywhere(accelerator: Accelerator, number: int) -> int:
+    """The largest of the processes' numbers; collective."""
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+
+
 def gather_lists(accelerator: Accelerator, items: list[T]) -> list[T]:
     """Every process's items, in the order of the processes; collective."""
     from accelerate.utils import gather_object

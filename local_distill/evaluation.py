@@ -8,12 +8,13 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batching import collate, share_of_process, split_by_length
+from local_distill.batching import MicroBatches, collate, share_of_process
 from local_distill.distributed import gather_lists
-from local_distill.types import Completion, Evaluation, Prompt, Rollout, RolloutEngine, Teacher
+from local_distill.losses import exact_reverse_kl
+from local_distill.types import Completion, Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher
 
 SHOWN = 4
 """Held-out prompts whose completions are kept for people to read."""
@@ -41,10 +42,10 @@ class NoEvaluation:
 
 @dataclass(frozen=True)
 class _Scored:
-    """One rollout and Σ_t (s_t − q_t) over its completion."""
+    """One rollout and the sum of its tokens' reverse KL, nats."""
 
     rollout: Rollout
-    delta_sum: float
+    divergence: float
 
 
 class HeldOutEvaluator:
@@ -52,7 +53,8 @@ class HeldOutEvaluator:
 
     sampler: one rollout a prompt at temperature 1 and top-p 1: the expectation of s_t − q_t over the
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.
-    reader: one completion a prompt for people to read. micro_batch: rollouts that are scored together.
+    reader: one completion a prompt for people to read. micro_batch: most rollouts that are scored together,
+    within the bounds of ``micro_batches``.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class HeldOutEvaluator:
         tokenizer: PreTrainedTokenizerBase,
         pad_id: int,
         micro_batch: int,
+        micro_batches: MicroBatches,
     ) -> None:
         self._accelerator = accelerator
         self._student = student
@@ -76,12 +79,13 @@ class HeldOutEvaluator:
         self._tokenizer = tokenizer
         self._pad_id = pad_id
         self._micro_batch = micro_batch
+        self._micro_batches = micro_batches
 
     def evaluate(self, step: int) -> Evaluation:
         """See Evaluator."""
         sampled = self._score(self._sampler, self._prompts)
         reverse_kl, standard_error = ratio_of_sums(
-            [s.delta_sum for s in sampled], [len(s.rollout.completion) for s in sampled]
+            [s.divergence for s in sampled], [len(s.rollout.completion) for s in sampled]
         )
         return Evaluation(
             step=step,
@@ -101,12 +105,21 @@ class HeldOutEvaluator:
         busiest = -(-len(prompts) // accelerator.num_processes)
         scored: list[_Scored] = []
         self._student.eval()
-        for part in split_by_length(rollouts, -(-busiest // self._micro_batch)):
+        for part in self._micro_batches.split(rollouts, -(-busiest // self._micro_batch)):
             batch = self._teacher.score(collate(part, self._pad_id))
-            delta = self._student(batch.tokens) - batch.teacher_logprobs  # (N,) nats
-            sums = [d.double().sum() for d in torch.split(delta, list(batch.tokens.lengths))]
+            divergence = self._divergence(batch)  # (N,) nats
+            sums = [d.double().sum() for d in torch.split(divergence, list(batch.tokens.lengths))]
             scored += [_Scored(rollout, float(total)) for rollout, total in zip(part, sums, strict=False)]
         return sorted(gather_lists(accelerator, scored), key=lambda s: s.rollout.position)
+
+    def _divergence(self, batch: ScoredBatch) -> Tensor:
+        """At every completion token, (N,) nats: the exact reverse KL where the teacher gives its whole
+        distribution, else the one-sample estimate s_t − q_t. Both have the same expectation."""
+        if batch.states is not None:
+            exact: Tensor = self._student(batch.tokens, exact_reverse_kl(batch.states)).stats["reverse_kl"]
+            return exact
+        sampled: Tensor = self._student(batch.tokens).logprobs - batch.teacher_logprobs
+        return sampled
 
     def _in_words(self, scored: _Scored) -> Completion:
         rollout = scored.rollout
@@ -115,7 +128,7 @@ class HeldOutEvaluator:
             text=self._tokenizer.decode(rollout.completion, skip_special_tokens=True),
             tokens=len(rollout.completion),
             finish=rollout.finish,
-            reverse_kl=scored.delta_sum / max(len(rollout.completion), 1),
+            reverse_kl=scored.divergence / max(len(rollout.completion), 1),
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from local_distill.config import TrainConfig
+from local_distill.errors import UserError
 from local_distill.models import LoraSettings, ModelFiles, open_model
 from local_distill.preflight import Precision, check_packages, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
@@ -51,12 +52,15 @@ def check_inputs(config: TrainConfig) -> Inputs:
         student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens
     )
     prompts = _prompts(config, student, teacher)
+    vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer)
+    if config.top_k is not None and config.top_k >= vocab_size:
+        raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
     return Inputs(
         config=config,
         precision=precision,
         student=student,
         teacher=teacher,
-        vocab_size=shared_vocabulary(student.config, teacher.config, student.tokenizer),
+        vocab_size=vocab_size,
         stops=stops,
         pad_id=pad_token(student.tokenizer, stops),
         prompts=prompts,

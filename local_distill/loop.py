@@ -18,6 +18,7 @@ from local_distill.evaluation import Evaluator
 from local_distill.interruption import StopRequest
 from local_distill.learner import Learner
 from local_distill.measuring import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.profiling import Profiler
 from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, Teacher, TokenBatch
 
 
@@ -74,12 +75,14 @@ def distil(
     log: Log,
     schedule: Schedule,
     stop: StopRequest,
+    profiler: Profiler,
 ) -> int:
     """Run the steps of the schedule. Returns the number of steps done when it ended or was asked to stop."""
     if schedule.evaluates_first:
         _evaluate(evaluator, log, schedule.first_step)
 
     for step in range(schedule.first_step, schedule.steps):
+        profiler.start_step()
         clock = StepClock(accelerator.device)
         with clock.phase("sample"):
             own = share_of_process(prompts.batch(step), accelerator.process_index, accelerator.num_processes)
@@ -88,6 +91,7 @@ def distil(
             substeps = [[teacher.score(batch) for batch in batches] for batches in collate(rollouts)]
         with clock.phase("train"):
             metrics = learner.update(substeps, step)
+        profiler.end_step()
 
         done = step + 1
         metrics |= clock.metrics()

@@ -11,9 +11,13 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from torch.profiler import record_function
 
 from local_distill.distributed import sum_over_processes
 from local_distill.types import Rollout
+
+PHASE = "phase: "
+"""What the names of phases begin with in a profile."""
 
 
 class StepClock:
@@ -28,7 +32,8 @@ class StepClock:
     def phase(self, name: str) -> Iterator[None]:
         """Time what is inside, to the end of its work on the device."""
         start = time.perf_counter()
-        yield
+        with record_function(PHASE + name):
+            yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # once a phase: what was queued in it belongs to it
         self._phases[name] = time.perf_counter() - start

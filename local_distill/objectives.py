@@ -28,19 +28,18 @@ class Objective(Protocol):
         ...
 
 
-def reverse_kl_advantages(
-    logprobs: Tensor, teacher_logprobs: Tensor, lengths: Sequence[int], coef: float, discount: float
-) -> Tensor:
-    """A_t = −coef · δ_t with δ_t = s_t − q_t; with γ > 0, A_t = −coef · Σ_{u ≥ t} γ^(u−t) δ_u.
+def reverse_kl_advantages(delta: Tensor, coef: float) -> Tensor:
+    """A_t = −coef · δ_t with δ_t = s_t − q_t, or its discounted sum: (N,), no gradient.
 
-    A token that the student likes more than the teacher does is pushed down. The discounted sum runs
-    to the end of the token's own rollout. Not centred: the method's optimum is A = 0 at every token,
-    and subtracting a batch mean would move it. Returns (N,), detached.
+    A token that the student likes more than the teacher does is pushed down. Not centred: the method's
+    optimum is A = 0 at every token, and subtracting a batch mean would move it.
     """
-    advantages = -coef * (logprobs.detach() - teacher_logprobs)
-    if discount == 0.0:
-        return advantages
-    return torch.cat([_discounted_sum(part, discount) for part in torch.split(advantages, list(lengths))])
+    return -coef * delta.detach()
+
+
+def discounted(delta: Tensor, lengths: Sequence[int], discount: float) -> Tensor:
+    """Σ_{u ≥ t} γ^(u−t) δ_u, to the end of the token's own rollout. delta: (N,), rollouts of ``lengths`` on end."""
+    return torch.cat([_discounted_sum(part, discount) for part in torch.split(delta, list(lengths))])
 
 
 def _discounted_sum(values: Tensor, discount: float) -> Tensor:
@@ -55,6 +54,17 @@ def _discounted_sum(values: Tensor, discount: float) -> Tensor:
         total[:-reach] += discount**reach * total[reach:].clone()
         reach *= 2
     return total
+
+
+def value_and_slope(
+    objective: Objective, logprobs: Tensor, advantages: Tensor, behaviour: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The summed loss, a scalar, and its derivative by each s_t, (N,); neither carries a graph."""
+    with torch.enable_grad():
+        logprobs = logprobs.detach().requires_grad_()
+        loss = objective(logprobs, advantages, behaviour)
+        (slope,) = torch.autograd.grad(loss, logprobs)
+    return loss.detach(), slope
 
 
 def policy_gradient(logprobs: Tensor, advantages: Tensor, behaviour: Tensor) -> Tensor:
@@ -88,13 +98,3 @@ class PPO:
         ratio = (logprobs - behaviour).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         return -torch.minimum(ratio * advantages, clipped * advantages).sum()
-
-
-def make_objective(loss: str, ratio_cap: float, ppo_clip: float) -> Objective | None:
-    """The loss that ``--loss`` names; None for reverse_kl, which needs no sampled-token form: it is its own sum."""
-    objectives: dict[str, Objective] = {
-        "policy_gradient": policy_gradient,
-        "importance_sampling": ImportanceSampling(ratio_cap),
-        "ppo": PPO(ppo_clip),
-    }
-    return objectives.get(loss)

@@ -1,19 +1,25 @@
-"""A causal language model as one module: token batch in, log-probs of its completion tokens out."""
+"""A causal language model as one module: token batch in, a reading of its completion tokens out."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
-from local_distill.logprobs import Head, reverse_kl, sampled_logprobs
+from local_distill.logprobs import Head, read_tokens
 from local_distill.models import causal_lm
 from local_distill.types import HeadStates, TokenBatch
 
+Reading = Callable[[Tensor, Head, Tensor], Any]
+"""From hidden states (N, H), the head that reads them and the sampled tokens (N,): log-probs, top tokens, a loss."""
+
 
 class TokenScorer(nn.Module):
-    """Wraps a model so that its forward gives per-token log-probs and nothing larger.
+    """Wraps a model so that its forward gives a few numbers for each completion token and nothing larger.
 
     One module with one forward, so that DDP and DeepSpeed wrap it and their hooks run. The student
     trains through it, the teacher is read through it.
@@ -26,13 +32,10 @@ class TokenScorer(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
 
-    def forward(self, batch: TokenBatch, teacher: HeadStates | None = None) -> Tensor:
-        """(N,) float32 nats at temperature 1: log p(target | everything before it), or, given the teacher's
-        states, the reverse KL over the whole vocabulary at each of those positions."""
+    def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
+        """What ``read`` makes of the completion tokens; by default their log-probs given everything before them."""
         states = self.states(batch)
-        if teacher is not None:
-            return reverse_kl(states.hidden, states.head, teacher.hidden, teacher.head)
-        return sampled_logprobs(states.hidden, batch.targets, states.head)
+        return read(states.hidden, states.head, batch.targets)
 
     def states(self, batch: TokenBatch) -> HeadStates:
         """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
@@ -75,7 +78,7 @@ def check_head(scorer: TokenScorer, flag: str) -> None:
     )
     logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
     expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
-    found = scorer(batch).double()
+    found = scorer(batch).logprobs.double()
     if not expected.isfinite().all():
         raise UserError(f"{flag}: its weights give NaN or infinite log-probs; the files are damaged, fetch them again")
     # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.

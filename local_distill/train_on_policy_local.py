@@ -23,19 +23,19 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
-from local_distill.batching import split_substeps
+from local_distill.batching import MicroBatches, split_substeps
 from local_distill.checkpoint import Checkpointer, last_saved
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
-from local_distill.distributed import on_main_process
+from local_distill.distributed import most_anywhere, on_main_process
 from local_distill.errors import UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
-from local_distill.learner import DivergedError, Learner, LossSettings
+from local_distill.learner import DivergedError, Learner
 from local_distill.loop import Schedule, distil
+from local_distill.losses import Loss, TeacherView, make_loss
 from local_distill.models import add_lora, causal_lm, load_lora
-from local_distill.objectives import make_objective
 from local_distill.preflight import (
     RunFolder,
     check_disk_space,
@@ -45,12 +45,13 @@ from local_distill.preflight import (
     launch_in_words,
     open_run_folder,
 )
+from local_distill.profiling import NoProfiler, Profiler, StepProfiler
 from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer, check_head
 from local_distill.summary import show_summary, write_summary
-from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
+from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.teachers.zero3 import load_zero3_teacher
 from local_distill.terminal import open_terminal
 from local_distill.tracking import RunLog, open_run_log
@@ -132,7 +133,17 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
     model = load_student(inputs, run).to(accelerator.device)
     scorer = TokenScorer(model, inputs.vocab_size)
     check_head(scorer, "--student_model")
-    teacher = load_teacher(inputs, accelerator)
+    loss = make_loss(
+        config.loss,
+        kl_coef=config.kl_coef,
+        kl_discount=config.kl_discount,
+        ratio_cap=config.ratio_cap,
+        ppo_clip=config.ppo_clip,
+        jsd_beta=config.jsd_beta,
+        top_k=config.top_k,
+        top_k_support=config.top_k_support,
+    )
+    teacher, judge = load_teacher(inputs, accelerator, loss)
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
     if run.checkpoint:
         updates.load_optimizer_state(run.checkpoint.optimizer_state())
@@ -147,6 +158,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         batch_size=config.sampling_batch_size,
         autocast=accelerator.autocast,
     )
+    micro_batches = MicroBatches(config.microbatch_tokens, partial(most_anywhere, accelerator))
     collate = partial(
         split_substeps,
         batch_size=config.batch_size,
@@ -154,6 +166,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         num_substeps=config.num_substeps,
         grad_accum=config.grad_accum,
         num_processes=accelerator.num_processes,
+        micro_batches=micro_batches,
         pad_id=inputs.pad_id,
     )
     return distil(
@@ -162,12 +175,13 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         engine=rollouts(choose=NucleusSampling(config.temperature, config.top_p), group_size=config.group_size),
         collate=collate,
         teacher=teacher,
-        learner=make_learner(config, accelerator, updates),
-        evaluator=make_evaluator(inputs, accelerator, updates, teacher, rollouts),
+        learner=make_learner(config, accelerator, updates, loss),
+        evaluator=make_evaluator(inputs, accelerator, updates, judge, rollouts, micro_batches),
         saver=make_checkpointer(inputs, accelerator, updates, model, run),
         log=log,
         schedule=make_schedule(config, run),
         stop=stop,
+        profiler=make_profiler(config, accelerator, run, log),
     )
 
 
@@ -185,21 +199,26 @@ def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
     return model
 
 
-def load_teacher(inputs: Inputs, accelerator: Accelerator) -> Teacher:
-    """The model to learn from, whole or in shares."""
-    device, dtype = accelerator.device, inputs.precision.dtype
+def load_teacher(inputs: Inputs, accelerator: Accelerator, loss: Loss) -> tuple[Teacher, Teacher]:
+    """The model to learn from, whole or in shares, as training reads it and as evaluation does."""
+    device, dtype, top_k = accelerator.device, inputs.precision.dtype, inputs.config.top_k or 0
     if inputs.teacher_sharding is not None:
-        return load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size, device)
+        sharded = load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size)
+        plain = LocalTeacher(sharded, device)
+        return (TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else plain), plain
     scorer = TokenScorer(inputs.teacher.load(dtype).to(device), inputs.vocab_size)
     check_head(scorer, "--teacher_model")
-    return (
-        WholeDistributionTeacher(scorer, device) if inputs.config.loss == "reverse_kl" else LocalTeacher(scorer, device)
-    )
+    whole = WholeDistributionTeacher(scorer, device)
+    readers: dict[TeacherView, Teacher] = {
+        "tokens": LocalTeacher(scorer, device),
+        "top": TopTokensTeacher(scorer, device, top_k),
+        "whole": whole,
+    }
+    return readers[loss.needs], whole
 
 
-def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates) -> Learner:
+def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss) -> Learner:
     """The update rule that the settings ask for."""
-    objective = make_objective(config.loss, config.ratio_cap, config.ppo_clip)
     rate = partial(
         learning_rate_at,
         peak=config.learning_rate or 0.0,
@@ -207,13 +226,13 @@ def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates
         warmup=config.warmup_steps,
         scheduler=config.lr_scheduler,
     )
-    loss = LossSettings(objective, config.kl_coef, config.kl_discount, config.ratio_cap)
     return Learner(accelerator, updates, loss, rate, config.seed)
 
 
 def make_evaluator(
-    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher, rollouts: Callable[..., HFRollouts]
-) -> Evaluator:
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher, rollouts: Callable[..., HFRollouts],
+    micro_batches: MicroBatches,
+) -> Evaluator:  # fmt: skip
     """Evaluation on the prompts that were held out, in batches no larger than training's."""
     config, held_out = inputs.config, inputs.prompts.held_out
     if not held_out:
@@ -229,6 +248,7 @@ def make_evaluator(
         tokenizer=inputs.student.tokenizer,
         pad_id=inputs.pad_id,
         micro_batch=max(1, busiest // config.grad_accum),
+        micro_batches=micro_batches,
     )
 
 
@@ -249,6 +269,13 @@ def make_checkpointer(
         output_dir=run.path,
         keep=inputs.config.keep_checkpoints,
     )
+
+
+def make_profiler(config: TrainConfig, accelerator: Accelerator, run: RunFolder, log: RunLog) -> Profiler:
+    """Who watches the first steps, in the first process alone."""
+    if not config.profile or not accelerator.is_main_process:
+        return NoProfiler()
+    return StepProfiler(config.profile, run.path / "profile", log.say)
 
 
 def make_schedule(config: TrainConfig, run: RunFolder) -> Schedule:

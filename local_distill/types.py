@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from local_distill.logprobs import Head
+from local_distill.logprobs import Head, TopTokens
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,16 @@ class ScoredBatch:
     """A token batch with the teacher's opinion of it.
 
     teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``.
+    teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
     states: the teacher's whole distribution, where it was asked for and the teacher can give it.
+    top: the teacher's likeliest tokens, where they were asked for.
     """
 
     tokens: TokenBatch
     teacher_logprobs: Tensor
+    teacher_entropy: Tensor | None = None
     states: HeadStates | None = None
+    top: TopTokens | None = None
 
 
 class RolloutEngine(Protocol):

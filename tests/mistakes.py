@@ -106,6 +106,23 @@ NUMBERS = {
     },
     "discount above 1": Mistake("--kl_discount 1.1", says("--kl_discount", "1.1", "between 0 and 1")),
     "dropout of everything": Mistake("--lora_dropout 1", says("--lora_dropout", "1 given", "below 1")),
+    "mixture of one": Mistake("--jsd_beta 1", says("--jsd_beta", "1 given", "below 1")),
+    "empty micro-batch": Mistake("--microbatch_tokens 0", says("--microbatch_tokens", "0 given", "at least 1")),
+    "no top tokens": Mistake("--loss jsd --top_k 0", says("--top_k", "0 given", "at least 1")),
+    "more top tokens than there are": Mistake(
+        "--loss jsd --top_k 300", says("--top_k", "300 given", "the vocabulary has 300 tokens", "lower it")
+    ),
+    "top tokens of a sampled token": Mistake("--top_k 5", says("--top_k", "--loss policy_gradient", "reverse_kl")),
+    "discount of a divergence": Mistake(
+        "--loss forward_kl --kl_discount 0.5", says("--kl_discount", "0.5", "--loss forward_kl", "no advantages")
+    ),
+    "whole distribution of a sharded teacher": Mistake(
+        "--loss reverse_kl --teacher_ds_zero3", says("--loss reverse_kl", "--teacher_ds_zero3", "--top_k 64")
+    ),
+    "student's support with a sharded teacher": Mistake(
+        "--loss jsd --top_k 5 --top_k_support student --teacher_ds_zero3", says("--loss jsd", "teacher's support")
+    ),
+    "profile longer than the run": Mistake("--profile 9", says("--profile", "9 steps", "--steps")),
     "clip of 1": Mistake("--ppo_clip 1", says("--ppo_clip", "1 given", "below 1")),
     "a number of 400 digits": Mistake(f"--steps {'9' * 400}", says("--steps", "400 digits", "at most")),
     "a seed too large": Mistake(f"--seed {2**63}", says("--seed", "at most")),

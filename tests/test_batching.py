@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from local_distill.batching import collate, share_of_process, split_by_length, split_substeps
+from local_distill.batching import (
+    MicroBatches,
+    collate,
+    share_of_process,
+    split_by_length,
+    split_by_tokens,
+    split_substeps,
+)  # fmt: skip
 from local_distill.types import Prompt, Rollout
 
 EOS = 0  # also the padding
@@ -67,12 +74,43 @@ def test_split_keeps_every_rollout_once_longest_first(count):
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1, [[9], [6], [5], [2], [2]]),
+        (10, [[9], [6], [5, 2], [2]]),
+        (12, [[9], [6, 5], [2, 2]]),
+        (99, [[9, 6, 5, 2, 2]]),
+    ],
+)
+def test_split_by_tokens_counts_the_padding(most, expected):
+    parts = split_by_tokens([rollout([1], [2] * (n - 1)) for n in (5, 2, 9, 2, 6)], most)
+    assert [[1 + len(r.completion) for r in part] for part in parts] == expected
+    assert all(len(part) == 1 or collate(part, EOS).input_ids.numel() <= most for part in parts)
+    assert split_by_tokens([], most) == []
+
+
+def test_bounded_micro_batches_are_as_many_as_the_neediest_process_has():
+    rollouts = [rollout([1], [2] * 4) for _ in range(6)]
+    asked = []
+
+    def five_elsewhere(own):
+        asked.append(own)
+        return max(own, 5)
+
+    parts = MicroBatches(10, five_elsewhere).split(rollouts, 1)
+    assert [len(part) for part in parts] == [2, 2, 2, 0, 0]
+    assert asked == [3]
+    assert [len(part) for part in MicroBatches(10).split(rollouts, 4)] == [2, 2, 1, 1], "--grad_accum asks for more"
+    assert [len(part) for part in MicroBatches().split(rollouts, 2)] == [3, 3]
+
+
 def substep_plan(num_processes, process, *, batch_size, group_size, num_substeps, grad_accum):
     own = share_of_process(list(range(batch_size)), process, num_processes)
     rollouts = [rollout([1, position + 1], [2], position) for position, _ in own for _ in range(group_size)]
     return split_substeps(
         rollouts, batch_size=batch_size, group_size=group_size, num_substeps=num_substeps, grad_accum=grad_accum,
-        num_processes=num_processes, pad_id=EOS,
+        num_processes=num_processes, micro_batches=MicroBatches(), pad_id=EOS,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from local_distill.cli import LATEST, describe, parse_config, read_yaml, setting_types
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.objectives import make_objective
+from local_distill.losses import make_loss
 from local_distill.train_on_policy_local import write_settings
 from local_distill.updates import learning_rate_at
 
@@ -59,6 +59,7 @@ def test_every_flag_sets_its_setting(spelling):
         partners = {
             "dataset_path": ["--dataset", "tulu3"], "prompt_column": ["--dataset", "tulu3"], "lora_r": ["--use_lora"],
             "teacher_ds_config": ["--teacher_ds_zero3"], "wandb_name": ["--wandb_project", "p"],
+            "top_k": ["--loss", "jsd"],
         }.get(name, [])  # fmt: skip
         found = getattr(parsed(*given, *partners), name)
         assert found == (True if kind is bool else kind(value)) != FIELDS[name].default, name
@@ -95,9 +96,30 @@ def test_resume_with_and_without_a_folder():
 
 def test_choices_are_what_the_code_accepts():
     choices = {name: field.metadata["choices"] for name, field in FIELDS.items() if field.metadata["choices"]}
-    assert choices.keys() == {"dtype", "chat_template", "stop_tokens", "loss", "lr_scheduler", "wandb_mode"}
-    for loss in choices["loss"]:
-        make_objective(loss, 10.0, 0.2)
+    assert choices.keys() == {
+        "dtype",
+        "chat_template",
+        "stop_tokens",
+        "loss",
+        "top_k_support",
+        "lr_scheduler",
+        "wandb_mode",
+    }
+    losses = [
+        make_loss(
+            loss,
+            kl_coef=1.0,
+            kl_discount=0.0,
+            ratio_cap=10.0,
+            ppo_clip=0.2,
+            jsd_beta=0.5,
+            top_k=4,
+            top_k_support=support,
+        )
+        for loss in choices["loss"]
+        for support in choices["top_k_support"]
+    ]
+    assert {loss.needs for loss in losses} == {"tokens", "top", "whole"}
     rates = {name: learning_rate_at(4, peak=1.0, total=8, warmup=2, scheduler=name) for name in choices["lr_scheduler"]}
     assert len(set(rates.values())) == len(rates) == 3
     for name, each in choices.items():

@@ -7,11 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from local_distill.batching import MicroBatches
 from local_distill.evaluation import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation, ratio_of_sums
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer
-from local_distill.teachers.local import LocalTeacher
+from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.types import Prompt
 from tests.models import llama_config, make_model, make_tokenizer
 from tests.test_scorer import V, dense
@@ -20,7 +21,7 @@ GREEDY = NucleusSampling(1.0, 1e-9)
 PROMPTS = [Prompt((5 + i, 6, 7 + 2 * i), f"prompt {i}", f"test:{i}") for i in range(6)]
 
 
-def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6):
+def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6, kind=LocalTeacher):
     accelerator = Accelerator(cpu=True)
 
     def engine(choose):
@@ -31,8 +32,8 @@ def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6
 
     sampler = engine(NucleusSampling(1.0, 1.0))
     held_out = HeldOutEvaluator(
-        accelerator, TokenScorer(student, V), LocalTeacher(TokenScorer(teacher, V), accelerator.device), sampler,
-        engine(GREEDY), prompts, make_tokenizer(), 0, micro_batch,
+        accelerator, TokenScorer(student, V), kind(TokenScorer(teacher, V), accelerator.device), sampler,
+        engine(GREEDY), prompts, make_tokenizer(), 0, micro_batch, MicroBatches(),
     )  # fmt: skip
     return held_out, sampler
 
@@ -81,6 +82,21 @@ def test_estimate_is_unbiased_for_the_enumerated_divergence():
     exact = (s.exp() * (s - q)).sum().item()
     assert abs(found.reverse_kl - exact) < 3.5 * found.standard_error
     assert found.standard_error < 0.2 * exact
+
+
+def test_a_teacher_with_its_whole_distribution_is_judged_exactly():
+    """The mean over positions of the KL over the whole vocabulary, with far less noise than the sampled tokens have."""
+    student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
+    held_out, sampler = evaluator(student, teacher, kind=WholeDistributionTeacher)
+    found = held_out.evaluate(0)
+    divergences = []
+    for r in sampler.sample(list(enumerate(PROMPTS)), DRAW):
+        ids = torch.cat([torch.tensor(r.prompt.ids), r.completion])[None]
+        with torch.no_grad():
+            s, q = (m(input_ids=ids).logits[0, len(r.prompt.ids) - 1 : -1].log_softmax(-1) for m in (student, teacher))
+        divergences.append((s.exp() * (s - q)).sum(-1))
+    assert found.reverse_kl == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-4)
+    assert found.standard_error < evaluator(student, teacher)[0].evaluate(0).standard_error
 
 
 def test_every_evaluation_draws_the_same_numbers():

@@ -6,12 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from local_distill.batching import collate, split_by_length, split_substeps
-from local_distill.learner import MAX_SKIPPED, DivergedError, Learner, LossSettings
+from local_distill.batching import MicroBatches, collate, split_by_length, split_substeps
+from local_distill.divergences import JensenShannon, forward_kl, reverse_kl
+from local_distill.learner import MAX_SKIPPED, DivergedError, Learner
+from local_distill.losses import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
 from local_distill.models import open_model
 from local_distill.objectives import PPO, ImportanceSampling, policy_gradient
 from local_distill.scorer import TokenScorer
-from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
+from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.types import ScoredBatch
 from local_distill.updates import ADAM_BETAS, ADAM_EPS, learning_rate_at, make_updates
 from tests.models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
@@ -24,16 +26,25 @@ ROLLOUTS = [
 ]  # fmt: skip
 
 
+def sampled(objective, coef=1.0, discount=0.0):
+    later = ImportanceSampling(10.0) if objective is policy_gradient else objective
+    return SampledTokenLoss(objective, later, coef, discount)
+
+
 class Training:
     """A student, its teacher and its learner, put together as the entry point does."""
 
-    def __init__(self, student, teacher, *, objective=policy_gradient, coef=1.0, discount=0.0, rate=1e-2, clip=0.0):
+    def __init__(self, student, teacher, *, loss=None, rate=1e-2, clip=0.0):
         self.accelerator = Accelerator(cpu=True)
         self.scorer = TokenScorer(student, V)
-        kind = LocalTeacher if objective else WholeDistributionTeacher
-        self.teacher = kind(TokenScorer(teacher, V), self.accelerator.device)
+        loss = loss or sampled(policy_gradient)
+        judge = TokenScorer(teacher, V)
+        self.teacher = {
+            "tokens": lambda: LocalTeacher(judge, self.accelerator.device),
+            "top": lambda: TopTokensTeacher(judge, self.accelerator.device, 7),
+            "whole": lambda: WholeDistributionTeacher(judge, self.accelerator.device),
+        }[loss.needs]()
         self.updates = make_updates(self.accelerator, self.scorer, weight_decay=0.0, max_grad_norm=clip)
-        loss = LossSettings(objective, coef, discount, ratio_cap=10.0)
         self.learner = Learner(self.accelerator, self.updates, loss, lambda _: rate, seed=0)
 
     def step(self, substeps, step=0):
@@ -85,7 +96,7 @@ def test_one_update_is_adam_on_the_dense_loss(coef, discount):
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0)
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
     optimizer.step()
-    training = Training(make_model(llama_config(), 1), teacher, coef=coef, discount=discount, clip=0.1)
+    training = Training(make_model(llama_config(), 1), teacher, loss=sampled(policy_gradient, coef, discount), clip=0.1)
     metrics = training.step([[collate(ROLLOUTS, 0)]])
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     expected = {f"model.{n}": p.detach() for n, p in reference.named_parameters()}
@@ -99,11 +110,10 @@ def test_one_update_is_adam_on_the_dense_loss(coef, discount):
         torch.testing.assert_close(weight[clear], expected[name][clear], rtol=0, atol=2e-4)
 
 
-def gradients_of(batches, objective=policy_gradient, discount=0.7):
-    models = make_model(llama_config(), 1), make_model(llama_config(), 2)
-    training = Training(*models, objective=objective, discount=discount)
+def gradients_of(batches, loss):
+    training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2), loss=loss)
     scored = [training.teacher.score(batch) for batch in batches]
-    training.learner._backward_all(scored, objective, [b.tokens.sampler_logprobs for b in scored])
+    training.learner._backward_all(scored, [b.tokens.sampler_logprobs for b in scored], substep=0)
     return {n: p.grad.clone() for n, p in training.scorer.named_parameters()}
 
 
@@ -122,9 +132,16 @@ def padded(batch, extra):
 
 
 @pytest.mark.parametrize(
-    "objective",
-    [policy_gradient, ImportanceSampling(10.0), PPO(0.2), None],
-    ids=["policy_gradient", "importance_sampling", "ppo", "reverse_kl"],
+    "loss",
+    [
+        sampled(policy_gradient, 1.0, 0.7),
+        sampled(ImportanceSampling(10.0)),
+        sampled(PPO(0.2)),
+        WholeDistributionLoss(reverse_kl),
+        WholeDistributionLoss(forward_kl, 1.0, 5),
+        TopTokensLoss(JensenShannon(0.5)),
+    ],
+    ids=["policy_gradient", "importance_sampling", "ppo", "reverse_kl", "forward_kl, student's top", "jsd, top"],
 )
 @pytest.mark.parametrize(
     "cut",
@@ -137,8 +154,8 @@ def padded(batch, extra):
     ],
     ids=["two", "singles", "reversed", "padded", "empty ones too"],
 )
-def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(objective, cut):
-    whole, parts = gradients_of([collate(ROLLOUTS, 0)], objective), gradients_of(cut(), objective)
+def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(loss, cut):
+    whole, parts = gradients_of([collate(ROLLOUTS, 0)], loss), gradients_of(cut(), loss)
     for name in whole:
         error = (whole[name] - parts[name]).norm() / whole[name].norm()
         assert error < 1e-5, (name, error)
@@ -146,7 +163,7 @@ def test_the_gradient_does_not_depend_on_micro_batches_padding_or_order(objectiv
 
 def test_exact_reverse_kl_has_the_gradient_and_the_value_of_the_dense_formula():
     student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
-    divergences = []
+    exact, divergences = WholeDistributionLoss(reverse_kl), []
     for r in ROLLOUTS:
         ids = torch.cat([torch.tensor(r.prompt.ids), r.completion])
         visited = slice(len(r.prompt.ids) - 1, len(ids) - 1)
@@ -154,13 +171,13 @@ def test_exact_reverse_kl_has_the_gradient_and_the_value_of_the_dense_formula():
         divergences.append((p.exp() * (p - q.detach())).sum(-1))
     expected = torch.cat(divergences).mean()
     expected.backward()
-    found = gradients_of([collate(part, 0) for part in split_by_length(ROLLOUTS, 2)], objective=None)
+    found = gradients_of([collate(part, 0) for part in split_by_length(ROLLOUTS, 2)], exact)
     for name, parameter in student.named_parameters():
         error = (found[f"model.{name}"] - parameter.grad).norm() / parameter.grad.norm()
         assert error < 1e-4, name
-    metrics = Training(make_model(llama_config(), 1), teacher, objective=None).step([[collate(ROLLOUTS, 0)]])
+    metrics = Training(make_model(llama_config(), 1), teacher, loss=exact).step([[collate(ROLLOUTS, 0)]])
     assert metrics["reverse_kl"] == pytest.approx(expected.item(), rel=1e-4)
-    same = Training(make_model(llama_config(), 1), make_model(llama_config(), 1), objective=None)
+    same = Training(make_model(llama_config(), 1), make_model(llama_config(), 1), loss=exact)
     assert abs(same.step([[collate(ROLLOUTS, 0)]])["reverse_kl"]) < 1e-6
 
 
@@ -179,7 +196,14 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
 
     def plan():
         return split_substeps(
-            ROLLOUTS, batch_size=4, group_size=2, num_substeps=2, grad_accum=1, num_processes=1, pad_id=0
+            ROLLOUTS,
+            batch_size=4,
+            group_size=2,
+            num_substeps=2,
+            grad_accum=1,
+            num_processes=1,
+            pad_id=0,
+            micro_batches=MicroBatches(),
         )
 
     student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
@@ -189,10 +213,10 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
     by_hand = Training(make_model(llama_config(), 1), teacher)
     first, second = [[by_hand.teacher.score(b) for b in batches] for batches in plan()]
     with torch.no_grad():
-        before = [by_hand.scorer(b.tokens) for b in second]
+        before = [by_hand.scorer(b.tokens).logprobs for b in second]
     by_hand.learner.update([first], 0)
-    sums = by_hand.learner._backward_all(second, ImportanceSampling(10.0), before)
-    by_hand.updates.apply(1e-2, math.isfinite(sums[1]))
+    sums = by_hand.learner._backward_all(second, before, substep=1)
+    by_hand.updates.apply(1e-2, math.isfinite(sums["loss"]))
     assert max(differences(training.weights(), by_hand.weights()).values()) == 0.0
 
     uncorrected = Training(make_model(llama_config(), 1), teacher)

@@ -7,6 +7,7 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig
 
 from local_distill.batching import collate
 from local_distill.errors import UserError
+from local_distill.head_loss import ChunkLoss, summed_loss
 from local_distill.models import LoraSettings, add_lora
 from local_distill.scorer import TokenScorer, check_head
 from tests.models import gpt2_config, llama_config, make_model
@@ -39,19 +40,35 @@ def dense(model, rollouts, vocab_size=V):
     return torch.stack(out)
 
 
+def weighed(targets, upstream):
+    """Σ u_t s_t as a loss, by its definition."""
+
+    def chunk_loss(part, student):
+        chosen, u = targets[part, None], upstream[part]
+        s = student.logprobs.gather(1, chosen).squeeze(1)
+        return ChunkLoss(
+            (u * s).sum(), (-student.probs).scatter_add(1, chosen, torch.ones_like(s)[:, None]) * u[:, None], (s,)
+        )
+
+    return chunk_loss
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_log_probs_and_gradients_equal_the_dense_computation(name):
     model = make_model(CONFIGS[name])
     scorer = TokenScorer(model, V)
     check_head(scorer, "--student_model")
     upstream = torch.randn(6, generator=torch.Generator().manual_seed(0))
-    found = scorer(collate(ROLLOUTS, 0))
-    (found * upstream).sum().backward()
+    batch = collate(ROLLOUTS, 0)
+    states = scorer.states(batch)
+    found = summed_loss(states.hidden, states.head, weighed(batch.targets, upstream), ("logprobs",))
+    torch.testing.assert_close(scorer(batch).logprobs, found.stats["logprobs"])
+    found.total.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     expected = dense(model, ROLLOUTS)
     (expected * upstream).sum().backward()
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.stats["logprobs"], expected.detach(), rtol=0, atol=2e-5)
     for n, p in model.named_parameters():
         error = (gradients[n] - p.grad).norm() / p.grad.norm().clamp(min=1e-8)
         assert error < 1e-4, n
@@ -60,7 +77,7 @@ def test_log_probs_and_gradients_equal_the_dense_computation(name):
 def test_shared_vocabulary_is_the_softmax_over_the_first_rows():
     model = make_model(llama_config())
     with torch.no_grad():
-        found = TokenScorer(model, 50)(collate(ROLLOUTS, 0))
+        found = TokenScorer(model, 50)(collate(ROLLOUTS, 0)).logprobs
         torch.testing.assert_close(found, dense(model, ROLLOUTS, 50), rtol=0, atol=2e-5)
 
 
@@ -71,9 +88,10 @@ def test_adapter_is_scored_and_trained_while_the_base_is_frozen():
             torch.nn.init.normal_(parameter)
     scorer = TokenScorer(model, V)
     check_head(scorer, "--student_model")
-    found = scorer(collate(ROLLOUTS, 0))
-    torch.testing.assert_close(found, dense(model, ROLLOUTS), rtol=0, atol=2e-5)
-    found.sum().backward()
+    batch = collate(ROLLOUTS, 0)
+    found = scorer(batch, lambda *states: summed_loss(*states[:2], weighed(batch.targets, torch.ones(6)), ("s",)))
+    torch.testing.assert_close(found.stats["s"], dense(model, ROLLOUTS).detach(), rtol=0, atol=2e-5)
+    found.total.backward()
     grads = {n: p.grad is not None for n, p in model.named_parameters()}
     assert all(has == ("lora_" in n) for n, has in grads.items())
 

@@ -1,7 +1,9 @@
 """Whole runs of the documented command: what it learns, what it leaves, and contract 8, exact resuming."""
 
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,9 +33,13 @@ def pair(folders):
     return ["--student_model", str(folders["student"]), "--teacher_model", str(folders["teacher"]), *SMALL]
 
 
+def timed_metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
 def metrics(folder):
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in lines]
+    """All but the timing, which no two runs share."""
+    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in timed_metrics(folder)]
 
 
 def same_files(ours: Path, theirs: Path):
@@ -105,9 +111,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(pair, run_com
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != metrics(tmp_path / "c")
 
 
-@pytest.mark.parametrize("change", [["--grad_accum", "3"], ["--grad_accum", "99"], ["--sampling_batch_size", "3"]])
+@pytest.mark.parametrize(
+    "change",
+    [["--grad_accum", "3"], ["--grad_accum", "99"], ["--sampling_batch_size", "3"], ["--microbatch_tokens", "150"]],
+)
 def test_micro_batches_change_nothing_but_rounding(pair, run_command, tmp_path, change):
-    for name, more in (("a", []), ("b", change)):
+    for name, more in (("a", []), ("b", change.split())):
         assert run_command([*pair, "--steps", "2", "--output_dir", name, *more])[0] == 0
     for ours, theirs in zip(metrics(tmp_path / "a"), metrics(tmp_path / "b"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
@@ -120,6 +129,7 @@ VARIANTS = {
     "ppo with discount": ["--loss", "ppo", "--kl_discount", "0.9"],
     "schedule": ["--lr_scheduler", "cosine", "--warmup_steps", "2", "--weight_decay", "0.1"],
     "whole distributions": ["--loss", "reverse_kl", "--grad_accum", "3"],
+    "the teacher's top tokens": ["--loss", "jsd", "--jsd_beta", "0.3", "--top_k", "9", "--num_substeps", "2"],
     "gradient checkpointing, bf16": ["--gradient_checkpointing", "--dtype", "bf16"],
 }
 
@@ -258,3 +268,20 @@ def test_stop_tokens_that_differ_are_said_and_saved(folders, run_command, tmp_pa
     assert "student and teacher end on different tokens" in out
     saved = json.loads((tmp_path / "run" / "step-1" / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [0, 2]
+
+
+def test_a_profile_has_a_trace_and_a_table_of_the_steps_it_watched(pair, run_command, tmp_path):
+    code, out, err = run_command([*pair, "--steps", "4", "--profile", "2", "--output_dir", "run"])
+    assert code == 0, err
+    trace = json.loads(gzip.decompress((tmp_path / "run" / "profile" / "trace.json.gz").read_bytes()))
+    names = [event.get("name") for event in trace["traceEvents"]]
+    assert sum(name == "phase: train" for name in names) == 2, "steps 2 and 3"
+    table = (tmp_path / "run" / "profile" / "profile.md").read_text(encoding="utf-8")
+    phases = dict(re.findall(r"\| (\w+) \| ([\d.]+) \|", table))
+    assert list(phases) == ["sample", "score", "train"]
+    steps = [line for line in timed_metrics(tmp_path / "run") if line["step"] in (2, 3) and "loss" in line]
+    for name, seconds in phases.items():
+        measured = sum(line[f"seconds/{name}"] for line in steps) / 2
+        assert float(seconds) == pytest.approx(measured, rel=0.3, abs=0.005)
+    assert "aten::" in table
+    assert "trace in run/profile/trace.json.gz" in out

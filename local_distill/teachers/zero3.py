@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from local_distill.errors import UserError
 from local_distill.models import ModelFiles
 from local_distill.scorer import TokenScorer, check_head
-from local_distill.teachers.local import LocalTeacher
+from local_distill.teachers.local import freeze
 
 
 def zero3_config(path: str | None) -> dict[str, Any]:
@@ -41,10 +42,11 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     return whole
 
 
-def load_zero3_teacher(
-    files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int, device: torch.device
-) -> LocalTeacher:
-    """Load the teacher straight into shares; no process ever holds it whole. Collective."""
+def load_zero3_teacher(files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int) -> nn.Module:
+    """Load the teacher straight into shares; no process ever holds it whole. Collective.
+
+    Returns what wraps its TokenScorer, frozen: every forward is collective too.
+    """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -64,7 +66,8 @@ def load_zero3_teacher(
     for parameter in (output.weight, output.bias):
         if parameter is not None:  # the scorer reads the head's weights without calling the head
             deepspeed.zero.register_external_parameter(scorer, parameter)
-    engine, *_ = deepspeed.initialize(model=scorer, config=settings)
-    teacher = LocalTeacher(engine, device)
+    sharded: nn.Module
+    sharded, *_ = deepspeed.initialize(model=scorer, config=settings)
+    freeze(sharded)
     check_head(scorer, files.flag)
-    return teacher
+    return sharded

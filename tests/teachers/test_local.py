@@ -4,7 +4,7 @@ import torch
 
 from local_distill.batching import collate
 from local_distill.scorer import TokenScorer
-from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
+from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from tests.models import gpt2_config, make_model
 from tests.test_scorer import ROLLOUTS, V, dense
 
@@ -28,3 +28,16 @@ def test_whole_distributions_come_with_the_same_scores():
     torch.testing.assert_close(whole.teacher_logprobs, plain.teacher_logprobs)
     assert whole.states.hidden.shape == (batch.num_tokens, 16)
     assert not whole.states.hidden.requires_grad
+
+
+def test_top_tokens_come_with_the_same_scores():
+    model = make_model(gpt2_config())
+    batch = collate(ROLLOUTS, 0)
+    plain = LocalTeacher(TokenScorer(model, V), CPU).score(batch)
+    found = TopTokensTeacher(TokenScorer(model, V), CPU, k=5).score(batch)
+    torch.testing.assert_close(found.teacher_logprobs, plain.teacher_logprobs)
+    torch.testing.assert_close(found.teacher_entropy, plain.teacher_entropy)
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)[batch.predictors]
+    expected = logits.log_softmax(-1).topk(5)
+    assert torch.equal(found.top.ids, expected.indices)
+    torch.testing.assert_close(found.top.logprobs[:, :-1], expected.values, rtol=0, atol=2e-5)

@@ -1,0 +1,139 @@
+"""A sum of losses over positions, with its gradient, straight from hidden states, a chunk of positions at a time.
+
+A chunk's logits are turned into its loss and at once into its part of the gradient, and are gone: no
+tensor of (positions, vocabulary) exists, and nothing is computed twice. That is three matrix products
+for a head that trains (logits, states, weight) and two for a frozen one, which gets no gradient buffer.
+Backward has only to scale: the loss is a sum, so every position has the same incoming gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from local_distill.divergences import Distribution
+from local_distill.logprobs import Head, chunks, matmul_dtype, softmax_dtype
+
+
+class ChunkLoss(NamedTuple):
+    """What a loss makes of a chunk of n positions.
+
+    loss: the summed loss, a scalar. grad: (n, V), its gradient with respect to the student's logits.
+    stats: one (n,) for each of the loss's names.
+    """
+
+    loss: Tensor
+    grad: Tensor
+    stats: tuple[Tensor, ...]
+
+
+class SummedLoss(NamedTuple):
+    """A loss over N positions. total: a scalar with gradient. stats: for each name (N,), without."""
+
+    total: Tensor
+    stats: dict[str, Tensor]
+
+
+def summed_loss(
+    hidden: Tensor,
+    head: Head,
+    chunk_loss: Callable[[slice, Distribution], ChunkLoss],
+    names: Sequence[str],
+    logits_per_chunk: int | None = None,
+) -> SummedLoss:
+    """Σ over positions of a loss on the student's distribution, differentiable in ``hidden`` and in the head.
+
+    hidden: (N, H). chunk_loss: from the positions of a chunk and the student's distribution there,
+    float32 at temperature 1, free to be overwritten. names: of the loss's stats. Matrix products
+    run in the autocast precision when autocast is on, all else in float32 (float64 for float64 input).
+    """
+    leaves = (hidden, head.weight, head.bias)
+    wanted = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
+    total, stats = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+        *leaves, head, chunk_loss, len(names), matmul_dtype(hidden), wanted, logits_per_chunk
+    )
+    return SummedLoss(total, dict(zip(names, stats, strict=True)))
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head,
+        chunk_loss: Callable[[slice, Distribution], ChunkLoss], num_stats: int, dtype: torch.dtype,
+        wanted: Sequence[bool], logits_per_chunk: int | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        accumulate = softmax_dtype(dtype)
+        matrix = head.matrix(dtype)
+        gradients = _Gradients(hidden, head, matrix, accumulate, wanted)
+        total = torch.zeros((), dtype=accumulate, device=hidden.device)
+        stats = torch.empty(num_stats, len(hidden), dtype=accumulate, device=hidden.device)
+        for part in chunks(hidden, head, logits_per_chunk):
+            states = hidden[part].to(dtype)
+            logits = head.logits(states, matrix)
+            slope = _slope(logits, head)
+            found = chunk_loss(part, Distribution.of(logits.log_softmax(1)))
+            del logits
+            total += found.loss
+            for row, values in zip(stats, found.stats, strict=True):
+                row[part] = values
+            if any(wanted):
+                gradients.add(part, states, found.grad if slope is None else found.grad.mul_(slope))
+        ctx.save_for_backward(*gradients.result(weight, bias))
+        ctx.mark_non_differentiable(stats)
+        return total, stats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # Used once and then freed, so it may be scaled where it lies; a head is too large to copy.
+        scaled = [None if each is None else each.mul_(grad) for each in ctx.saved_tensors]
+        return *scaled, None, None, None, None, None, None
+
+
+class _Gradients:
+    """Gradients of a head's inputs, summed chunk by chunk; what is not wanted is not made."""
+
+    def __init__(
+        self, hidden: Tensor, head: Head, matrix: Tensor, accumulate: torch.dtype, wanted: Sequence[bool]
+    ) -> None:
+        self._vocab_size, self._matrix = head.vocab_size, matrix
+        self._hidden = torch.empty_like(hidden) if wanted[0] else None
+        # Sums over chunks are kept in float32 even for a bf16 head: rounding at every chunk would add up.
+        self._weight = torch.zeros_like(head.weight, dtype=accumulate) if wanted[1] else None
+        self._bias = torch.zeros_like(head.bias, dtype=accumulate) if head.bias is not None and wanted[2] else None
+
+    def add(self, part: slice, states: Tensor, grad_products: Tensor) -> None:
+        """Carry the gradient of a chunk's matrix products, (n, V), back."""
+        if self._bias is not None:
+            self._bias[: self._vocab_size] += grad_products.sum(0)
+        grad_products = grad_products.to(self._matrix.dtype)
+        if self._hidden is not None:
+            self._hidden[part] = (grad_products @ self._matrix).to(self._hidden.dtype)
+        if self._weight is not None:
+            _add_product(self._weight[: self._vocab_size], grad_products.t(), states)
+
+    def result(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden, weight and bias, each in its own precision."""
+        return self._hidden, _as(self._weight, weight), _as(self._bias, bias)
+
+
+def _slope(logits: Tensor, head: Head) -> Tensor | float | None:
+    """d(final logit)/d(matrix product): scale · (1 − (z / softcap)²); None where it is one."""
+    if head.softcap is not None:
+        return (1 - (logits / head.softcap) ** 2) * head.scale
+    return head.scale if head.scale != 1.0 else None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without a temporary when the precisions agree."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _as(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    """A gradient in its parameter's precision."""
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
