@@ -29,7 +29,7 @@ LEARNING_RATE = 1e-4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", default=str(ROOT / "models" / "smollm2-103m-pruned"))
+    parser.add_argument("--student", default=str(ROOT / "models" / "smollm2-99m-pruned"))
     parser.add_argument("--teacher", default=str(ROOT / "models" / "smollm2-135m-instruct"))
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--lora", action="store_true")

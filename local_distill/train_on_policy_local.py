@@ -9,7 +9,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -112,8 +112,8 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
     config = inputs.config
     log.say(f"{config.student_model} learns from {config.teacher_model}, in {run.path}")
     log.say(launch_in_words(accelerator, inputs.precision))
-    notes = (*run.notes, inputs.precision.note, inputs.stops.note, off_policy_note(config), *inputs.prompts.notes)
-    for note in filter(None, notes):
+    notes = (*run.notes, inputs.precision.note, inputs.stops.note, off_policy_note(config))
+    for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         log.say(note)
 
 
@@ -125,6 +125,14 @@ def off_policy_note(config: TrainConfig) -> str:
         f"samples at temperature {config.temperature:g} and top-p {config.top_p:g} are not quite the student's own, "
         "which policy_gradient takes them for: --temperature 1 --top_p 1 is exact (docs/method.md)"
     )
+
+
+def unused_lora_note(config: TrainConfig) -> str:
+    """A word on settings of an adapter that there will not be, or nothing."""
+    unused = [f.name for f in fields(config) if f.name.startswith("lora_") and getattr(config, f.name) != f.default]
+    if config.use_lora or not unused:
+        return ""
+    return f"--{unused[0]} is not used: all weights are trained, an adapter wants --use_lora"
 
 
 def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunLog, stop: StopRequest) -> int:

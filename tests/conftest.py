@@ -82,3 +82,18 @@ def run_command(tmp_path, monkeypatch, capsys):
         return code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def no_wandb_account(tmp_path, monkeypatch):
+    """A machine on which nobody has logged in to wandb."""
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # it reads the environment once
+    yield
+    wandb.teardown()

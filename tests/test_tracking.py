@@ -22,7 +22,6 @@ from local_distill.terminal import PlainTerminal, SilentTerminal
 from local_distill.tracking import RunLog, check_wandb, open_run_log, tracker_names
 from local_distill.types import Completion, Evaluation
 
-KEY = "0123456789" * 4
 CONFIG = {"steps": 3, "learning_rate": 1e-4, "use_lora": True, "dataset": None, "betas": (0.9, 0.95), "dir": Path("x")}
 COMPLETION = Completion(
     prompt="Capital of France?", text="\x1b[31mParis \ud83d", tokens=3, finish="stop", reverse_kl=math.nan
@@ -49,21 +48,6 @@ def accelerator(tmp_path: Path) -> Iterator[Callable[..., Accelerator]]:
 
     yield build
     forget()
-
-
-@pytest.fixture
-def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine on which nobody has logged in to wandb."""
-    import wandb
-
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
-    wandb.teardown()  # it reads the environment once
-    yield
-    wandb.teardown()
 
 
 class Recorder(GeneralTracker):  # type: ignore[misc]
@@ -152,54 +136,6 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match=r"--wandb_mode online: the package wandb is not installed"):
         check_wandb("online")
     assert tracker_names("p", None, "disabled") == []
-
-
-# --- a key for wandb -----------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("no_wandb_account")
-def test_wandb_online_without_a_key_is_refused_early(capfd: pytest.CaptureFixture[str]) -> None:
-    check_wandb("offline")
-    check_wandb("disabled")
-    with pytest.raises(UserError, match=r"no Weights & Biases key.*`wandb login`.*--wandb_mode offline") as raised:
-        check_wandb("online")
-    assert "\n" not in str(raised.value)
-    assert capfd.readouterr() == ("", "")  # wandb has neither asked nor explained
-
-
-@pytest.mark.usefixtures("no_wandb_account")
-@pytest.mark.parametrize("name", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
-def test_a_key_in_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, KEY)
-    check_wandb("online")
-
-
-@pytest.mark.usefixtures("no_wandb_account")
-def test_a_key_in_wandbs_settings(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "settings").write_text(f"[default]\napi_key = {KEY}\n")
-    check_wandb("online")
-
-
-@pytest.mark.usefixtures("no_wandb_account")
-@pytest.mark.parametrize("file", [".netrc", "_netrc", "elsewhere"])
-def test_a_key_in_netrc(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if file == "elsewhere":
-        monkeypatch.setenv("NETRC", str(tmp_path / file))
-    path = tmp_path / file
-    path.write_text(f"machine github.com login me password {KEY}\n")
-    with pytest.raises(UserError, match="no Weights & Biases key"):
-        check_wandb("online")
-    path.write_text(f"machine api.wandb.ai login user password {KEY}\n")
-    check_wandb("online")
-
-
-@pytest.mark.usefixtures("no_wandb_account")
-def test_a_broken_netrc_is_named_and_its_key_is_not(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user passwort {KEY}\n")
-    with pytest.raises(UserError, match=r"\.netrc: cannot be read") as raised:
-        check_wandb("online")
-    assert KEY not in str(raised.value)
 
 
 # --- the log -------------------------------------------------------------------------------------

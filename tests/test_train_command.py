@@ -285,3 +285,12 @@ def test_a_profile_has_a_trace_and_a_table_of_the_steps_it_watched(pair, run_com
         assert float(seconds) == pytest.approx(measured, rel=0.3, abs=0.005)
     assert "aten::" in table
     assert "trace in run/profile/trace.json.gz" in out
+
+
+def test_settings_of_an_adapter_that_there_is_not_are_spoken_of(pair, run_command):
+    code, out, _ = run_command([*pair, "--steps", "1", "--lora_r", "4", "--output_dir", "full"])
+    assert code == 0
+    assert "--lora_r is not used: all weights are trained, an adapter wants --use_lora" in out
+    code, out, _ = run_command([*pair, "--steps", "1", "--lora_r", "4", "--use_lora", "--output_dir", "adapter"])
+    assert code == 0
+    assert "is not used" not in out
