@@ -92,8 +92,10 @@ class MicroBatches:
         if self.most_tokens is None:
             return split_by_length(rollouts, least)
         parts = split_by_tokens(rollouts, self.most_tokens)
-        if len(parts) < least:
-            parts = split_by_length(rollouts, least)
+        while len(parts) < least and len(largest := max(parts, key=len, default=[])) > 1:
+            at, half = parts.index(largest), (len(largest) + 1) // 2
+            parts[at : at + 1] = [largest[:half], largest[half:]]
+        parts += [[] for _ in range(least - len(parts))]
         return parts + [[] for _ in range(self.most_anywhere(len(parts)) - len(parts))]
 
 

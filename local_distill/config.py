@@ -116,7 +116,9 @@ class TrainConfig:
     kl_coef: float = _objective(
         "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0
     )
-    jsd_beta: float = _objective("jsd: β, the teacher's share of the mixture; near 0 like forward KL.", 0.5)
+    jsd_beta: float = _objective(
+        "jsd: β, the teacher's share of the mixture; towards 0 like forward KL, towards 1 like reverse KL.", 0.5
+    )
     top_k: int | None = _objective(
         "reverse_kl, forward_kl, jsd: compare this many top tokens, and all others as one. Default: every token."
     )

@@ -118,7 +118,7 @@ class HeldOutEvaluator:
         if batch.states is not None:
             exact: Tensor = self._student(batch.tokens, exact_reverse_kl(batch.states)).stats["reverse_kl"]
             return exact
-        sampled: Tensor = self._student(batch.tokens).logprobs - batch.teacher_logprobs
+        sampled: Tensor = self._student(batch.tokens).logprobs - batch.sampled_logprobs
         return sampled
 
     def _in_words(self, scored: _Scored) -> Completion:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from local_distill.divergences import Distribution
-from local_distill.logprobs import Head, chunks, matmul_dtype, softmax_dtype
+from local_distill.logprobs import Head, chunks, exact_arithmetic, matmul_dtype, softmax_dtype
 
 
 class ChunkLoss(NamedTuple):
@@ -52,9 +52,11 @@ def summed_loss(
     """
     leaves = (hidden, head.weight, head.bias)
     wanted = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
-    total, stats = _SummedLoss.apply(  # type: ignore[no-untyped-call]
-        *leaves, head, chunk_loss, len(names), matmul_dtype(hidden), wanted, logits_per_chunk
-    )
+    dtype = matmul_dtype(hidden)
+    with exact_arithmetic(hidden):
+        total, stats = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+            *leaves, head, chunk_loss, len(names), dtype, wanted, logits_per_chunk
+        )
     return SummedLoss(total, dict(zip(names, stats, strict=True)))
 
 
@@ -81,14 +83,19 @@ class _SummedLoss(torch.autograd.Function):
                 row[part] = values
             if any(wanted):
                 gradients.add(part, states, found.grad if slope is None else found.grad.mul_(slope))
-        ctx.save_for_backward(*gradients.result(weight, bias))
+        ctx.save_for_backward(*gradients.result())
+        ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden, weight, bias)]
         ctx.mark_non_differentiable(stats)
         return total, stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # Used once and then freed, so it may be scaled where it lies; a head is too large to copy.
-        scaled = [None if each is None else each.mul_(grad) for each in ctx.saved_tensors]
+        # Each takes its leaf's precision only now: fp16's loss scale arrives here, and saves what is small.
+        scaled = [
+            None if each is None else each.mul_(grad).to(dtype)
+            for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return *scaled, None, None, None, None, None, None
 
 
@@ -99,8 +106,8 @@ class _Gradients:
         self, hidden: Tensor, head: Head, matrix: Tensor, accumulate: torch.dtype, wanted: Sequence[bool]
     ) -> None:
         self._vocab_size, self._matrix = head.vocab_size, matrix
-        self._hidden = torch.empty_like(hidden) if wanted[0] else None
-        # Sums over chunks are kept in float32 even for a bf16 head: rounding at every chunk would add up.
+        # Kept in float32 even for a bf16 head: rounding at every chunk would add up.
+        self._hidden = torch.empty_like(hidden, dtype=accumulate) if wanted[0] else None
         self._weight = torch.zeros_like(head.weight, dtype=accumulate) if wanted[1] else None
         self._bias = torch.zeros_like(head.bias, dtype=accumulate) if head.bias is not None and wanted[2] else None
 
@@ -108,15 +115,29 @@ class _Gradients:
         """Carry the gradient of a chunk's matrix products, (n, V), back."""
         if self._bias is not None:
             self._bias[: self._vocab_size] += grad_products.sum(0)
-        grad_products = grad_products.to(self._matrix.dtype)
+        size = _size(grad_products) if self._matrix.dtype == torch.float16 else None
+        products = (grad_products if size is None else grad_products.div_(size)).to(self._matrix.dtype)
         if self._hidden is not None:
-            self._hidden[part] = (grad_products @ self._matrix).to(self._hidden.dtype)
+            self._hidden[part] = _times(products @ self._matrix, size)
         if self._weight is not None:
-            _add_product(self._weight[: self._vocab_size], grad_products.t(), states)
+            total = self._weight[: self._vocab_size]
+            if size is None:
+                _add_product(total, products.t(), states)
+            else:
+                total += _times(products.t() @ states, size)
 
-    def result(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of hidden, weight and bias, each in its own precision."""
-        return self._hidden, _as(self._weight, weight), _as(self._bias, bias)
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden, weight and bias."""
+        return self._hidden, self._weight, self._bias
+
+
+def _size(grad: Tensor) -> Tensor:
+    """The largest entry: divided by it, a chunk's gradient neither overflows fp16 nor vanishes in it."""
+    return grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny) if grad.numel() else grad.new_ones(())
+
+
+def _times(product: Tensor, size: Tensor | None) -> Tensor:
+    return product if size is None else product.float() * size
 
 
 def _slope(logits: Tensor, head: Head) -> Tensor | float | None:
@@ -132,8 +153,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
-
-
-def _as(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    """A gradient in its parameter's precision."""
-    return None if grad is None or parameter is None else grad.to(parameter.dtype)

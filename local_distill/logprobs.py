@@ -81,10 +81,12 @@ def read_tokens(hidden: Tensor, head: Head, targets: Tensor, logits_per_chunk: i
 
     Matrix products run in the autocast precision when autocast is on, the softmax always in float32.
     """
-    reading = hidden.new_empty(2, len(targets), dtype=softmax_dtype(hidden.dtype))
-    for part, model in distributions(hidden, head, logits_per_chunk):
-        reading[0, part] = model.logprobs.gather(1, targets[part, None]).squeeze(1)
-        reading[1, part] = model.entropy()
+    dtype = matmul_dtype(hidden)
+    reading = hidden.new_empty(2, len(targets), dtype=softmax_dtype(dtype))
+    with exact_arithmetic(hidden):
+        for part, model in distributions(hidden, head, dtype, logits_per_chunk):
+            reading[0, part] = model.logprobs.gather(1, targets[part, None]).squeeze(1)
+            reading[1, part] = model.entropy()
     return TokenReading(*reading)
 
 
@@ -92,16 +94,22 @@ def read_tokens(hidden: Tensor, head: Head, targets: Tensor, logits_per_chunk: i
 def read_top_tokens(hidden: Tensor, head: Head, k: int, logits_per_chunk: int | None = None) -> TopTokens:
     """The k likeliest tokens at each position; see ``read_tokens``."""
     ids = torch.empty(len(hidden), k, dtype=torch.long, device=hidden.device)
-    found = hidden.new_empty(len(hidden), k + 1, dtype=softmax_dtype(hidden.dtype))
-    for part, model in distributions(hidden, head, logits_per_chunk):
-        ids[part] = model.logprobs.topk(k).indices
-        found[part] = model.with_tail(ids[part]).logprobs
+    dtype = matmul_dtype(hidden)
+    found = hidden.new_empty(len(hidden), k + 1, dtype=softmax_dtype(dtype))
+    with exact_arithmetic(hidden):
+        for part, model in distributions(hidden, head, dtype, logits_per_chunk):
+            ids[part] = model.logprobs.topk(k).indices
+            found[part] = model.with_tail(ids[part]).logprobs
     return TopTokens(ids, found)
 
 
-def distributions(hidden: Tensor, head: Head, logits_per_chunk: int | None) -> Iterator[tuple[slice, Distribution]]:
-    """The positions of each chunk and the model's distribution there, (n, V); for use without gradient."""
-    dtype = matmul_dtype(hidden)
+def distributions(
+    hidden: Tensor, head: Head, dtype: torch.dtype, logits_per_chunk: int | None
+) -> Iterator[tuple[slice, Distribution]]:
+    """The positions of each chunk and the model's distribution there, (n, V); for use without gradient.
+
+    dtype: of the matrix products.
+    """
     matrix = head.matrix(dtype)
     for part in chunks(hidden, head, logits_per_chunk):
         yield part, Distribution.of(head.logits(hidden[part].to(dtype), matrix).log_softmax(1))
@@ -113,6 +121,12 @@ def chunks(hidden: Tensor, head: Head, logits_per_chunk: int | None) -> Iterator
         logits_per_chunk = LOGITS_PER_CHUNK.get(hidden.device.type, LOGITS_PER_CHUNK_ELSEWHERE)
     size = max(1, logits_per_chunk // head.vocab_size)
     return (slice(start, start + size) for start in range(0, len(hidden), size))
+
+
+def exact_arithmetic(hidden: Tensor) -> torch.autocast:
+    """Autocast off: what runs inside names its precisions, and autocast would take dot products of probabilities
+    for matrix products and round them."""
+    return torch.autocast(hidden.device.type, enabled=False)
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:

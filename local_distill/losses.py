@@ -104,7 +104,7 @@ class _SampledTokens:
     def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         delta = None
         if self.loss.discount:  # a token answers for later ones, so all must be known before the first chunk's gradient
-            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.teacher_logprobs
+            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.sampled_logprobs
             delta = discounted(delta, self.batch.tokens.lengths, self.loss.discount)
         names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped")
         found = summed_loss(hidden, head, partial(self._chunk, targets, delta), names)
@@ -114,7 +114,7 @@ class _SampledTokens:
 
     def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
         chosen = targets[part, None]
-        s, q, b = student.logprobs.gather(1, chosen).squeeze(1), self.batch.teacher_logprobs[part], self.behaviour[part]
+        s, q, b = student.logprobs.gather(1, chosen).squeeze(1), self.batch.sampled_logprobs[part], self.behaviour[part]
         delta = s - q
         advantages = reverse_kl_advantages(delta if future is None else future[part], self.loss.coef)
         loss, slope = value_and_slope(self.objective, s, advantages, b)
@@ -188,7 +188,7 @@ class TopTokensLoss:
 
     def _read(self, batch: ScoredBatch, top: TopTokens, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         names = ("reverse_kl", "k3", "entropy", "top_overlap")
-        found = summed_loss(hidden, head, partial(self._chunk, batch.teacher_logprobs, top, targets), names)
+        found = summed_loss(hidden, head, partial(self._chunk, batch.sampled_logprobs, top, targets), names)
         if batch.teacher_entropy is not None:
             found.stats["teacher_entropy"] = batch.teacher_entropy
         return found

@@ -31,8 +31,8 @@ class Objective(Protocol):
 def reverse_kl_advantages(delta: Tensor, coef: float) -> Tensor:
     """A_t = −coef · δ_t with δ_t = s_t − q_t, or its discounted sum: (N,), no gradient.
 
-    A token that the student likes more than the teacher does is pushed down. Not centred: the method's
-    optimum is A = 0 at every token, and subtracting a batch mean would move it.
+    A token that the student likes more than the teacher does is pushed down. Not centred: for truncated
+    samples a constant would make a false optimum.
     """
     return -coef * delta.detach()
 

@@ -26,7 +26,7 @@ from torch import nn
 from local_distill.batching import MicroBatches, split_substeps
 from local_distill.checkpoint import Checkpointer, last_saved
 from local_distill.cli import parse_config
-from local_distill.config import TrainConfig
+from local_distill.config import SAMPLED_LOSSES, TrainConfig
 from local_distill.distributed import most_anywhere, on_main_process
 from local_distill.errors import UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
@@ -119,12 +119,13 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
 
 def off_policy_note(config: TrainConfig) -> str:
     """A word on samples that the loss takes for the student's own though they are not, or nothing."""
-    if config.loss != "policy_gradient" or (config.temperature == 1 and config.top_p == 1):
-        return ""
-    return (
-        f"samples at temperature {config.temperature:g} and top-p {config.top_p:g} are not quite the student's own, "
-        "which policy_gradient takes them for: --temperature 1 --top_p 1 is exact (docs/method.md)"
-    )
+    sampled = f"samples at temperature {config.temperature:g} and top-p {config.top_p:g}"
+    remedy = "--temperature 1 --top_p 1 is exact (docs/method.md)"
+    if config.loss == "policy_gradient" and (config.temperature != 1 or config.top_p < 1):
+        return f"{sampled} are not quite the student's own, which policy_gradient takes them for: {remedy}"
+    if config.loss in SAMPLED_LOSSES and config.top_p < 1:
+        return f"{sampled} never show the tail of the student's distribution, which no ratio corrects: {remedy}"
+    return ""
 
 
 def unused_lora_note(config: TrainConfig) -> str:

@@ -105,17 +105,23 @@ class HeadStates:
 class ScoredBatch:
     """A token batch with the teacher's opinion of it.
 
-    teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``.
-    teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
-    states: the teacher's whole distribution, where it was asked for and the teacher can give it.
-    top: the teacher's likeliest tokens, where they were asked for.
+    teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``; and
+        teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
+    top: the teacher's likeliest tokens as well, where they were asked for.
+    states: the teacher's whole distribution, instead of all these.
     """
 
     tokens: TokenBatch
-    teacher_logprobs: Tensor
+    teacher_logprobs: Tensor | None = None
     teacher_entropy: Tensor | None = None
-    states: HeadStates | None = None
     top: TopTokens | None = None
+    states: HeadStates | None = None
+
+    @property
+    def sampled_logprobs(self) -> Tensor:
+        """``teacher_logprobs``, for those who asked the teacher for them."""
+        assert self.teacher_logprobs is not None
+        return self.teacher_logprobs
 
 
 class RolloutEngine(Protocol):
@@ -134,7 +140,7 @@ class Teacher(Protocol):
     """How sampled tokens are scored."""
 
     def score(self, batch: TokenBatch) -> ScoredBatch:
-        """The batch, on the training device, with the teacher's log-prob of every completion token.
+        """The batch, on the training device, with the teacher's opinion of every completion token.
 
         With a sharded teacher this is collective: every process makes the same number of calls.
         """

@@ -92,8 +92,11 @@ class TorchUpdates:
         _set_learning_rate(self._adamw, learning_rate)
         grad_norm = float(self._accelerator.clip_grad_norm_(self._scorer.parameters(), self._max_grad_norm))
         finite = loss_is_finite and math.isfinite(grad_norm)
-        if finite or self._accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
-            self._optimizer.step()
+        scaler = self._accelerator.scaler
+        if finite or (scaler is not None and not math.isfinite(grad_norm)):
+            self._optimizer.step()  # the fp16 scaler skips an infinite gradient by itself, and learns from it
+        elif scaler is not None:
+            scaler.update()  # the gradient was fine, the loss was not: forget this update
         self._optimizer.zero_grad(set_to_none=True)
         return Applied(grad_norm, finite)
 

@@ -101,7 +101,14 @@ def test_bounded_micro_batches_are_as_many_as_the_neediest_process_has():
     parts = MicroBatches(10, five_elsewhere).split(rollouts, 1)
     assert [len(part) for part in parts] == [2, 2, 2, 0, 0]
     assert asked == [3]
-    assert [len(part) for part in MicroBatches(10).split(rollouts, 4)] == [2, 2, 1, 1], "--grad_accum asks for more"
+    assert [len(part) for part in MicroBatches(10).split(rollouts, 4)] == [1, 1, 2, 2], "--grad_accum asks for more"
+    assert [len(part) for part in MicroBatches(10).split(rollouts, 8)] == [1, 1, 1, 1, 1, 1, 0, 0]
+    skewed = [rollout([1], [2] * n) for n in (99, 99, *[9] * 20)]
+    for least in (1, 3, 9, 40):
+        parts = MicroBatches(200).split(skewed, least)
+        assert len(parts) >= least
+        assert sum(len(part) for part in parts) == 22
+        assert all(collate(part, EOS).input_ids.numel() <= 200 for part in parts), "the bound holds whatever is asked"
     assert [len(part) for part in MicroBatches().split(rollouts, 2)] == [3, 3]
 
 

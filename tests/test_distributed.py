@@ -170,6 +170,10 @@ def test_a_student_under_zero2_trains_saves_and_resumes_bit_for_bit(models, tmp_
     assert all(weight.dtype == torch.float32 for weight in masters.values())
     assert any((w != w.bfloat16().float()).any() for w in masters.values()), "the fp32 masters, not their bf16 copies"
 
+    both = ["--teacher_ds_zero3", "--loss", "reverse_kl", "--top_k", "5"]
+    assert "2 processes with DeepSpeed ZeRO-2, bf16" in run(tmp_path / "both", "2", *both)
+    assert all(0 < line["reverse_kl"] < 50 for line in metrics(tmp_path / "both") if "loss" in line)
+
     plain = tmp_path / "plain"
     launch([*models, *SETTINGS, "--dtype", "bf16", "--steps", "3", "--output_dir", str(plain)])
     # bf16 weights sample other tokens than bf16 autocast over fp32 weights does, so the runs differ; but a gradient

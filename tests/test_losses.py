@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from local_distill.divergences import JensenShannon, forward_kl, reverse_kl
-from local_distill.head_loss import ChunkLoss, summed_loss
 from local_distill.logprobs import Head, read_tokens, read_top_tokens
 from local_distill.losses import (
     SampledTokenLoss,
@@ -216,36 +215,6 @@ def test_low_precision_stays_near_the_float64_oracle(name, dtype):
     assert all(g.dtype == dtype for g in torch.autograd.grad(case.run(loss).total, case.leaves))
 
 
-def test_autocast_decides_the_precision_of_the_products():
-    case, loss = make_case(torch.float32), WholeDistributionLoss(forward_kl)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = case.run(loss).total
-    exact = case.run(loss).total
-    assert rounded != exact
-    assert abs(rounded - exact) < 0.02 * exact
-    (grad,) = torch.autograd.grad(rounded, case.head.weight)
-    assert grad.dtype == torch.float32
-
-
-def test_a_frozen_head_gets_no_gradient_and_no_buffer():
-    case = make_case()
-    frozen = replace(case, head=Head(case.head.weight.detach(), V))
-    found = frozen.run(WholeDistributionLoss(reverse_kl))
-    assert_same(found.total, dense_whole(frozen, "reverse_kl").sum(), [case.hidden], EXACT)
-    assert largest_tensor(lambda: frozen.run(WholeDistributionLoss(reverse_kl)).total.backward()) < ROWS * H + N * V
-
-
-def test_padding_rows_of_the_vocabulary_take_no_part():
-    case = make_case()
-    poisoned = case.head.weight.detach().clone()
-    poisoned[V:] = 1e4
-    with_padding = replace(case, head=Head(poisoned.requires_grad_(), V))
-    for loss in (WholeDistributionLoss(JensenShannon(0.3)), SampledTokenLoss(policy_gradient, policy_gradient, 1, 0)):
-        found = with_padding.run(loss)
-        torch.testing.assert_close(found.total, case.run(loss).total)
-        assert torch.autograd.grad(found.total, poisoned)[0][V:].abs().max() == 0
-
-
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_equal_models_are_at_no_distance_and_feel_no_pull(name):
     case = make_case(torch.float32)
@@ -256,21 +225,6 @@ def test_equal_models_are_at_no_distance_and_feel_no_pull(name):
         found = case.run(loss)
         assert abs(found.total) < 1e-6 * N
         assert max(g.abs().max() for g in torch.autograd.grad(found.total, case.leaves)) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [WholeDistributionLoss(reverse_kl), TopTokensLoss(forward_kl), SampledTokenLoss(PPO(0.2), PPO(0.2), 1.0, 0.5)],
-    ids=["whole", "top", "sampled"],
-)
-def test_no_positions_give_zero_and_zero_gradients(loss):
-    case = make_case(n=0)
-    case = replace(case, batch=replace(case.batch, tokens=replace(case.batch.tokens, lengths=(0,))))
-    found = case.run(loss)
-    found.total.backward()
-    assert found.total == 0
-    assert case.head.weight.grad.abs().max() == 0
-    assert all(values.shape == (0,) for values in found.stats.values())
 
 
 def test_the_tail_of_a_peaked_distribution_keeps_its_digits():
@@ -323,54 +277,6 @@ def test_ratios_are_summarised_by_their_effective_share():
     one_of_four = summarise({"ratio": 1.0, "ratio_squared": 4.0, "ratio_clipped": 0.0})
     assert one_of_four["ratio/effective"] == 0.25
     assert summarise({"reverse_kl": 1.0}) == {"reverse_kl": 1.0}
-
-
-def largest_tensor(work):
-    """The most numbers in any tensor that an operation makes."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
-
-    with Watch():
-        work()
-    return largest
-
-
-@pytest.mark.parametrize("kind", ["sampled", "whole"])
-def test_nothing_of_tokens_by_vocabulary_is_ever_made(kind, monkeypatch):
-    """The largest tensor that any operation makes, forward or backward, is a chunk of logits or the head itself."""
-    n, vocab, rows = 640, 500, 16
-    monkeypatch.setattr("local_distill.logprobs.LOGITS_PER_CHUNK_ELSEWHERE", rows * vocab)
-    hidden, weight = torch.randn(n, H, requires_grad=True), torch.randn(vocab, H, requires_grad=True)
-    teacher, targets = HeadStates(torch.randn(n, H), Head(torch.randn(vocab, H), vocab)), torch.randint(vocab, (n,))
-    loss = WholeDistributionLoss(JensenShannon(0.5)) if kind == "whole" else SampledTokenLoss(PPO(0.2), PPO(0.2), 1, 0)
-
-    def work():
-        tokens = TokenBatch(hidden, hidden, hidden, targets, torch.zeros(n), (n,))
-        batch = ScoredBatch(tokens, *read_tokens(teacher.hidden, teacher.head, targets), states=teacher)
-        loss.reading(batch, torch.zeros(n), 0)(hidden, Head(weight, vocab), targets).total.backward()
-
-    assert largest_tensor(work) == max(rows * vocab, vocab * H, n * H)
-
-
-def test_chunks_hold_no_more_logits_than_they_may():
-    hidden, head = torch.randn(3, H, requires_grad=True), Head(torch.randn(V, H), V)
-    seen = []
-
-    def watch(_part, student):
-        seen.append(student.probs.shape)
-        return ChunkLoss(student.probs.sum(), torch.zeros_like(student.probs), ())
-
-    summed_loss(hidden, head, watch, (), logits_per_chunk=2 * V)
-    assert seen == [(2, V), (1, V)]
 
 
 @pytest.mark.parametrize(

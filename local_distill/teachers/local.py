@@ -61,6 +61,4 @@ class WholeDistributionTeacher(LocalTeacher):
     def score(self, batch: TokenBatch) -> ScoredBatch:
         """See Teacher."""
         tokens = batch.to(self._device)
-        states = self._states(tokens)
-        reading = read_tokens(states.hidden, states.head, tokens.targets)
-        return ScoredBatch(tokens, reading.logprobs, reading.entropy, states=states)
+        return ScoredBatch(tokens, states=self._states(tokens))

@@ -3,6 +3,7 @@
 import torch
 
 from local_distill.batching import collate
+from local_distill.logprobs import read_tokens
 from local_distill.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from tests.models import gpt2_config, make_model
@@ -20,12 +21,14 @@ def test_scores_are_the_dense_ones_and_carry_no_gradient():
     assert scored.states is None
 
 
-def test_whole_distributions_come_with_the_same_scores():
+def test_whole_distributions_give_the_same_scores():
     model = make_model(gpt2_config())
     batch = collate(ROLLOUTS, 0)
     plain = LocalTeacher(TokenScorer(model, V), CPU).score(batch)
     whole = WholeDistributionTeacher(TokenScorer(model, V), CPU).score(batch)
-    torch.testing.assert_close(whole.teacher_logprobs, plain.teacher_logprobs)
+    reading = read_tokens(whole.states.hidden, whole.states.head, batch.targets)
+    torch.testing.assert_close(reading.logprobs, plain.teacher_logprobs)
+    assert whole.teacher_logprobs is None
     assert whole.states.hidden.shape == (batch.num_tokens, 16)
     assert not whole.states.hidden.requires_grad
 
