@@ -216,9 +216,11 @@ class TrainConfig:
         _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
         _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
         _require("jsd_beta", self.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
-        for name, least in (("top_k", 1), ("microbatch_tokens", 1), ("eval_prompts", 0)):
+        for name in ("top_k", "microbatch_tokens"):
             if getattr(self, name) is not None:
-                _require(name, getattr(self, name), lambda v, least=least: v >= least, f"at least {least}")
+                _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        if self.eval_prompts is not None:
+            _require("eval_prompts", self.eval_prompts, lambda v: v >= 0, "0 or more")
 
     def _check_combinations(self) -> None:
         if self.dataset and self.prompts_file:

@@ -18,8 +18,10 @@ from local_distill.divergences import Distribution
 
 LOGITS_PER_CHUNK = {"cuda": 2**26}
 """Most logits of one model that exist at a time, by device: on a GPU (256 MiB in float32) enough rows to fill it."""
-LOGITS_PER_CHUNK_ELSEWHERE = 2**24
-"""The same on a processor: 64 MiB."""
+LOGITS_PER_CHUNK_ELSEWHERE = 2**22
+"""The same on a processor: 16 MiB."""
+LEAST_ROWS = 64
+"""Rows that a chunk has in any case: a matrix product with fewer is slow."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def distributions(
 def chunks(hidden: Tensor, head: Head, logits_per_chunk: int | None) -> Iterator[slice]:
     """Slices of the N positions, each of few enough that its logits fit ``logits_per_chunk``."""
     if logits_per_chunk is None:
-        logits_per_chunk = LOGITS_PER_CHUNK.get(hidden.device.type, LOGITS_PER_CHUNK_ELSEWHERE)
+        most = LOGITS_PER_CHUNK.get(hidden.device.type, LOGITS_PER_CHUNK_ELSEWHERE)
+        logits_per_chunk = max(most, LEAST_ROWS * head.vocab_size)
     size = max(1, logits_per_chunk // head.vocab_size)
     return (slice(start, start + size) for start in range(0, len(hidden), size))
 

@@ -35,7 +35,7 @@ from local_distill.interruption import StopRequest
 from local_distill.learner import DivergedError, Learner
 from local_distill.loop import Schedule, distil
 from local_distill.losses import Loss, TeacherView, make_loss
-from local_distill.models import add_lora, causal_lm, load_lora
+from local_distill.models import add_lora, causal_lm, lay_out_for_decoding, load_lora
 from local_distill.preflight import (
     RunFolder,
     check_disk_space,
@@ -140,6 +140,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
     """Load the models, put the parts together, run the loop. Returns the number of steps done."""
     config = inputs.config
     model = load_student(inputs, run).to(accelerator.device)
+    lay_out_for_decoding(model)
     scorer = TokenScorer(model, inputs.vocab_size)
     check_head(scorer, "--student_model")
     loss = make_loss(

@@ -120,7 +120,7 @@ NUMBERS = {
         "--loss reverse_kl --teacher_ds_zero3", says("--loss reverse_kl", "--teacher_ds_zero3", "--top_k 64")
     ),
     "student's support with a sharded teacher": Mistake(
-        "--loss jsd --top_k 5 --top_k_support student --teacher_ds_zero3", says("--loss jsd", "teacher's support")
+        "--loss jsd --top_k 5 --top_k_support=student --teacher_ds_zero3", says("--loss jsd", "teacher's support")
     ),
     "profile longer than the run": Mistake("--profile 9", says("--profile", "9 steps", "--steps")),
     "clip of 1": Mistake("--ppo_clip 1", says("--ppo_clip", "1 given", "below 1")),

@@ -150,6 +150,7 @@ EXACT, LOW = 1e-10, {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6
 
 @pytest.fixture(params=[1, 4, 1000], ids=lambda rows: f"chunks of {rows}")
 def chunk_rows(request, monkeypatch):
+    monkeypatch.setattr("local_distill.logprobs.LEAST_ROWS", 1)
     monkeypatch.setattr("local_distill.logprobs.LOGITS_PER_CHUNK_ELSEWHERE", request.param * V)
     return request.param
 

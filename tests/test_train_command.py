@@ -112,8 +112,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(pair, run_com
 
 
 @pytest.mark.parametrize(
-    "change",
-    [["--grad_accum", "3"], ["--grad_accum", "99"], ["--sampling_batch_size", "3"], ["--microbatch_tokens", "150"]],
+    "change", ["--grad_accum 3", "--grad_accum 99", "--sampling_batch_size 3", "--microbatch_tokens 150"]
 )
 def test_micro_batches_change_nothing_but_rounding(pair, run_command, tmp_path, change):
     for name, more in (("a", []), ("b", change.split())):

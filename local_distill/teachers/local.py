@@ -12,7 +12,9 @@ from local_distill.types import ScoredBatch, TokenBatch
 
 def freeze(scorer: nn.Module) -> nn.Module:
     """No dropout, no gradient."""
-    return scorer.eval().requires_grad_(False)
+    scorer.eval()
+    scorer.requires_grad_(False)
+    return scorer
 
 
 class LocalTeacher:

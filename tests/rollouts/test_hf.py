@@ -38,7 +38,7 @@ def test_reported_log_probs_are_those_of_scoring_the_same_tokens(model):
     rollouts = engine(model).sample(list(enumerate(PROMPTS)), step=0)
     batch = collate(rollouts, 0)
     with torch.no_grad():
-        scored = TokenScorer(model, V)(batch)
+        scored = TokenScorer(model, V)(batch).logprobs
     torch.testing.assert_close(batch.sampler_logprobs, scored, rtol=0, atol=2e-5)
     shifted = (batch.sampler_logprobs[1:] - scored[:-1]).abs().mean()
     assert shifted > 0.5, "a shift by one must be far outside the tolerance"
@@ -106,7 +106,7 @@ def test_sliding_window_attention_survives_rows_leaving_the_batch():
     rollouts = engine(model, stop_ids=stops, group_size=4).sample(list(enumerate(PROMPTS)), step=0)
     batch = collate(rollouts, 0)
     with torch.no_grad():
-        torch.testing.assert_close(batch.sampler_logprobs, TokenScorer(model, V)(batch), rtol=0, atol=2e-5)
+        torch.testing.assert_close(batch.sampler_logprobs, TokenScorer(model, V)(batch).logprobs, rtol=0, atol=2e-5)
 
 
 def test_only_shared_tokens_are_drawn(model):
