@@ -140,7 +140,8 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
     """Load the models, put the parts together, run the loop. Returns the number of steps done."""
     config = inputs.config
     model = load_student(inputs, run).to(accelerator.device)
-    lay_out_for_decoding(model)
+    if accelerator.state.deepspeed_plugin is None:  # which sends weights as bytes, row by row
+        lay_out_for_decoding(model)
     scorer = TokenScorer(model, inputs.vocab_size)
     check_head(scorer, "--student_model")
     loss = make_loss(
