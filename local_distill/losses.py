@@ -2,7 +2,7 @@
 
 Two families. The sampled-token losses know one number of the teacher's for each token and weigh that
 token by its advantage. The divergences compare whole distributions, of the vocabulary or of a few top
-tokens and a tail. Both work on a chunk of the student's log-probs, (n, V), and give the loss and its
+tokens and a tail. Both work on a chunk of the student's distributions, (n, V), and give the loss and its
 gradient on the logits; ``head_loss`` walks the chunks. Every loss also says, for each token, how the
 student and the teacher differ there; those numbers come from what the loss has in hand anyway.
 """
@@ -25,7 +25,7 @@ from local_distill.divergences import (
     on_support,
     reverse_kl,
     top_overlap,
-)  # fmt: skip
+)
 from local_distill.head_loss import ChunkLoss, SummedLoss, summed_loss
 from local_distill.logprobs import Head, TopTokens, read_tokens
 from local_distill.objectives import (
@@ -36,7 +36,7 @@ from local_distill.objectives import (
     policy_gradient,
     reverse_kl_advantages,
     value_and_slope,
-)  # fmt: skip
+)
 from local_distill.types import HeadStates, ScoredBatch
 
 OVERLAP_TOP = 8
@@ -44,7 +44,7 @@ OVERLAP_TOP = 8
 
 
 TeacherView = Literal["tokens", "top", "whole"]
-"""The log-probs of the sampled tokens; those and the likeliest tokens; those and the whole distribution."""
+"""The log-probs of the sampled tokens; those and the likeliest tokens; or the whole distribution."""
 
 
 class LossReading(Protocol):

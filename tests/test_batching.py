@@ -10,7 +10,7 @@ from local_distill.batching import (
     split_by_length,
     split_by_tokens,
     split_substeps,
-)  # fmt: skip
+)
 from local_distill.types import Prompt, Rollout
 
 EOS = 0  # also the padding

@@ -15,7 +15,7 @@ from local_distill.losses import (
     exact_reverse_kl,
     make_loss,
     summarise,
-)  # fmt: skip
+)
 from local_distill.objectives import PPO, ImportanceSampling, policy_gradient
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
 

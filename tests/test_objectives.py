@@ -12,7 +12,7 @@ from local_distill.objectives import (
     policy_gradient,
     reverse_kl_advantages,
     value_and_slope,
-)  # fmt: skip
+)
 
 V, T = 3, 3
 SEQUENCES = list(itertools.product(range(V), repeat=T))
