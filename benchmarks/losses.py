@@ -30,7 +30,6 @@ VARIANTS = {
     "jsd 0.5": ["--loss", "jsd", "--jsd_beta", "0.5"],
     "forward_kl": ["--loss", "forward_kl"],
     "reverse_kl, teacher's top 64": ["--loss", "reverse_kl", "--top_k", "64"],
-    "reverse_kl, T 0.8, top-p 0.95": ["--loss", "reverse_kl", "--temperature", "0.8", "--top_p", "0.95"],
 }  # fmt: skip
 
 
