@@ -91,12 +91,12 @@ def distil(
             substeps = [[teacher.score(batch) for batch in batches] for batches in collate(rollouts)]
         with clock.phase("train"):
             metrics = learner.update(substeps, step)
-        profiler.end_step()
 
         done = step + 1
         metrics |= clock.metrics()
         metrics |= rollout_metrics(accelerator, rollouts, metrics["seconds/step"])
         log.step(done, metrics | {"peak_memory_gib": peak_memory_gib(accelerator.device)})
+        profiler.end_step()  # after the step was timed: a trace takes seconds to write
 
         stopping = any_process(accelerator, stop.requested)
         if schedule.evaluates_after(done) and not stopping:

@@ -107,10 +107,7 @@ class _SampledTokens:
             delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.sampled_logprobs
             delta = discounted(delta, self.batch.tokens.lengths, self.loss.discount)
         names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped")
-        found = summed_loss(hidden, head, partial(self._chunk, targets, delta), names)
-        if self.batch.teacher_entropy is not None:
-            found.stats["teacher_entropy"] = self.batch.teacher_entropy
-        return found
+        return _with_teacher_entropy(summed_loss(hidden, head, partial(self._chunk, targets, delta), names), self.batch)
 
     def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
         chosen = targets[part, None]
@@ -188,10 +185,8 @@ class TopTokensLoss:
 
     def _read(self, batch: ScoredBatch, top: TopTokens, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         names = ("reverse_kl", "k3", "entropy", "top_overlap")
-        found = summed_loss(hidden, head, partial(self._chunk, batch.sampled_logprobs, top, targets), names)
-        if batch.teacher_entropy is not None:
-            found.stats["teacher_entropy"] = batch.teacher_entropy
-        return found
+        chunk_loss = partial(self._chunk, batch.sampled_logprobs, top, targets)
+        return _with_teacher_entropy(summed_loss(hidden, head, chunk_loss, names), batch)
 
     def _chunk(self, teacher: Tensor, top: TopTokens, targets: Tensor, part: slice, student: Distribution) -> ChunkLoss:
         support = top.ids[part]
@@ -199,6 +194,13 @@ class TopTokensLoss:
         stats = (delta, k3(delta), student.entropy(), top_overlap(student, support))
         value, grad = on_support(self.divergence, student, support, Distribution.of(top.logprobs[part]))
         return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
+
+
+def _with_teacher_entropy(found: SummedLoss, batch: ScoredBatch) -> SummedLoss:
+    """The teacher's own word on its entropy, for losses that do not see its whole distribution."""
+    if batch.teacher_entropy is None:
+        return found
+    return SummedLoss(found.total, {**found.stats, "teacher_entropy": batch.teacher_entropy})
 
 
 def k3(delta: Tensor) -> Tensor:
