@@ -261,16 +261,3 @@ def _in_one_line(error: Exception, width: int = 240) -> str:
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"  # alone, "'hidden_size'" says little
     return reason if len(reason) <= width else reason[: width - 1] + "…"
-
-
-def lay_out_for_decoding(model: nn.Module) -> None:
-    """On a processor, store the weights of linear layers column by column, in place; no copy stays.
-
-    With few rows, as in decoding, MKL's product with a transposed matrix spends most of its time on
-    rearranging it: decoding 8 to 16 rollouts was 1.2 to 1.5 times faster so, training as fast as before. The
-    head stays as it is: its weight is mostly the embedding's too, which is read by rows.
-    """
-    head = causal_lm(model).get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head and module.weight.device.type == "cpu":
-            module.weight.data = module.weight.data.t().contiguous().t()

@@ -30,12 +30,13 @@ from local_distill.config import SAMPLED_LOSSES, TrainConfig
 from local_distill.distributed import most_anywhere, on_main_process
 from local_distill.errors import UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
 from local_distill.learner import DivergedError, Learner
 from local_distill.loop import Schedule, distil
 from local_distill.losses import Loss, TeacherView, make_loss
-from local_distill.models import add_lora, causal_lm, lay_out_for_decoding, load_lora
+from local_distill.models import add_lora, causal_lm, load_lora
 from local_distill.preflight import (
     RunFolder,
     check_disk_space,
@@ -83,6 +84,8 @@ def train(config: TrainConfig) -> int:
         project_dir=".",  # accelerate insists on one; the log puts every tracker's files into the run's folder
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     check_launch(accelerator, config.batch_size, inputs.precision)
     run = on_main_process(accelerator, lambda: open_run_folder(config.output_dir, config.resume, inputs.fixed_settings))
     check_steps_left(run, config.steps)
@@ -140,8 +143,6 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
     """Load the models, put the parts together, run the loop. Returns the number of steps done."""
     config = inputs.config
     model = load_student(inputs, run).to(accelerator.device)
-    if accelerator.state.deepspeed_plugin is None:  # which sends weights as bytes, row by row
-        lay_out_for_decoding(model)
     scorer = TokenScorer(model, inputs.vocab_size)
     check_head(scorer, "--student_model")
     loss = make_loss(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import BertConfig, GPTNeoXConfig
 
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, add_lora, causal_lm, lay_out_for_decoding, load_lora, open_model
+from local_distill.models import LoraSettings, add_lora, causal_lm, load_lora, open_model
 from tests.models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
 
 IDS = torch.arange(1, 20)[None]
@@ -207,19 +207,3 @@ def test_the_output_head_has_no_adapter(folders):
         model = add_lora(opened(folders[name]).load(torch.float32), LORA, seed=0)
         assert isinstance(model, PeftModel)
         assert type(causal_lm(model).get_output_embeddings()) is torch.nn.Linear
-
-
-def test_the_layout_for_decoding_changes_no_value_and_survives_saving(tmp_path):
-    model, untouched = make_model(llama_config()), make_model(llama_config())
-    lay_out_for_decoding(model)
-    weight = model.model.layers[0].mlp.up_proj.weight
-    assert weight.stride() == (1, weight.shape[0])
-    assert model.lm_head.weight.is_contiguous()
-    ids = torch.arange(1, 9)[None]
-    torch.testing.assert_close(model(ids).logits, untouched(ids).logits)
-    model(ids).logits.sum().backward()
-    untouched(ids).logits.sum().backward()
-    torch.testing.assert_close(weight.grad, untouched.model.layers[0].mlp.up_proj.weight.grad)
-    model.save_pretrained(tmp_path)
-    found = type(model).from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), untouched.parameters(), strict=True))

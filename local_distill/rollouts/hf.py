@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
+from local_distill.rollouts.packing import packed_weights
 from local_distill.types import Prompt, Rollout
 
 
@@ -71,7 +72,7 @@ class HFRollouts:
         # Prompts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.ids))
         done: dict[int, Rollout] = {}
-        with torch.no_grad(), self._autocast(), _evaluating(self._model):
+        with torch.no_grad(), self._autocast(), _evaluating(self._model), packed_weights(self._model):
             for start in range(0, len(order), self._batch_size):
                 part = order[start : start + self._batch_size]
                 done.update(zip(part, self._decode([rows[i] for i in part]), strict=True))
