@@ -104,11 +104,11 @@ def ours(args: argparse.Namespace, hidden: Tensor, weight: Tensor, teacher: Head
     if args.loss == "policy_gradient":
         loss = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0)
         batch = ScoredBatch(tokens, zeros)
-        loss.reading(batch, zeros, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
+        loss.reading(batch, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
     else:
         batch = ScoredBatch(tokens, zeros, states=teacher)
         whole = WholeDistributionLoss(reverse_kl)
-        whole.reading(batch, zeros, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
+        whole.reading(batch, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
 
 
 def dense(args: argparse.Namespace, hidden: Tensor, weight: Tensor, teacher: HeadStates, targets: Tensor) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from local_distill.batching import MicroBatches, split_substeps
 from local_distill.divergences import reverse_kl
+from local_distill.halving import HalveMicroBatches
 from local_distill.learner import Learner
 from local_distill.losses import SampledTokenLoss, WholeDistributionLoss
 from local_distill.objectives import policy_gradient
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     teacher_model = make_model(args.teacher, torch.bfloat16).to(accelerator.device)
     engine = HFRollouts(
         student, choose=NucleusSampling(1.0, 1.0), group_size=1, max_new_tokens=args.tokens, stop_ids=[], pad_id=0,
-        vocab_size=VOCABULARY, seed=0, batch_size=args.batch, autocast=accelerator.autocast,
+        vocab_size=VOCABULARY, seed=0, batch_size=args.batch, autocast=accelerator.autocast, say=print,
     )  # fmt: skip
     scorer, judge = TokenScorer(student, VOCABULARY), TokenScorer(teacher_model, VOCABULARY)
     if args.loss == "reverse_kl":
@@ -70,11 +71,12 @@ def run(args: argparse.Namespace) -> None:
         teacher = LocalTeacher(judge, accelerator.device)
         loss = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0)
     updates = make_updates(accelerator, scorer, weight_decay=0.0, max_grad_norm=1.0)
-    learner = Learner(accelerator, updates, loss, lambda _: 1e-6, seed=0)
+    micro_batches = MicroBatches(args.microbatch_tokens)
+    learner = Learner(accelerator, updates, loss, lambda _: 1e-6, 0, HalveMicroBatches(micro_batches, print))
     prompts = [(i, Prompt(tuple(range(i + 1, i + 1 + args.prompt)), "", "")) for i in range(args.batch)]
     cut = partial(
         split_substeps, batch_size=args.batch, group_size=1, num_substeps=1, grad_accum=1, num_processes=1,
-        micro_batches=MicroBatches(args.microbatch_tokens), pad_id=0,
+        micro_batches=micro_batches, pad_id=0,
     )  # fmt: skip
     for step in range(args.steps + 1):
         sampling, rollouts = timed(accelerator, lambda step=step: engine.sample(prompts, step))

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="for ours too; TRL's default is on")
+    parser.add_argument("--microbatch_tokens", help="for ours alone; TRL counts rollouts")
     parser.add_argument("--batch", type=int, default=8, help="completions a step")
     parser.add_argument("--tokens", type=int, default=64, help="most new tokens of a completion")
     parser.add_argument("--steps", type=int, default=4)
@@ -70,6 +71,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             "--learning_rate", str(LEARNING_RATE), "--steps", str(args.steps), "--eval_prompts", "0",
             "--output_dir", f"{folder}/run", *(["--use_lora"] if args.lora else []),
             *(["--gradient_checkpointing"] if args.gradient_checkpointing else []),
+            *(["--microbatch_tokens", args.microbatch_tokens] if args.microbatch_tokens else []),
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         steps = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()][1:]

@@ -76,12 +76,13 @@ def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[
     return parts
 
 
-@dataclass(frozen=True)
+@dataclass
 class MicroBatches:
     """How rollouts are cut into what goes through a model together. Never changes a result, only memory and speed.
 
-    most_tokens: most tokens of one, padding included; None for no bound. most_anywhere: the largest of the numbers
-    that the processes ask with; collective. Sharded models need every process to make the same number of calls.
+    most_tokens: most tokens of one, padding included; None for no bound; lowered when memory runs out.
+    most_anywhere: the largest of the numbers that the processes ask with; collective.
+    Sharded models need every process to make the same number of calls.
     """
 
     most_tokens: int | None = None

@@ -104,7 +104,7 @@ class TrainConfig:
         fixed=True,
     )
     sampling_batch_size: int = _sampling(
-        "Most rollouts that one process samples at a time; lower it when sampling runs out of memory.", 128
+        "Most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
     )
 
     loss: str = _objective(
@@ -144,7 +144,8 @@ class TrainConfig:
     )
     microbatch_tokens: int | None = _training(
         "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
-        "training whatever the batch size. Default: no bound."
+        "training whatever the batch size. Default: no bound; where one process trains and its GPU runs out of memory, "
+        "the step is done again with half as much at a time, and so are the next ones."
     )
     num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from local_distill.distributed import sum_over_processes
 from local_distill.errors import UserError
+from local_distill.halving import OnOutOfMemory
 from local_distill.losses import Loss, summarise
 from local_distill.types import ScoredBatch
 from local_distill.updates import Updates
@@ -27,7 +29,7 @@ class DivergedError(UserError):
 class Learner:
     """Updates the student; every number it reports is over all processes.
 
-    learning_rate: the rate of a 0-based step.
+    learning_rate: the rate of a 0-based step. on_out_of_memory: cuts micro-batches that did not fit.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class Learner:
         loss: Loss,
         learning_rate: Callable[[int], float],
         seed: int,
+        on_out_of_memory: OnOutOfMemory,
     ) -> None:
         self._accelerator = accelerator
         self._updates = updates
         self._loss = loss
         self._learning_rate = learning_rate
         self._seed = seed
+        self._on_out_of_memory = on_out_of_memory
         self._skipped_in_a_row = 0
 
     def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
@@ -53,12 +57,12 @@ class Learner:
         # Dropout in an adapter is the only chance in here; seeded by the step, a resumed run repeats it.
         torch.manual_seed(((self._seed * 1_000_003 + step) * 4096 + self._accelerator.process_index) % 2**63)
         rate = self._learning_rate(step)
-        behaviours = self._behaviours(substeps)
+        substeps = self._anchored(substeps)
         totals: defaultdict[str, float] = defaultdict(float)
         skipped, grad_norm = 0, 0.0
         self._updates.student.train()
         for index, batches in enumerate(substeps):
-            sums = self._backward_all(batches, behaviours[index], index)
+            sums = self._backward_all(batches, index)
             result = self._updates.apply(rate, loss_is_finite=math.isfinite(sums["loss"]))
             grad_norm = result.grad_norm
             skipped += not result.applied
@@ -69,9 +73,17 @@ class Learner:
         means = {name: total / tokens if tokens else math.nan for name, total in totals.items()}
         return summarise(means) | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": float(skipped)}
 
-    def _backward_all(
-        self, batches: Sequence[ScoredBatch], behaviours: Sequence[Tensor], substep: int
-    ) -> dict[str, float]:
+    def _backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
+        """Forward and backward of one update's micro-batches, of smaller ones when these do not fit the memory."""
+        while True:
+            try:
+                return self._try_backward_all(batches, substep)
+            except torch.OutOfMemoryError:
+                pass  # only out here is the traceback gone, which keeps the activations alive
+            batches = self._on_out_of_memory.smaller(batches, self._updates.can_start_over)
+            self._updates.start_over()
+
+    def _try_backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
         """Forward and backward of one update's micro-batches.
 
         The loss is divided once, by the completion tokens of the whole update over all processes; then
@@ -84,10 +96,10 @@ class Learner:
         # Gradients are averaged over the processes, so each gives its part of the sum times their number.
         scale = accelerator.num_processes / max(tokens, 1.0)
         sums: dict[str, Tensor] = {}
-        for i, (batch, behaviour) in enumerate(zip(batches, behaviours, strict=True)):
+        for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with self._updates.accumulating(last):
-                loss, stats = self._updates.student(batch.tokens, self._loss.reading(batch, behaviour, substep))
+                loss, stats = self._updates.student(batch.tokens, self._loss.reading(batch, substep))
                 self._updates.backward(loss * scale, last)
             # Stays on the device: no wait for each micro-batch.
             for name, value in {"loss": loss.detach(), **stats}.items():
@@ -95,18 +107,19 @@ class Learner:
         totals = sum_over_processes(accelerator, torch.stack(list(sums.values()))).tolist()
         return dict(zip(sums, totals, strict=True)) | {"tokens": tokens}
 
-    def _behaviours(self, substeps: Sequence[Sequence[ScoredBatch]]) -> list[list[Tensor]]:
-        """b_t of every micro-batch: what the ratios of its loss are taken against.
+    def _anchored(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
+        """The batches, with what the ratios of their loss are taken against.
 
         What the tokens were drawn with; or, for a loss that is anchored and moves more than once, the
         student before its first update: so the ratio is one until the policy moves, and the first
         substep and the later ones follow the same objective.
         """
         if not self._loss.anchored or len(substeps) == 1:
-            return [[batch.tokens.sampler_logprobs for batch in batches] for batches in substeps]
-        self._updates.student.eval()
+            return substeps
+        student = self._updates.student
+        student.eval()
         with torch.no_grad():
-            return [[self._updates.student(batch.tokens).logprobs for batch in batches] for batches in substeps]
+            return [[replace(batch, anchor=student(batch.tokens).logprobs) for batch in each] for each in substeps]
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1

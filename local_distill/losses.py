@@ -66,8 +66,8 @@ class Loss(Protocol):
         """Ratios are taken against the student before its first update of the step, not against the sampler."""
         ...
 
-    def reading(self, batch: ScoredBatch, behaviour: Tensor, substep: int) -> LossReading:
-        """The loss of one micro-batch. behaviour: (N,) nats, b_t. substep: 0 for a step's first update."""
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
+        """The loss of one micro-batch. substep: 0 for a step's first update."""
         ...
 
 
@@ -89,9 +89,9 @@ class SampledTokenLoss:
         """Plain policy gradient has no ratio until the policy moves; then it is measured from where it started."""
         return self.objective is policy_gradient
 
-    def reading(self, batch: ScoredBatch, behaviour: Tensor, substep: int) -> LossReading:
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
         """See Loss."""
-        return _SampledTokens(self, self.later if substep else self.objective, batch, behaviour)
+        return _SampledTokens(self, self.later if substep else self.objective, batch)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ class _SampledTokens:
     loss: SampledTokenLoss
     objective: Objective
     batch: ScoredBatch
-    behaviour: Tensor
 
     def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         delta = None
@@ -111,7 +110,11 @@ class _SampledTokens:
 
     def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
         chosen = targets[part, None]
-        s, q, b = student.logprobs.gather(1, chosen).squeeze(1), self.batch.sampled_logprobs[part], self.behaviour[part]
+        s, q, b = (
+            student.logprobs.gather(1, chosen).squeeze(1),
+            self.batch.sampled_logprobs[part],
+            self.batch.behaviour[part],
+        )
         delta = s - q
         advantages = reverse_kl_advantages(delta if future is None else future[part], self.loss.coef)
         loss, slope = value_and_slope(self.objective, s, advantages, b)
@@ -136,9 +139,9 @@ class WholeDistributionLoss:
     anchored: ClassVar[bool] = False
     needs: ClassVar[TeacherView] = "whole"
 
-    def reading(self, batch: ScoredBatch, behaviour: Tensor, substep: int) -> LossReading:
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
         """See Loss; ``batch.states`` must be there."""
-        del behaviour, substep
+        del substep
         assert batch.states is not None
         return partial(self._read, batch.states)
 
@@ -177,9 +180,9 @@ class TopTokensLoss:
     anchored: ClassVar[bool] = False
     needs: ClassVar[TeacherView] = "top"
 
-    def reading(self, batch: ScoredBatch, behaviour: Tensor, substep: int) -> LossReading:
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
         """See Loss; ``batch.top`` must be there."""
-        del behaviour, substep
+        del substep
         assert batch.top is not None
         return partial(self._read, batch, batch.top)
 

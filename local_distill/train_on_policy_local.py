@@ -30,6 +30,7 @@ from local_distill.config import SAMPLED_LOSSES, TrainConfig
 from local_distill.distributed import most_anywhere, on_main_process
 from local_distill.errors import UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.halving import HalveMicroBatches, OnOutOfMemory
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
@@ -169,6 +170,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         seed=config.seed,
         batch_size=config.sampling_batch_size,
         autocast=accelerator.autocast,
+        say=log.say,
     )
     micro_batches = MicroBatches(config.microbatch_tokens, partial(most_anywhere, accelerator))
     collate = partial(
@@ -187,7 +189,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         engine=rollouts(choose=NucleusSampling(config.temperature, config.top_p), group_size=config.group_size),
         collate=collate,
         teacher=teacher,
-        learner=make_learner(config, accelerator, updates, loss),
+        learner=make_learner(config, accelerator, updates, loss, HalveMicroBatches(micro_batches, log.say)),
         evaluator=make_evaluator(inputs, accelerator, updates, judge, rollouts, micro_batches),
         saver=make_checkpointer(inputs, accelerator, updates, model, run),
         log=log,
@@ -229,7 +231,9 @@ def load_teacher(inputs: Inputs, accelerator: Accelerator, loss: Loss) -> tuple[
     return readers[loss.needs], whole
 
 
-def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss) -> Learner:
+def make_learner(
+    config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, on_out_of_memory: OnOutOfMemory
+) -> Learner:
     """The update rule that the settings ask for."""
     rate = partial(
         learning_rate_at,
@@ -238,7 +242,7 @@ def make_learner(config: TrainConfig, accelerator: Accelerator, updates: Updates
         warmup=config.warmup_steps,
         scheduler=config.lr_scheduler,
     )
-    return Learner(accelerator, updates, loss, rate, config.seed)
+    return Learner(accelerator, updates, loss, rate, config.seed, on_out_of_memory)
 
 
 def make_evaluator(

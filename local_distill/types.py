@@ -78,6 +78,26 @@ class TokenBatch:
         """N, the completion tokens in this batch."""
         return sum(self.lengths)
 
+    def rows(self, start: int, end: int) -> TokenBatch:
+        """Rollouts ``start`` to ``end`` alone, without the padding that only the others needed."""
+        tokens = self.tokens_of(start, end)
+        mask = self.attention_mask[start:end]
+        old, new = mask.shape[1], int(mask.sum(1).max())
+        places = self.predictors[tokens]
+        return TokenBatch(
+            input_ids=self.input_ids[start:end, :new],
+            attention_mask=mask[:, :new],
+            predictors=(places // old - start) * new + places % old,
+            targets=self.targets[tokens],
+            sampler_logprobs=self.sampler_logprobs[tokens],
+            lengths=self.lengths[start:end],
+        )
+
+    def tokens_of(self, start: int, end: int) -> slice:
+        """Where the completion tokens of rollouts ``start`` to ``end`` stand among the N."""
+        before = sum(self.lengths[:start])
+        return slice(before, before + sum(self.lengths[start:end]))
+
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch with its tensors on ``device``."""
         return TokenBatch(
@@ -109,6 +129,7 @@ class ScoredBatch:
         teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
     top: the teacher's likeliest tokens as well, where they were asked for.
     states: the teacher's whole distribution, instead of all these.
+    anchor: (N,) float32 nats, what ratios are taken against where that is not the sampler.
     """
 
     tokens: TokenBatch
@@ -116,12 +137,30 @@ class ScoredBatch:
     teacher_entropy: Tensor | None = None
     top: TopTokens | None = None
     states: HeadStates | None = None
+    anchor: Tensor | None = None
+
+    @property
+    def behaviour(self) -> Tensor:
+        """b_t (N,): the log-probs that ratios are taken against."""
+        return self.tokens.sampler_logprobs if self.anchor is None else self.anchor
 
     @property
     def sampled_logprobs(self) -> Tensor:
         """``teacher_logprobs``, for those who asked the teacher for them."""
         assert self.teacher_logprobs is not None
         return self.teacher_logprobs
+
+    def rows(self, start: int, end: int) -> ScoredBatch:
+        """Rollouts ``start`` to ``end`` alone."""
+        part = self.tokens.tokens_of(start, end)
+        return ScoredBatch(
+            tokens=self.tokens.rows(start, end),
+            teacher_logprobs=None if self.teacher_logprobs is None else self.teacher_logprobs[part],
+            teacher_entropy=None if self.teacher_entropy is None else self.teacher_entropy[part],
+            top=None if self.top is None else TopTokens(self.top.ids[part], self.top.logprobs[part]),
+            states=None if self.states is None else HeadStates(self.states.hidden[part], self.states.head),
+            anchor=None if self.anchor is None else self.anchor[part],
+        )
 
 
 class RolloutEngine(Protocol):

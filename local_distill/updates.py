@@ -47,6 +47,15 @@ class Updates(Protocol):
         """Clip, update, clear the gradient; or only clear it when the loss or the gradient is not finite."""
         ...
 
+    @property
+    def can_start_over(self) -> bool:
+        """Whether a failed backward pass can be made again: not while other processes wait for this one's gradient."""
+        ...
+
+    def start_over(self) -> None:
+        """Forget the gradient so far, where ``can_start_over``."""
+        ...
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """All that the optimizer remembers, by parameter name; collective."""
         ...
@@ -99,6 +108,13 @@ class TorchUpdates:
             scaler.update()  # the gradient was fine, the loss was not: forget this update
         self._optimizer.zero_grad(set_to_none=True)
         return Applied(grad_norm, finite)
+
+    @property
+    def can_start_over(self) -> bool:
+        return self._accelerator.num_processes == 1
+
+    def start_over(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
@@ -158,6 +174,13 @@ class DeepSpeedUpdates:
         self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
         grad_norm = self.student.get_global_grad_norm()
         return Applied(math.nan if grad_norm is None else float(grad_norm), not zero.overflow)
+
+    @property
+    def can_start_over(self) -> bool:
+        return False  # the engine counts its micro-batches
+
+    def start_over(self) -> None:
+        raise NotImplementedError
 
     def optimizer_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state

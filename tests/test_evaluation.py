@@ -27,7 +27,7 @@ def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6
     def engine(choose):
         return HFRollouts(
             student, choose=choose, group_size=1, max_new_tokens=max_new_tokens, stop_ids=list(range(0, V, 16)),
-            pad_id=0, vocab_size=V, seed=3, batch_size=8, autocast=nullcontext,
+            pad_id=0, vocab_size=V, seed=3, batch_size=8, autocast=nullcontext, say=print,
         )  # fmt: skip
 
     sampler = engine(NucleusSampling(1.0, 1.0))

@@ -119,7 +119,7 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_made(kind, monkeypatch):
     def work():
         tokens = TokenBatch(hidden, hidden, hidden, targets, torch.zeros(n), (n,))
         batch = ScoredBatch(tokens, *read_tokens(teacher.hidden, teacher.head, targets), states=teacher)
-        loss.reading(batch, torch.zeros(n), 0)(hidden, Head(weight, vocab), targets).total.backward()
+        loss.reading(batch, 0)(hidden, Head(weight, vocab), targets).total.backward()
 
     assert largest_tensor(work) == max(rows * vocab, vocab * H, n * H)
 

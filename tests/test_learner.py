@@ -1,6 +1,7 @@
 """Contracts 1, 2, 4 and the update: against the dense formula and plain torch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from accelerate import Accelerator
 
 from local_distill.batching import MicroBatches, collate, split_by_length, split_substeps
 from local_distill.divergences import JensenShannon, forward_kl, reverse_kl
+from local_distill.errors import UserError
+from local_distill.halving import HalveMicroBatches
 from local_distill.learner import MAX_SKIPPED, DivergedError, Learner
 from local_distill.losses import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
 from local_distill.models import open_model
@@ -35,6 +38,7 @@ class Training:
     """A student, its teacher and its learner, put together as the entry point does."""
 
     def __init__(self, student, teacher, *, loss=None, rate=1e-2, clip=0.0):
+        self.micro_batches, self.said = MicroBatches(), []
         self.accelerator = Accelerator(cpu=True)
         self.scorer = TokenScorer(student, V)
         loss = loss or sampled(policy_gradient)
@@ -45,7 +49,14 @@ class Training:
             "whole": lambda: WholeDistributionTeacher(judge, self.accelerator.device),
         }[loss.needs]()
         self.updates = make_updates(self.accelerator, self.scorer, weight_decay=0.0, max_grad_norm=clip)
-        self.learner = Learner(self.accelerator, self.updates, loss, lambda _: rate, seed=0)
+        self.learner = Learner(
+            self.accelerator,
+            self.updates,
+            loss,
+            lambda _: rate,
+            0,
+            HalveMicroBatches(self.micro_batches, self.said.append),
+        )
 
     def step(self, substeps, step=0):
         return self.learner.update([[self.teacher.score(b) for b in batches] for batches in substeps], step)
@@ -113,7 +124,7 @@ def test_one_update_is_adam_on_the_dense_loss(coef, discount):
 def gradients_of(batches, loss):
     training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2), loss=loss)
     scored = [training.teacher.score(batch) for batch in batches]
-    training.learner._backward_all(scored, [b.tokens.sampler_logprobs for b in scored], substep=0)
+    training.learner._backward_all(scored, substep=0)
     return {n: p.grad.clone() for n, p in training.scorer.named_parameters()}
 
 
@@ -213,9 +224,9 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
     by_hand = Training(make_model(llama_config(), 1), teacher)
     first, second = [[by_hand.teacher.score(b) for b in batches] for batches in plan()]
     with torch.no_grad():
-        before = [by_hand.scorer(b.tokens).logprobs for b in second]
+        second = [replace(b, anchor=by_hand.scorer(b.tokens).logprobs) for b in second]
     by_hand.learner.update([first], 0)
-    sums = by_hand.learner._backward_all(second, before, substep=1)
+    sums = by_hand.learner._backward_all(second, substep=1)
     by_hand.updates.apply(1e-2, math.isfinite(sums["loss"]))
     assert max(differences(training.weights(), by_hand.weights()).values()) == 0.0
 
@@ -262,3 +273,59 @@ def test_learning_rate_over_a_run():
     assert rates("constant", 2) == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert rates("linear", 2) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
     assert rates("cosine", 0) == pytest.approx([0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6)])
+
+
+class SmallMemory(torch.nn.Module):
+    """A student that runs out of memory in backward, as a GPU does, on batches of more than ``most`` tokens."""
+
+    def __init__(self, scorer, most):
+        super().__init__()
+        self.scorer, self.most, self.sizes = scorer, most, []
+
+    def forward(self, batch, *reading):
+        self.sizes.append(batch.input_ids.numel())
+        loss, stats = self.scorer(batch, *reading)
+        if self.sizes[-1] > self.most:
+            loss.register_hook(self._fail)
+        return loss, stats
+
+    def _fail(self, _):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("loss", ["sampled", "whole", "top"])
+def test_a_step_that_runs_out_of_memory_is_done_again_in_halves_with_the_same_result(loss):
+    make = {
+        "sampled": lambda: sampled(policy_gradient, discount=0.5),
+        "whole": lambda: WholeDistributionLoss(reverse_kl),
+        "top": lambda: TopTokensLoss(reverse_kl),
+    }[loss]
+    teacher = make_model(llama_config(), 2)
+    plain, tight = (Training(make_model(llama_config(), 1), teacher, loss=make()) for _ in range(2))
+    expected = plain.step([[collate(ROLLOUTS, 0)]])
+    whole = collate(ROLLOUTS, 0).input_ids.numel()
+    tight.updates.student = SmallMemory(tight.updates.student, most=whole // 3)
+    found = tight.step([[collate(ROLLOUTS, 0)]])
+
+    assert tight.updates.student.sizes[0] == whole
+    assert len(tight.said) == 2, "halved twice"
+    assert "--microbatch_tokens" in tight.said[0]
+    assert tight.micro_batches.most_tokens <= whole // 4, "later steps start with what fitted"
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for name, value in plain.weights().items():
+        torch.testing.assert_close(tight.weights()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rollout_that_does_not_fit_by_itself_ends_the_run_in_one_line():
+    training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2))
+    training.updates.student = SmallMemory(training.updates.student, most=1)
+    with pytest.raises(UserError, match="a single rollout of 7 tokens; add --gradient_checkpointing"):
+        training.step([[collate(ROLLOUTS, 0)]])
+
+
+def test_several_processes_cannot_go_back():
+    training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2))
+    batch = training.teacher.score(collate(ROLLOUTS, 0))
+    with pytest.raises(UserError, match=r"^--microbatch_tokens: .* give \d+, and go on with --resume"):
+        HalveMicroBatches(MicroBatches(), print).smaller([batch], can_start_over=False)

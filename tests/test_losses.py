@@ -38,7 +38,9 @@ class Case:
         return [x for x in (self.hidden, self.head.weight, self.head.bias) if x is not None and x.requires_grad]
 
     def run(self, loss, substep=0):
-        return loss.reading(self.batch, self.behaviour, substep)(self.hidden, self.head, self.batch.tokens.targets)
+        return loss.reading(replace(self.batch, anchor=self.behaviour), substep)(
+            self.hidden, self.head, self.batch.tokens.targets
+        )
 
 
 def make_case(dtype=torch.float64, *, bias=False, scale=1.0, softcap=None, tied=False, n=N):

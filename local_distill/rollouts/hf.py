@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from local_distill.errors import UserError
+from local_distill.halving import release_memory
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.rollouts.packing import packed_weights
@@ -34,7 +36,8 @@ class HFRollouts:
     model: the transformers (or peft) model, unwrapped. autocast: makes the context in which it runs;
     the model is called past its training wrapper, which would otherwise set the precision.
     stop_ids: tokens that end a completion and belong to it. vocab_size: tokens that may be drawn.
-    batch_size: most rollouts decoded at a time; never changes a result.
+    batch_size: most rollouts decoded at a time; never changes a result; halved when memory runs out.
+    say: tells the user.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class HFRollouts:
         seed: int,
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[None]],
+        say: Callable[[str], None],
     ) -> None:
         self._model = model
         self._choose = choose
@@ -61,6 +65,7 @@ class HFRollouts:
         self._seed = seed
         self._batch_size = batch_size
         self._autocast = autocast
+        self._say = say
 
     def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
@@ -73,10 +78,33 @@ class HFRollouts:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.ids))
         done: dict[int, Rollout] = {}
         with torch.no_grad(), self._autocast(), _evaluating(self._model), packed_weights(self._model):
-            for start in range(0, len(order), self._batch_size):
-                part = order[start : start + self._batch_size]
-                done.update(zip(part, self._decode([rows[i] for i in part]), strict=True))
+            while left := order[len(done) :]:
+                part = left[: self._batch_size]
+                decoded = self._decode_or_give_up([rows[i] for i in part])
+                if decoded is None:  # each row has its own random numbers, so half as many at a time draw the same
+                    self._batch_size = self._half(len(part))
+                else:
+                    done.update(zip(part, decoded, strict=True))
         return [done[i] for i in range(len(rows))]
+
+    def _decode_or_give_up(self, rows: list[_Row]) -> list[Rollout] | None:
+        """``_decode``, or None when it ran out of memory."""
+        try:
+            return self._decode(rows)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _half(self, rows: int) -> int:
+        """How many rollouts to decode at a time after ``rows`` of them did not fit."""
+        if rows == 1:
+            raise UserError(
+                "sampling ran out of memory on a single rollout; lower --max_new_tokens or --max_prompt_tokens"
+            )
+        release_memory()
+        self._say(
+            f"sampling {rows} rollouts at a time did not fit the memory; from here on --sampling_batch_size {rows // 2}"
+        )
+        return rows // 2
 
     def _decode(self, rows: list[_Row]) -> list[Rollout]:
         """One batch from the prompts to the last stop."""

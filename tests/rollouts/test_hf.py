@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from local_distill.batching import collate
+from local_distill.errors import UserError
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer
@@ -20,7 +21,7 @@ PROMPTS = [Prompt(ids, "", "") for ids in [(5, 6, 7), (9,), (11, 12, 13, 14, 15,
 def engine(model, **overrides):
     settings = {
         "choose": NucleusSampling(1.0, 1.0), "group_size": 3, "max_new_tokens": 12, "stop_ids": [0], "pad_id": 0,
-        "vocab_size": V, "seed": 7, "batch_size": 64, "autocast": nullcontext,
+        "vocab_size": V, "seed": 7, "batch_size": 64, "autocast": nullcontext, "say": print,
     }  # fmt: skip
     return HFRollouts(model, **{**settings, **overrides})
 
@@ -135,3 +136,36 @@ def test_autocast_really_acts():
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
     engine(model, autocast=lambda: torch.autocast("cpu", torch.bfloat16)).sample([(0, PROMPTS[0])], step=0)
     assert seen == {torch.bfloat16}
+
+
+def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_rollouts_at_a_time(model):
+    """The same rollouts; once found, the number that fits is kept."""
+    expected = engine(model).sample(list(enumerate(PROMPTS)), step=0)
+    sizes, said = [], []
+
+    def small_memory(_module, _args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    rollouts = engine(model, say=said.append)
+    found = rollouts.sample(list(enumerate(PROMPTS)), step=0)
+    handle.remove()
+    assert completions(found) == completions(expected)
+    assert [r.position for r in found] == [r.position for r in expected]
+    assert said == [
+        "sampling 12 rollouts at a time did not fit the memory; from here on --sampling_batch_size 6",
+        "sampling 6 rollouts at a time did not fit the memory; from here on --sampling_batch_size 3",
+    ]
+    assert not model.training
+    assert all("forward" not in vars(module) for module in model.modules()), "packed layers are given back"
+
+
+def test_a_single_rollout_that_does_not_fit_is_said_in_one_line(model):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(no_memory)
+    with pytest.raises(UserError, match="a single rollout; lower --max_new_tokens"):
+        engine(model, batch_size=1).sample([(0, PROMPTS[0])], step=0)
