@@ -103,8 +103,14 @@ class TrainConfig:
         choices=("both", "student", "teacher"),
         fixed=True,
     )
+    rollouts: str = _sampling(
+        "What samples. hf: our own loop, the same samples for any batch size and number of processes. continuous: "
+        "transformers' continuous batching, made for GPUs.",
+        "hf",
+        choices=("hf", "continuous"),
+    )
     sampling_batch_size: int = _sampling(
-        "Most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
+        "hf: most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
     )
 
     loss: str = _objective(

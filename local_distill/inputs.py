@@ -55,6 +55,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
     vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer)
     if config.top_k is not None and config.top_k >= vocab_size:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
+    _check_engine(config.rollouts, student, vocab_size)
     return Inputs(
         config=config,
         precision=precision,
@@ -68,6 +69,15 @@ def check_inputs(config: TrainConfig) -> Inputs:
         trackers=tuple(trackers),
         teacher_sharding=sharding,
     )
+
+
+def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
+    rows = student.config.get_text_config().vocab_size
+    if rollouts == "continuous" and rows > vocab_size:
+        raise UserError(
+            f"--rollouts continuous: the student's head has {rows} rows, of which {vocab_size} are tokens that the "
+            "teacher has too, and this engine cannot leave the others out; use --rollouts hf"
+        )
 
 
 def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> PromptSource:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDi
 from local_distill.teachers.zero3 import load_zero3_teacher
 from local_distill.terminal import open_terminal
 from local_distill.tracking import RunLog, open_run_log
-from local_distill.types import Teacher
+from local_distill.types import RolloutEngine, Teacher
 from local_distill.updates import Updates, learning_rate_at, make_updates
 
 SETTINGS_FILE = "config.yaml"
@@ -160,18 +161,7 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
     if run.checkpoint:
         updates.load_optimizer_state(run.checkpoint.optimizer_state())
-    rollouts = partial(
-        HFRollouts,
-        model,
-        max_new_tokens=config.max_new_tokens,
-        stop_ids=inputs.stops.ids,
-        pad_id=inputs.pad_id,
-        vocab_size=inputs.vocab_size,
-        seed=config.seed,
-        batch_size=config.sampling_batch_size,
-        autocast=accelerator.autocast,
-        say=log.say,
-    )
+    rollouts = rollout_engine(inputs, accelerator, model, log)
     micro_batches = MicroBatches(config.microbatch_tokens, partial(most_anywhere, accelerator))
     collate = partial(
         split_substeps,
@@ -197,6 +187,27 @@ def build_and_run(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log:
         stop=stop,
         profiler=make_profiler(config, accelerator, run, log),
     )
+
+
+def rollout_engine(
+    inputs: Inputs, accelerator: Accelerator, model: nn.Module, log: RunLog
+) -> Callable[..., RolloutEngine]:
+    """What samples from the model, once it is told how to choose and how often."""
+    config = inputs.config
+    settings: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "stop_ids": inputs.stops.ids,
+        "pad_id": inputs.pad_id,
+        "seed": config.seed,
+    }
+    if config.rollouts == "continuous":
+        from local_distill.rollouts.continuous import ContinuousRollouts  # which older transformers cannot import
+
+        return partial(
+            ContinuousRollouts, model, process=accelerator.process_index, dtype=inputs.precision.dtype, **settings
+        )
+    settings |= {"vocab_size": inputs.vocab_size, "batch_size": config.sampling_batch_size, "say": log.say}
+    return partial(HFRollouts, model, autocast=accelerator.autocast, **settings)
 
 
 def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
@@ -246,8 +257,8 @@ def make_learner(
 
 
 def make_evaluator(
-    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher, rollouts: Callable[..., HFRollouts],
-    micro_batches: MicroBatches,
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher,
+    rollouts: Callable[..., RolloutEngine], micro_batches: MicroBatches,
 ) -> Evaluator:  # fmt: skip
     """Evaluation on the prompts that were held out, in batches no larger than training's."""
     config, held_out = inputs.config, inputs.prompts.held_out

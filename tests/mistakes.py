@@ -122,6 +122,7 @@ NUMBERS = {
     "student's support with a sharded teacher": Mistake(
         "--loss jsd --top_k 5 --top_k_support=student --teacher_ds_zero3", says("--loss jsd", "teacher's support")
     ),
+    "unknown engine": Mistake("--rollouts fast", says("--rollouts", "fast", "continuous")),
     "profile longer than the run": Mistake("--profile 9", says("--profile", "9 steps", "--steps")),
     "clip of 1": Mistake("--ppo_clip 1", says("--ppo_clip", "1 given", "below 1")),
     "a number of 400 digits": Mistake(f"--steps {'9' * 400}", says("--steps", "400 digits", "at most")),

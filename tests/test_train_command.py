@@ -293,3 +293,15 @@ def test_settings_of_an_adapter_that_there_is_not_are_spoken_of(pair, run_comman
     code, out, _ = run_command([*pair, "--steps", "1", "--lora_r", "4", "--use_lora", "--output_dir", "adapter"])
     assert code == 0
     assert "is not used" not in out
+
+
+def test_a_run_with_continuous_batching_trains_on_what_it_really_sampled(pair, tmp_path):
+    """At temperature 1 the engine's own log-probs are the student's: every ratio is one."""
+    run = [*ENTRY, *pair, *ON_POLICY, "--rollouts", "continuous", "--loss", "importance_sampling", "--steps", "3"]
+    done = subprocess.run([*run, "--output_dir", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert len(steps) == 3
+    for step in steps:
+        assert step["ratio/mean"] == pytest.approx(1, abs=1e-4)
+        assert step["ratio/effective"] == pytest.approx(1, abs=1e-4)

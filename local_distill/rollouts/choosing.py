@@ -55,6 +55,11 @@ def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:
 
 def uniform_stream(length: int, *key: int) -> Tensor:
     """(length,) float64 draws from [0, 1) that depend on the key alone: seed, step, position, place in the group."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
+    generator = torch.Generator().manual_seed(seed_of(*key))
     return torch.rand(length, generator=generator, dtype=torch.float64)
+
+
+def seed_of(*key: int) -> int:
+    """A seed below 2⁶³ that depends on the key alone."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 2**63
