@@ -126,7 +126,7 @@ def products(args: argparse.Namespace, hidden: Tensor, weight: Tensor, teacher: 
     """The same products in the same chunks, with nothing in between."""
     del targets
     with torch.no_grad():
-        rows = max(64, (2**26 if hidden.is_cuda else 2**22) // args.vocab)
+        rows = max(128, (2**26 if hidden.is_cuda else 2**22) // args.vocab)
         for start in range(0, len(hidden), rows):
             states = hidden[start : start + rows]
             logits = states @ weight.t()

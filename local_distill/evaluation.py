@@ -116,7 +116,7 @@ class HeldOutEvaluator:
         """At every completion token, (N,) nats: the exact reverse KL where the teacher gives its whole
         distribution, else the one-sample estimate s_t − q_t. Both have the same expectation."""
         if batch.states is not None:
-            exact: Tensor = self._student(batch.tokens, exact_reverse_kl(batch.states)).stats["reverse_kl"]
+            exact: Tensor = self._student(batch.tokens, exact_reverse_kl(batch.states))
             return exact
         sampled: Tensor = self._student(batch.tokens).logprobs - batch.sampled_logprobs
         return sampled

@@ -9,6 +9,7 @@ student and the teacher differ there; those numbers come from what the loss has 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, Protocol
@@ -27,7 +28,15 @@ from local_distill.divergences import (
     top_overlap,
 )
 from local_distill.head_loss import ChunkLoss, SummedLoss, summed_loss
-from local_distill.logprobs import Head, TopTokens, read_tokens
+from local_distill.logprobs import (
+    Head,
+    TopTokens,
+    distributions,
+    exact_arithmetic,
+    matmul_dtype,
+    read_tokens,
+    softmax_dtype,
+)
 from local_distill.objectives import (
     PPO,
     ImportanceSampling,
@@ -212,9 +221,22 @@ def k3(delta: Tensor) -> Tensor:
     return torch.expm1(-delta) + delta
 
 
-def exact_reverse_kl(states: HeadStates) -> LossReading:
-    """The reverse KL at every position, as the only thing that is wanted; for evaluation."""
-    return partial(WholeDistributionLoss(reverse_kl)._read, states)
+def exact_reverse_kl(teacher: HeadStates) -> Callable[[Tensor, Head, Tensor], Tensor]:
+    """A reading that gives KL(student‖teacher) at every position, (N,) nats, and no gradient; for evaluation."""
+    return partial(_read_reverse_kl, teacher)
+
+
+@torch.no_grad()
+def _read_reverse_kl(teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    del targets
+    dtype = matmul_dtype(hidden)
+    matrix = teacher.head.matrix(teacher.hidden.dtype)
+    found = hidden.new_empty(len(hidden), dtype=softmax_dtype(dtype))
+    with exact_arithmetic(hidden):
+        for part, student in distributions(hidden, head, dtype, None):
+            other = teacher.head.logits(teacher.hidden[part], matrix).log_softmax(1)
+            found[part] = vecdot(student.probs, student.logprobs - other)
+    return found
 
 
 def summarise(means: dict[str, float]) -> dict[str, float]:

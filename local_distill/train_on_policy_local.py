@@ -302,6 +302,10 @@ def make_profiler(config: TrainConfig, accelerator: Accelerator, run: RunFolder,
     """Who watches the first steps, in the first process alone."""
     if not config.profile or not accelerator.is_main_process:
         return NoProfiler()
+    left = config.steps - run.first_step
+    if config.profile >= left:
+        log.say(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
+        return NoProfiler()
     return StepProfiler(config.profile, run.path / "profile", log.say)
 
 

@@ -284,6 +284,9 @@ def test_a_profile_has_a_trace_and_a_table_of_the_steps_it_watched(pair, run_com
         assert float(seconds) == pytest.approx(measured, rel=0.3, abs=0.005)
     assert "aten::" in table
     assert "trace in run/profile/trace.json.gz" in out
+    code, out, err = run_command([*pair, "--steps", "5", "--profile", "2", "--output_dir", "run", "--resume"])
+    assert code == 0, err
+    assert "--profile 2: nothing is profiled" in out, "said, not left out in silence"
 
 
 def test_settings_of_an_adapter_that_there_is_not_are_spoken_of(pair, run_command):

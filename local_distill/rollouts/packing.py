@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +24,47 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """Let the model's linear layers work from packed copies of their weights; for use without gradient.
 
     The copies, in the precision of the products, last as long as the context: training changes the weights, and
-    needs the memory. What is not on a processor stays as it is.
+    needs the memory. In float32 an adapter is added to the copy of its layer's weight, so that it costs nothing;
+    a lower precision would round it away. What is not on a processor stays as it is.
     """
     packed: list[nn.Module] = []
+    inside: set[nn.Module] = set()
     try:
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            for module in model.modules():
-                if type(module) is nn.Linear and _can_be_packed(module):
-                    module.forward = partial(_packed_linear, _pack(module.weight), module.bias)  # type: ignore[method-assign]
-                    packed.append(module)
+        for module in model.modules():
+            layer = None if module in inside else _as_linear(module)
+            if layer is not None and _can_be_packed(layer.weight):
+                module.forward = partial(_packed_linear, _pack(layer.weight), layer.bias)
+                packed.append(module)
+                inside.update(module.modules())
         yield
     finally:
         for module in packed:
             del module.forward
 
 
-def _can_be_packed(module: nn.Linear) -> bool:
-    return module.weight.device.type == "cpu" and matmul_dtype(module.weight) in PACKABLE
+class _Linear(NamedTuple):
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _as_linear(module: nn.Module) -> _Linear | None:
+    """The one linear map that a module is, when it is one."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if type(module) is nn.Linear:
+        return _Linear(module.weight, module.bias)
+    if not isinstance(module, LoraLinear) or type(module.base_layer) is not nn.Linear or module.disable_adapters:
+        return None
+    weight = module.base_layer.weight
+    if matmul_dtype(weight) != torch.float32 or not _can_be_packed(weight):
+        return None
+    adapted = weight + sum(module.get_delta_weight(name) for name in module.active_adapters)
+    return _Linear(adapted, module.base_layer.bias)
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and weight.device.type == "cpu" and matmul_dtype(weight) in PACKABLE
 
 
 def _pack(weight: Tensor) -> Tensor:
