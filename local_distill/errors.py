@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exceptions for what the user can mend."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names the flag or file, what was given, what is needed and what to do:
     ``--temperature: 0 given, needs to be above 0; use 0.01 for nearly greedy samples``.
     """
+
+
+class RunError(UserError):
+    """The same in the middle of a run; told together with what was saved of it."""

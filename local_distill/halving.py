@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from local_distill.batching import MicroBatches
-from local_distill.errors import UserError
+from local_distill.errors import RunError
 from local_distill.types import ScoredBatch
 
 LESS_MEMORY = "add --gradient_checkpointing or --use_lora, or lower --max_new_tokens or --max_prompt_tokens"
@@ -19,7 +19,7 @@ class OnOutOfMemory(Protocol):
     """What the learner asks when a micro-batch did not fit."""
 
     def smaller(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
-        """The same rollouts in more batches; raises UserError when there is no way."""
+        """The same rollouts in more batches; raises RunError when there is no way."""
         ...
 
 
@@ -38,11 +38,11 @@ class HalveMicroBatches:
         widest = max(batches, key=lambda batch: batch.tokens.input_ids.numel()).tokens
         tokens, bound = widest.input_ids.numel(), widest.input_ids.numel() // 2
         if len(widest.lengths) == 1:
-            raise UserError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
+            raise RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
         if not can_start_over:
-            raise UserError(
+            raise RunError(
                 f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and the other "
-                f"processes cannot go back; give {bound}, and go on with --resume"
+                f"processes cannot go back; give {bound}"
             )
         release_memory()
         self._micro_batches.most_tokens = bound

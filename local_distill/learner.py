@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from local_distill.distributed import sum_over_processes
-from local_distill.errors import UserError
+from local_distill.errors import RunError
 from local_distill.halving import OnOutOfMemory
 from local_distill.losses import Loss, summarise
 from local_distill.types import ScoredBatch
@@ -22,7 +22,7 @@ MAX_SKIPPED = 5
 """Updates skipped in a row before the run stops: fp16's loss scale may need a few to settle."""
 
 
-class DivergedError(UserError):
+class DivergedError(RunError):
     """Several updates in a row were not finite."""
 
 

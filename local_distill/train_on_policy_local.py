@@ -29,13 +29,13 @@ from local_distill.checkpoint import Checkpointer, last_saved
 from local_distill.cli import parse_config
 from local_distill.config import SAMPLED_LOSSES, TrainConfig
 from local_distill.distributed import most_anywhere, on_main_process
-from local_distill.errors import UserError
+from local_distill.errors import RunError, UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
 from local_distill.halving import HalveMicroBatches, OnOutOfMemory
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
-from local_distill.learner import DivergedError, Learner
+from local_distill.learner import Learner
 from local_distill.loop import Schedule, distil
 from local_distill.losses import Loss, TeacherView, make_loss
 from local_distill.models import add_lora, causal_lm, load_lora
@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> int:
             write_settings(config, run.path)
         try:
             done = build_and_run(inputs, accelerator, run, log, stop)
-        except DivergedError as error:
+        except RunError as error:
             raise UserError(f"{error}; {last_saved(run.path)}") from error
     stop.restore()
     if accelerator.is_main_process:
@@ -201,11 +201,11 @@ def rollout_engine(
         "seed": config.seed,
     }
     if config.rollouts == "continuous":
-        from local_distill.rollouts.continuous import ContinuousRollouts  # which older transformers cannot import
+        # Older transformers cannot import it.
+        from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
 
-        return partial(
-            ContinuousRollouts, model, process=accelerator.process_index, dtype=inputs.precision.dtype, **settings
-        )
+        sampled = SampledModel(model, inputs.precision.dtype)
+        return partial(ContinuousRollouts, sampled, process=accelerator.process_index, **settings)
     settings |= {"vocab_size": inputs.vocab_size, "batch_size": config.sampling_batch_size, "say": log.say}
     return partial(HFRollouts, model, autocast=accelerator.autocast, **settings)
 

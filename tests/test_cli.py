@@ -100,6 +100,7 @@ def test_choices_are_what_the_code_accepts():
         "dtype",
         "chat_template",
         "stop_tokens",
+        "rollouts",
         "loss",
         "top_k_support",
         "lr_scheduler",

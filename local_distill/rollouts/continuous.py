@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from local_distill.errors import UserError
+from local_distill.errors import RunError
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.types import Prompt, Rollout
@@ -23,19 +23,45 @@ PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
 
 
+class SampledModel:
+    """The trained model as the engine sees it; one for all engines of a run.
+
+    model: the transformers (or peft) model, unwrapped. dtype: precision of the products. Where the weights have
+    another one, they are copied, and the copy is brought up to date before it is used.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._trained = self._sampled = causal_lm(model)
+        if self._trained.dtype != dtype:
+            self._sampled = copy.deepcopy(self._trained).to(dtype).requires_grad_(False)
+
+    @contextmanager
+    def newest(self) -> Iterator[PreTrainedModel]:
+        """The model with the newest weights; the eval mode that the engine leaves behind is put right."""
+        was_training = self._trained.training
+        if self._sampled is not self._trained:
+            with torch.no_grad():
+                for own, newest in zip(self._sampled.parameters(), self._trained.parameters(), strict=True):
+                    own.copy_(newest)
+        try:
+            yield self._sampled
+        finally:
+            self._trained.train(was_training)
+
+
 class ContinuousRollouts:
     """One call of ``generate_batch`` a step.
 
     What is drawn depends on the seed, the step and the process, and also on which rollouts happen to share a forward
     pass: unlike HFRollouts, another number of processes draws other samples. What was drawn is reported exactly.
 
-    model: the transformers (or peft) model, unwrapped. dtype: precision of the products. process: the number of
-    this one. stop_ids: tokens that end a completion and belong to it. Any row of the head may be drawn.
+    process: the number of this one. stop_ids: tokens that end a completion and belong to it. Any row of the head may be
+    drawn.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SampledModel,
         *,
         choose: NucleusSampling,
         group_size: int,
@@ -44,11 +70,8 @@ class ContinuousRollouts:
         pad_id: int,
         seed: int,
         process: int,
-        dtype: torch.dtype,
     ) -> None:
-        self._trained = self._sampled = causal_lm(model)
-        if self._trained.dtype != dtype:
-            self._sampled = copy.deepcopy(self._trained).to(dtype).requires_grad_(False)
+        self._model = model
         self._settings = GenerationConfig(
             do_sample=True,
             temperature=choose.temperature,
@@ -67,17 +90,19 @@ class ContinuousRollouts:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._group_size)]
         inputs = [list(prompt.ids) for _, prompt in wanted]
-        batching = ContinuousBatchingConfig(
-            return_logprobs=True, seed=seed_of(self._seed, step, self._process), **self._cache_size(inputs)
-        )
-        with self._sampling() as model:
+        with self._model.newest() as model:
+            batching = ContinuousBatchingConfig(
+                return_logprobs=True,
+                seed=seed_of(self._seed, step, self._process),
+                **self._cache_size(inputs, model.device),
+            )
             found = model.generate_batch(inputs, self._settings, batching)
         outputs = list(found.values())
         failed = [output.error for output in outputs if output.error is not None]
         if failed or len(outputs) < len(wanted):
             reason = failed[0] if failed else "the engine stopped, its own message is above"
             lost = len(wanted) - len(outputs) + len(failed)
-            raise UserError(
+            raise RunError(
                 f"--rollouts continuous: {lost} of {len(wanted)} rollouts failed ({reason}); use --rollouts hf"
             )
         return [
@@ -91,25 +116,12 @@ class ContinuousRollouts:
             for (position, prompt), output in zip(wanted, outputs, strict=True)
         ]
 
-    def _cache_size(self, inputs: Sequence[Sequence[int]]) -> dict[str, int]:
+    def _cache_size(self, inputs: Sequence[Sequence[int]], device: torch.device) -> dict[str, int]:
         """What the engine needs to be told: nothing on a GPU, most of whose free memory it takes until it has finished.
 
         On a processor it would take most of the machine's: there, room for all rollouts at once.
         """
-        if self._sampled.device.type != "cpu":
+        if device.type != "cpu":
             return {}
         blocks = sum(-(-(len(ids) + self._settings.max_new_tokens) // PAGE) + 1 for ids in inputs)
         return {"page_size": PAGE, "num_blocks": blocks, "max_batch_tokens": max(PAGE, *map(len, inputs))}
-
-    @contextmanager
-    def _sampling(self) -> Iterator[PreTrainedModel]:
-        """The model to sample from, with the newest weights; the mode that the engine leaves behind is put right."""
-        was_training = self._trained.training
-        if self._sampled is not self._trained:
-            with torch.no_grad():
-                for own, newest in zip(self._sampled.parameters(), self._trained.parameters(), strict=True):
-                    own.copy_(newest)
-        try:
-            yield self._sampled
-        finally:
-            self._trained.train(was_training)

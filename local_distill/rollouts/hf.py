@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from local_distill.errors import UserError
+from local_distill.errors import RunError
 from local_distill.halving import release_memory
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
@@ -97,7 +97,7 @@ class HFRollouts:
     def _half(self, rows: int) -> int:
         """How many rollouts to decode at a time after ``rows`` of them did not fit."""
         if rows == 1:
-            raise UserError(
+            raise RunError(
                 "sampling ran out of memory on a single rollout; lower --max_new_tokens or --max_prompt_tokens"
             )
         release_memory()

@@ -8,7 +8,7 @@ from local_distill.batching import collate
 from local_distill.errors import UserError
 from local_distill.models import LoraSettings, add_lora
 from local_distill.rollouts.choosing import NucleusSampling
-from local_distill.rollouts.continuous import ContinuousRollouts
+from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
 from local_distill.scorer import TokenScorer
 from tests.models import llama_config, make_model
 from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
@@ -16,12 +16,12 @@ from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
 NUMBERED = list(enumerate(PROMPTS))
 
 
-def continuous(model, **overrides):
+def continuous(model, dtype=torch.float32, **overrides):
     settings = {
         "choose": NucleusSampling(1.0, 1.0), "group_size": 3, "max_new_tokens": 6, "stop_ids": [0], "pad_id": 0,
-        "seed": 7, "process": 0, "dtype": torch.float32,
+        "seed": 7, "process": 0,
     }  # fmt: skip
-    return ContinuousRollouts(model, **{**settings, **overrides})
+    return ContinuousRollouts(SampledModel(model, dtype), **{**settings, **overrides})
 
 
 def scored(model, rollouts):
