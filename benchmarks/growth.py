@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "models" / "smollm2-135m-instruct"
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--microbatch_tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
+    logging.disable_progress_bar()
     print("| varied | value | s/step | sampling | scoring | training | tokens/s | peak GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, values in SERIES.items():
