@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from local_distill.divergences import reverse_kl
-from local_distill.logprobs import Head
+from local_distill.logprobs import Head, chunks
 from local_distill.losses import SampledTokenLoss, WholeDistributionLoss
 from local_distill.objectives import policy_gradient
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
@@ -126,12 +126,11 @@ def products(args: argparse.Namespace, hidden: Tensor, weight: Tensor, teacher: 
     """The same products in the same chunks, with nothing in between."""
     del targets
     with torch.no_grad():
-        rows = max(128, (2**26 if hidden.is_cuda else 2**22) // args.vocab)
-        for start in range(0, len(hidden), rows):
-            states = hidden[start : start + rows]
+        for part in chunks(hidden, Head(weight, args.vocab), None):
+            states = hidden[part]
             logits = states @ weight.t()
             if args.loss == "reverse_kl":
-                teacher.hidden[start : start + rows] @ teacher.head.weight.t()
+                teacher.hidden[part] @ teacher.head.weight.t()
             logits @ weight
             if weight.grad is not None:
                 weight.grad.addmm_(logits.t(), states)

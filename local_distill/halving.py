@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
@@ -13,14 +12,6 @@ from local_distill.errors import RunError
 from local_distill.types import ScoredBatch
 
 LESS_MEMORY = "add --gradient_checkpointing or --use_lora, or lower --max_new_tokens or --max_prompt_tokens"
-
-
-class OnOutOfMemory(Protocol):
-    """What the learner asks when a micro-batch did not fit."""
-
-    def smaller(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
-        """The same rollouts in more batches; raises RunError when there is no way."""
-        ...
 
 
 class HalveMicroBatches:
@@ -34,15 +25,15 @@ class HalveMicroBatches:
         self._say = say
 
     def smaller(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
-        """See OnOutOfMemory."""
+        """The same rollouts in more batches. Raises RunError when there is no way."""
         widest = max(batches, key=lambda batch: batch.tokens.input_ids.numel()).tokens
         tokens, bound = widest.input_ids.numel(), widest.input_ids.numel() // 2
         if len(widest.lengths) == 1:
             raise RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
         if not can_start_over:
             raise RunError(
-                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and the other "
-                f"processes cannot go back; give {bound}"
+                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with several "
+                f"processes or DeepSpeed the step cannot be done again; give {bound}"
             )
         release_memory()
         self._micro_batches.most_tokens = bound

@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors leave behind, for the next ones.
 
     By default it hands every large block back, and the kernel clears each page anew when the next micro-batch
-    asks for it: a quarter of a training step on a laptop. Other C libraries are left as they are.
+    asks for it: a third of a step on two cores (docs/benchmarks.md). Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from local_distill.distributed import sum_over_processes
 from local_distill.errors import RunError
-from local_distill.halving import OnOutOfMemory
+from local_distill.halving import HalveMicroBatches
 from local_distill.losses import Loss, summarise
 from local_distill.types import ScoredBatch
 from local_distill.updates import Updates
@@ -29,7 +29,7 @@ class DivergedError(RunError):
 class Learner:
     """Updates the student; every number it reports is over all processes.
 
-    learning_rate: the rate of a 0-based step. on_out_of_memory: cuts micro-batches that did not fit.
+    learning_rate: the rate of a 0-based step. halve: cuts micro-batches that did not fit.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Learner:
         loss: Loss,
         learning_rate: Callable[[int], float],
         seed: int,
-        on_out_of_memory: OnOutOfMemory,
+        halve: HalveMicroBatches,
     ) -> None:
         self._accelerator = accelerator
         self._updates = updates
         self._loss = loss
         self._learning_rate = learning_rate
         self._seed = seed
-        self._on_out_of_memory = on_out_of_memory
+        self._halve = halve
         self._skipped_in_a_row = 0
 
     def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
@@ -80,7 +80,7 @@ class Learner:
                 return self._try_backward_all(batches, substep)
             except torch.OutOfMemoryError:
                 pass  # only out here is the traceback gone, which keeps the activations alive
-            batches = self._on_out_of_memory.smaller(batches, self._updates.can_start_over)
+            batches = self._halve.smaller(batches, self._updates.can_start_over)
             self._updates.start_over()
 
     def _try_backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:

@@ -230,12 +230,12 @@ def exact_reverse_kl(teacher: HeadStates) -> Callable[[Tensor, Head, Tensor], Te
 def _read_reverse_kl(teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     del targets
     dtype = matmul_dtype(hidden)
-    matrix = teacher.head.matrix(teacher.hidden.dtype)
     found = hidden.new_empty(len(hidden), dtype=softmax_dtype(dtype))
     with exact_arithmetic(hidden):
-        for part, student in distributions(hidden, head, dtype, None):
-            other = teacher.head.logits(teacher.hidden[part], matrix).log_softmax(1)
-            found[part] = vecdot(student.probs, student.logprobs - other)
+        ours = distributions(hidden, head, dtype, None)
+        theirs = distributions(teacher.hidden, teacher.head, teacher.hidden.dtype, None)
+        for (part, p), (_, q) in zip(ours, theirs, strict=True):
+            found[part] = vecdot(p.probs, p.logprobs - q.logprobs)
     return found
 
 

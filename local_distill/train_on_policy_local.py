@@ -31,7 +31,7 @@ from local_distill.config import SAMPLED_LOSSES, TrainConfig
 from local_distill.distributed import most_anywhere, on_main_process
 from local_distill.errors import RunError, UserError
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
-from local_distill.halving import HalveMicroBatches, OnOutOfMemory
+from local_distill.halving import HalveMicroBatches
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
@@ -243,7 +243,7 @@ def load_teacher(inputs: Inputs, accelerator: Accelerator, loss: Loss) -> tuple[
 
 
 def make_learner(
-    config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, on_out_of_memory: OnOutOfMemory
+    config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, halve: HalveMicroBatches
 ) -> Learner:
     """The update rule that the settings ask for."""
     rate = partial(
@@ -253,7 +253,7 @@ def make_learner(
         warmup=config.warmup_steps,
         scheduler=config.lr_scheduler,
     )
-    return Learner(accelerator, updates, loss, rate, config.seed, on_out_of_memory)
+    return Learner(accelerator, updates, loss, rate, config.seed, halve)
 
 
 def make_evaluator(
