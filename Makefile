@@ -1,13 +1,15 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
-# make test   set up, then run everything that CI runs
+# make test   set up, then run all checks and the tests that need no server
+# make test-servers   set up vLLM on the processor as well, and run the tests against real servers
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODELS := models
+VLLM := .venv-vllm
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-lora test lint docs clean
+.PHONY: demo demo-lora test test-servers lint docs clean
 
 demo: $(MODELS)/.made
 	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo.yaml --output_dir $(DEMO_RUN)
@@ -18,6 +20,9 @@ demo-lora: $(MODELS)/.made
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-servers: $(VENV)/.test $(MODELS)/.made $(VLLM)/.made
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/servers
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,7 +32,7 @@ docs: $(VENV)/.test
 	$(BIN)/python scripts/write_flag_tables.py
 
 clean:
-	rm -rf $(VENV) $(MODELS) build *.egg-info
+	rm -rf $(VENV) $(VLLM) $(MODELS) build *.egg-info
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -47,4 +52,9 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 
 $(MODELS)/.made: $(VENV)/.run scripts/make_smollm2_pair.py
 	$(BIN)/python scripts/make_smollm2_pair.py $(MODELS)
+	touch $@
+
+# An environment of its own: vLLM needs another transformers.
+$(VLLM)/.made: scripts/set_up_vllm.py scripts/vllm_requirements.txt
+	$(PYTHON) scripts/set_up_vllm.py $(VLLM)
 	touch $@

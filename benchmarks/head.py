@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from local_distill.divergences import reverse_kl
+from local_distill.host_memory import keep_freed_memory
 from local_distill.logprobs import Head, chunks
 from local_distill.losses import SampledTokenLoss, WholeDistributionLoss
 from local_distill.objectives import policy_gradient
@@ -68,6 +69,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     torch.manual_seed(0)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the program does
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype) / args.hidden**0.25

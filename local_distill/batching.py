@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from local_distill.types import Rollout, TokenBatch
 
 T = TypeVar("T")
+
+PASS_COST = 256
+"""What one more pass through a model costs, in tokens: rollouts of unlike length go apart where that saves more."""
 
 
 def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
@@ -61,18 +65,25 @@ def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollou
 
 
 def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[Rollout]]:
-    """As few lists as need be of rollouts of like length, each of at most ``most_tokens`` with its padding.
+    """Lists of rollouts of like length, each of at most ``most_tokens`` with its padding, cut where it costs least.
 
-    The longest come first. A rollout that is longer by itself is alone in its list.
+    The cost is every token that goes through the model, padding included, and PASS_COST for each list. The longest
+    come first. A rollout that is longer by itself is alone in its list.
     """
+    by_length = sorted(rollouts, key=_length, reverse=True)
+    lengths = [_length(rollout) for rollout in by_length]
+    cheapest = [0.0] + [math.inf] * len(lengths)  # of the first n rollouts, the last list of which begins at:
+    begins = [0] * (len(lengths) + 1)
+    for start, width in enumerate(lengths):
+        for end in range(start + 1, max(start + 1, min(len(lengths), start + most_tokens // width)) + 1):
+            cost = cheapest[start] + (end - start) * width + PASS_COST
+            if cost < cheapest[end]:
+                cheapest[end], begins[end] = cost, start
     parts: list[list[Rollout]] = []
-    width = 0
-    for rollout in sorted(rollouts, key=_length, reverse=True):
-        if parts and (len(parts[-1]) + 1) * width <= most_tokens:
-            parts[-1].append(rollout)
-        else:
-            parts.append([rollout])
-            width = _length(rollout)
+    end = len(lengths)
+    while end > 0:
+        parts.insert(0, by_length[begins[end] : end])
+        end = begins[end]
     return parts
 
 

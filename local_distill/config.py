@@ -7,23 +7,14 @@ are handed the values they need.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from local_distill.errors import UserError
+from local_distill.setting_checks import DIVERGENCES, SAMPLED_LOSSES, check_settings
 
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 1e-5
-DATASETS = ("deepmath", "tulu3")
-SAMPLED_LOSSES = ("policy_gradient", "importance_sampling", "ppo")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
-LARGEST = 2**31 - 1
-"""Of whole numbers, so that their products still fit the machine."""
-LOWEST_TEMPERATURE = 1e-3
-"""Below it, logits divided by the temperature leave what float32 can hold."""
 
 
 def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
@@ -42,6 +33,7 @@ _objective = partial(option, "objective")
 _training = partial(option, "training")
 _lora = partial(option, "LoRA")
 _output = partial(option, "output and evaluation")
+_servers = partial(option, "servers")
 _tracking = partial(option, "experiment trackers")
 
 
@@ -50,7 +42,36 @@ class TrainConfig:
     """The settings of one run. Raises UserError when they contradict each other."""
 
     student_model: str = _model("Hub id or local folder of the model to train.", "", fixed=True)
-    teacher_model: str = _model("Hub id or local folder of the model to learn from.", "", fixed=True)
+    teacher_model: str = _model(
+        "Hub id or local folder of the model to learn from. Behind --teacher_url: the name that it is served by, if "
+        "there are several. Not given with --teacher_backend self.",
+        "",
+        fixed=True,
+    )
+    teacher_backend: str = _model(
+        "Where the teacher is. local: whole in each process. zero3: sharded over them, as --teacher_ds_zero3. server: "
+        "behind --teacher_url. self: the student without its adapter, no second model. auto: server when there is a "
+        "--teacher_url, else zero3 or local.",
+        "auto",
+        choices=("auto", "local", "zero3", "server", "self"),
+        fixed=True,
+    )
+    teacher_url: str | None = _model(
+        "Comma-separated addresses of vLLM or SGLang servers that all serve the teacher. An API key is read from "
+        "LOCAL_DISTILL_TEACHER_API_KEY."
+    )
+    teacher_offload: str = _model(
+        "cpu: the teacher's weights stay in the machine's memory and pass through the GPU layer by layer while it "
+        "scores.",
+        "none",
+        choices=("none", "cpu"),
+    )
+    teacher_quantization: str = _model(
+        "Hold the teacher in 4 or 8 bits a weight (bitsandbytes, NVIDIA GPUs).",
+        "none",
+        choices=("none", "4bit", "8bit"),
+        fixed=True,
+    )
     dtype: str = _model(
         "Precision of the matrix products. auto: bf16 on a GPU that has it, else fp32. Full fine-tuning keeps "
         "fp32 master weights; the teacher, and the frozen base under LoRA, are held in this precision.",
@@ -105,9 +126,23 @@ class TrainConfig:
     )
     rollouts: str = _sampling(
         "What samples. hf: our own loop, the same samples for any batch size and number of processes. continuous: "
-        "transformers' continuous batching, made for GPUs.",
-        "hf",
-        choices=("hf", "continuous"),
+        "transformers' continuous batching, made for GPUs. vllm: the servers of --rollouts_url, or without it an "
+        "engine inside these processes. auto: vllm when there is a --rollouts_url, else hf.",
+        "auto",
+        choices=("auto", "hf", "continuous", "vllm"),
+    )
+    rollouts_url: str | None = _sampling(
+        "Comma-separated addresses of vLLM servers that serve the student; its new weights are sent to them after each "
+        "update. An API key is read from LOCAL_DISTILL_ROLLOUTS_API_KEY."
+    )
+    rollouts_memory_share: float = _sampling(
+        "vllm without --rollouts_url: share of each GPU's memory that the engine may fill while it is awake.", 0.4
+    )
+    overlap: bool = _sampling(
+        "Sample the next step's completions while this step trains: from weights that are one update old, which "
+        "importance sampling corrects for. Needs --rollouts_url.",
+        False,
+        fixed=True,
     )
     sampling_batch_size: int = _sampling(
         "hf: most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
@@ -150,8 +185,9 @@ class TrainConfig:
     )
     microbatch_tokens: int | None = _training(
         "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
-        "training whatever the batch size. Default: no bound; where one process trains and its GPU runs out of memory, "
-        "the step is done again with half as much at a time, and so are the next ones."
+        "training whatever the batch size. Default: as many as keep the device busy (16384 on a GPU, 1024 on a "
+        "processor), or as its free memory holds if that is less; where one process trains and memory runs out all the "
+        "same, the step is done again with half as much at a time, and so are the next ones."
     )
     num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
@@ -167,6 +203,11 @@ class TrainConfig:
     lora_dropout: float = _lora("Dropout in the adapter.", 0.0, fixed=True)
     lora_target_modules: str = _lora(
         "Comma-separated module names; all-linear works for every architecture.", "all-linear", fixed=True
+    )
+    init_adapter: str | None = _lora(
+        "Start from this adapter, a local folder or hub id, instead of a new one; it brings its own rank, scale and "
+        "modules.",
+        fixed=True,
     )
 
     output_dir: str | None = _output("Folder of the run. Default: runs/<date-time>.")
@@ -186,6 +227,12 @@ class TrainConfig:
         0,
     )
 
+    server_timeout: float = _servers("Seconds that one request to a server may take.", 600.0)
+    server_patience: float = _servers(
+        "Seconds that a request is tried again for while its server is away or overloaded, before the run stops.", 300.0
+    )
+    server_concurrency: int = _servers("Most requests that one process has under way at a time.", 64)
+
     wandb_project: str | None = _tracking("Log to this Weights & Biases project.")
     wandb_name: str | None = _tracking("Name of the run there.")
     wandb_mode: str = _tracking("How Weights & Biases logs.", "online", choices=("online", "offline", "disabled"))
@@ -198,110 +245,18 @@ class TrainConfig:
         if self.learning_rate is None:
             rate = LORA_LEARNING_RATE if self.use_lora else FULL_LEARNING_RATE
             object.__setattr__(self, "learning_rate", rate)
-        self._check_ranges()
-        self._check_combinations()
+        check_settings(self)
 
-    def _check_ranges(self) -> None:
-        for name in ("student_model", "teacher_model"):
-            if not getattr(self, name):
-                raise UserError(f"--{name}: not given, needs a hub id or a local folder")
-        for name, value in vars(self).items():
-            if value == "" and name not in _MAY_BE_EMPTY:  # as from a shell variable that is not set
-                raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
-        for name in _AT_LEAST_ONE:
-            _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
-        for name in _AT_LEAST_ZERO:
-            _require(name, getattr(self, name), lambda v: v >= 0, "0 or more")
-        _require("seed", self.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
-        for name in ("lora_alpha", "ratio_cap"):
-            _require(name, getattr(self, name), lambda v: v > 0, "above 0")
-        needed = f"at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy"
-        _require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, needed)
-        _require("learning_rate", self.learning_rate or 0.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        _require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        _require("kl_discount", self.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
-        _require("lora_dropout", self.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
-        _require("ppo_clip", self.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
-        _require("jsd_beta", self.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
-        for name in ("top_k", "microbatch_tokens"):
-            if getattr(self, name) is not None:
-                _require(name, getattr(self, name), lambda v: v >= 1, "at least 1")
-        if self.eval_prompts is not None:
-            _require("eval_prompts", self.eval_prompts, lambda v: v >= 0, "0 or more")
+    @property
+    def teacher_kind(self) -> str:
+        """local, zero3, server or self."""
+        if self.teacher_backend != "auto":
+            return self.teacher_backend
+        return "server" if self.teacher_url else "zero3" if self.teacher_ds_zero3 else "local"
 
-    def _check_combinations(self) -> None:
-        if self.dataset and self.prompts_file:
-            raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
-        if self.dataset_path and not self.dataset:
-            raise UserError(
-                "--dataset_path: given without --dataset; name the set that it is a copy of "
-                f"({' or '.join(DATASETS)}), or give the path as --dataset with --prompt_column"
-            )
-        if self.prompt_column and not self.dataset:
-            raise UserError(
-                "--prompt_column: given without --dataset, whose column it names; add it, or drop the column"
-            )
-        if self.system_prompt is not None and self.chat_template == "off":
-            raise UserError("--system_prompt: needs the chat template, which --chat_template off turns off; drop one")
-        if self.chat_template_kwargs and self.chat_template == "off":
-            raise UserError(
-                "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
-            )
-        self._check_loss()
-        if self.teacher_ds_config and not self.teacher_ds_zero3:
-            raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")
-        if self.wandb_name and not (self.wandb_project or "wandb" in (self.trackers or "")):
-            raise UserError(
-                "--wandb_name: given without --wandb_project, so nothing is logged there; add it, or drop the name"
-            )
-        if self.profile and self.profile >= self.steps:
-            raise UserError(
-                f"--profile: {self.profile} steps after the first given with --steps {self.steps}; lower it, or run "
-                "more steps"
-            )
-        if self.num_substeps > self.batch_size:
-            raise UserError(
-                f"--num_substeps: {self.num_substeps} given with --batch_size {self.batch_size}; "
-                "each substep needs a prompt of its own, lower it"
-            )
-
-    def _check_loss(self) -> None:
-        if self.loss in SAMPLED_LOSSES:
-            if self.top_k is not None:
-                raise UserError(
-                    f"--top_k: given with --loss {self.loss}, which looks at the sampled token alone; drop it, "
-                    f"or use {', '.join(DIVERGENCES)}"
-                )
-            return
-        if self.kl_discount:
-            raise UserError(
-                f"--kl_discount: {self.kl_discount:g} given with --loss {self.loss}, which has no advantages to "
-                "discount; drop it, or use a sampled-token loss"
-            )
-        if self.teacher_ds_zero3 and (self.top_k is None or self.top_k_support == "student"):
-            raise UserError(
-                f"--loss {self.loss}: a teacher sharded by --teacher_ds_zero3 cannot hand over its whole distribution; "
-                "add --top_k 64 with the teacher's support, use policy_gradient, or drop --teacher_ds_zero3"
-            )
-
-
-_AT_LEAST_ONE = (
-    "batch_size", "group_size", "max_new_tokens", "max_prompt_tokens", "sampling_batch_size",
-    "steps", "grad_accum", "num_substeps", "lora_r", "keep_checkpoints",
-)  # fmt: skip
-_AT_LEAST_ZERO = (
-    "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every", "profile",
-)  # fmt: skip
-_MAY_BE_EMPTY = ("system_prompt", "wandb_name", "trackers")
-
-
-def _require(name: str, value: float, holds: Callable[[float], bool], needed: str, most: int = LARGEST) -> None:
-    if isinstance(value, float):
-        given, fits = f"{value:g}", math.isfinite(value)
-        needed = needed if fits else f"a finite number, {needed}"
-    else:
-        given, fits = str(value), value <= most
-        needed = needed if fits else f"at most {most}"
-        given = given if len(given) <= 20 else f"a number of {len(given)} digits"
-    if not (fits and holds(value)):
-        raise UserError(f"--{name}: {given} given, needs to be {needed}")
+    @property
+    def rollouts_kind(self) -> str:
+        """hf, continuous or vllm."""
+        if self.rollouts != "auto":
+            return self.rollouts
+        return "vllm" if self.rollouts_url else "hf"

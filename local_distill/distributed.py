@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 
-from local_distill.errors import UserError
+from local_distill.errors import RunError, UserError
 
 T = TypeVar("T")
 
@@ -32,8 +33,6 @@ def most_anywhere(accelerator: Accelerator, number: int) -> int:
 
 def gather_lists(accelerator: Accelerator, items: list[T]) -> list[T]:
     """Every process's items, in the order of the processes; collective."""
-    from accelerate.utils import gather_object
-
     gathered: list[T] = gather_object(items) if accelerator.num_processes > 1 else items
     return gathered
 
@@ -50,3 +49,21 @@ def on_main_process(accelerator: Accelerator, ask: Callable[[], T]) -> T:
     if isinstance(answer[0], UserError):
         raise answer[0]
     return answer[0]  # type: ignore[return-value]
+
+
+def on_every_process(ask: Callable[[], T]) -> T:
+    """Run ``ask`` on every process; a UserError of one is raised on all, which else would wait. Collective."""
+    answer: list[T] = []
+    own: UserError | None = None
+    try:
+        answer.append(ask())
+    except UserError as error:
+        own = error
+    said = [(platform.node(), isinstance(own, RunError), str(own) if own else "")]
+    everybody = gather_object(said) if PartialState().num_processes > 1 else said
+    if own is not None:
+        raise own
+    for process, (machine, during_run, text) in enumerate(everybody):
+        if text:
+            raise (RunError if during_run else UserError)(f"{text} (process {process}, on {machine})")
+    return answer[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.batching import MicroBatches, collate, share_of_process
-from local_distill.distributed import gather_lists
+from local_distill.distributed import gather_lists, on_every_process
 from local_distill.losses import exact_reverse_kl
 from local_distill.types import Completion, Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher
 
@@ -101,7 +101,7 @@ class HeldOutEvaluator:
         """Sample and score the prompts, shared out over the processes; all results on all of them, in order."""
         accelerator = self._accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
-        rollouts = engine.sample(own, DRAW)
+        rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=self._teacher.prepare))
         busiest = -(-len(prompts) // accelerator.num_processes)
         scored: list[_Scored] = []
         self._student.eval()

@@ -32,8 +32,8 @@ class HalveMicroBatches:
             raise RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
         if not can_start_over:
             raise RunError(
-                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with several "
-                f"processes or DeepSpeed the step cannot be done again; give {bound}"
+                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with "
+                f"several processes or DeepSpeed the step cannot be done again; give {bound}"
             )
         release_memory()
         self._micro_batches.most_tokens = bound

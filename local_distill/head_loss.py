@@ -17,6 +17,12 @@ from torch import Tensor
 from local_distill.divergences import Distribution
 from local_distill.logprobs import Head, chunks, exact_arithmetic, matmul_dtype, softmax_dtype
 
+PEAK = "max "
+"""What the name of a stat begins with of which the largest value counts, not the mean."""
+
+WAITING_CHUNKS = 4
+"""Chunks of a low precision whose gradients are carried to the head's weight together."""
+
 
 class ChunkLoss(NamedTuple):
     """What a loss makes of a chunk of n positions.
@@ -110,25 +116,61 @@ class _Gradients:
         self._hidden = torch.empty_like(hidden, dtype=accumulate) if wanted[0] else None
         self._weight = torch.zeros_like(head.weight, dtype=accumulate) if wanted[1] else None
         self._bias = torch.zeros_like(head.bias, dtype=accumulate) if head.bias is not None and wanted[2] else None
+        self._waiting = _Waiting()
 
     def add(self, part: slice, states: Tensor, grad_products: Tensor) -> None:
         """Carry the gradient of a chunk's matrix products, (n, V), back."""
         if self._bias is not None:
             self._bias[: self._vocab_size] += grad_products.sum(0)
-        size = _size(grad_products) if self._matrix.dtype == torch.float16 else None
-        products = (grad_products if size is None else grad_products.div_(size)).to(self._matrix.dtype)
+        dtype = self._matrix.dtype
+        size = _size(grad_products) if dtype == torch.float16 else None
+        products = (grad_products if size is None else grad_products.div_(size)).to(dtype)
         if self._hidden is not None:
             self._hidden[part] = _times(products @ self._matrix, size)
-        if self._weight is not None:
-            total = self._weight[: self._vocab_size]
-            if size is None:
-                _add_product(total, products.t(), states)
-            else:
-                total += _times(products.t() @ states, size)
+        if self._weight is None:
+            return
+        total = self._weight[: self._vocab_size]
+        if size is not None:
+            total += _times(products.t() @ states, size)
+        elif dtype == total.dtype:
+            total.addmm_(products.t(), states)
+        else:
+            self._waiting.add(products, states, total)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of hidden, weight and bias."""
+        if self._weight is not None:
+            self._waiting.add_to(self._weight[: self._vocab_size])
         return self._hidden, self._weight, self._bias
+
+
+class _Waiting:
+    """Low-precision gradients of several chunks, on their way to the weight.
+
+    A product for each chunk would be written in low precision, read again and added to the float32 sum: as much
+    traffic of (V, H) for one chunk as for many.
+    """
+
+    def __init__(self) -> None:
+        self._products: Tensor | None = None  # (WAITING_CHUNKS · n, V)
+        self._states: list[Tensor] = []
+        self._rows = 0
+
+    def add(self, products: Tensor, states: Tensor, total: Tensor) -> None:
+        """Keep a chunk, (n, V) and (n, H); when there are enough of them, add all to ``total``."""
+        if self._products is None:
+            self._products = products.new_empty(WAITING_CHUNKS * len(products), products.shape[1])
+        self._products[self._rows : self._rows + len(products)] = products
+        self._states.append(states)
+        self._rows += len(products)
+        if len(self._states) == WAITING_CHUNKS:
+            self.add_to(total)
+
+    def add_to(self, total: Tensor) -> None:
+        """total += Σ products ᵀ states, (V, H), of what waits; then nothing does."""
+        if self._products is not None and self._states:
+            total += self._products[: self._rows].t() @ torch.cat(self._states)
+        self._states, self._rows = [], 0
 
 
 def _size(grad: Tensor) -> Tensor:
@@ -145,11 +187,3 @@ def _slope(logits: Tensor, head: Head) -> Tensor | float | None:
     if head.softcap is not None:
         return (1 - (logits / head.softcap) ** 2) * head.scale
     return head.scale if head.scale != 1.0 else None
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, without a temporary when the precisions agree."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from local_distill.adapters import Adapter, LoraSettings, open_adapter
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, ModelFiles, open_model
+from local_distill.models import ModelFiles, open_model
 from local_distill.preflight import Precision, check_packages, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
+from local_distill.quantization import check_quantization
+from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.teachers.zero3 import zero3_config
 from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.tracking import check_wandb, tracker_names
@@ -17,7 +20,8 @@ from local_distill.tracking import check_wandb, tracker_names
 
 @dataclass(frozen=True)
 class Inputs:
-    """teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole."""
+    """teacher: for a teacher elsewhere, or inside the student, the student's own files: it has the same tokens.
+    teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole."""
 
     config: TrainConfig
     precision: Precision
@@ -27,7 +31,7 @@ class Inputs:
     stops: StopTokens
     pad_id: int
     prompts: PromptSource
-    lora: LoraSettings | None
+    lora: Adapter | None
     trackers: tuple[str, ...]
     teacher_sharding: dict[str, Any] | None
 
@@ -40,14 +44,19 @@ class Inputs:
 def check_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(config.dtype)
-    check_packages(config.teacher_ds_zero3)
-    sharding = zero3_config(config.teacher_ds_config) if config.teacher_ds_zero3 else None
+    sharded = config.teacher_kind == "zero3"
+    check_packages(sharded)
+    if config.rollouts_kind == "vllm" and not config.rollouts_url:
+        check_installed()
+    sharding = zero3_config(config.teacher_ds_config) if sharded else None
     trackers = tracker_names(config.wandb_project, config.trackers, config.wandb_mode)
     if "wandb" in trackers:
         check_wandb(config.wandb_mode)
     student = open_model("--student_model", config.student_model, config.trust_remote_code)
-    teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
-    check_same_tokens(student.tokenizer, teacher.tokenizer)
+    teacher = student
+    if sharded or config.teacher_kind == "local":
+        teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
+        check_same_tokens(student.tokenizer, teacher.tokenizer)
     stops = stop_tokens(
         student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens
     )
@@ -55,7 +64,14 @@ def check_inputs(config: TrainConfig) -> Inputs:
     vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer)
     if config.top_k is not None and config.top_k >= vocab_size:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
-    _check_engine(config.rollouts, student, vocab_size)
+    _check_engine(config.rollouts_kind, student, vocab_size)
+    if config.teacher_quantization != "none":
+        if teacher.gguf:
+            raise UserError(
+                f"--teacher_quantization: {config.teacher_quantization} given with a GGUF teacher, which is quantised "
+                "already; drop it"
+            )
+        check_quantization(config.teacher_quantization)
     return Inputs(
         config=config,
         precision=precision,
@@ -65,13 +81,18 @@ def check_inputs(config: TrainConfig) -> Inputs:
         stops=stops,
         pad_id=pad_token(student.tokenizer, stops),
         prompts=prompts,
-        lora=_lora(config),
+        lora=_adapter(config),
         trackers=tuple(trackers),
         teacher_sharding=sharding,
     )
 
 
 def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
+    if rollouts == "vllm" and student.gguf:
+        raise UserError(
+            "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
+            "transformers, or use --rollouts hf"
+        )
     rows = student.config.get_text_config().vocab_size
     if rollouts == "continuous" and rows > vocab_size:
         raise UserError(
@@ -109,7 +130,9 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> P
     )
 
 
-def _lora(config: TrainConfig) -> LoraSettings | None:
+def _adapter(config: TrainConfig) -> Adapter | None:
     if not config.use_lora:
         return None
+    if config.init_adapter:
+        return open_adapter(config.init_adapter)
     return LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
+
+from accelerate import Accelerator
+
+from local_distill.distributed import most_anywhere
+
+SAME = 2.0
+"""Seconds within which a second signal is the first one again: schedulers tell every process, and launchers too."""
 
 
 class StopRequest:
-    """Takes the first SIGINT or SIGTERM as a wish to stop after the step; a second one stops at once."""
+    """Takes the first SIGINT or SIGTERM as a wish to stop after the step; another one, later, stops at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noted = 0.0
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop; others may not have been."""
         return self.signal is not None
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; from here on all of them were. Collective."""
+        number = most_anywhere(accelerator, int(self.signal or 0))
+        if number:
+            self.signal = signal.Signals(number)
+        return number > 0
 
     @property
     def exit_code(self) -> int:
@@ -30,5 +46,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = signal.Signals(number)
-        self.restore()
+        if self.signal is None:
+            self.signal, self._noted = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._noted > SAME:
+            self.restore()
+            signal.raise_signal(number)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from local_distill.distributed import sum_over_processes
 from local_distill.errors import RunError
 from local_distill.halving import HalveMicroBatches
 from local_distill.losses import Loss, summarise
+from local_distill.tally import Tally, merge, per_token
 from local_distill.types import ScoredBatch
 from local_distill.updates import Updates
 
@@ -58,7 +57,7 @@ class Learner:
         torch.manual_seed(((self._seed * 1_000_003 + step) * 4096 + self._accelerator.process_index) % 2**63)
         rate = self._learning_rate(step)
         substeps = self._anchored(substeps)
-        totals: defaultdict[str, float] = defaultdict(float)
+        totals: dict[str, float] = {}
         skipped, grad_norm = 0, 0.0
         self._updates.student.train()
         for index, batches in enumerate(substeps):
@@ -67,11 +66,13 @@ class Learner:
             grad_norm = result.grad_norm
             skipped += not result.applied
             self._count_skipped(result.applied)
-            for name, value in sums.items():
-                totals[name] += value
+            merge(totals, sums)
         tokens = totals.pop("tokens")
-        means = {name: total / tokens if tokens else math.nan for name, total in totals.items()}
-        return summarise(means) | {"grad_norm": grad_norm, "learning_rate": rate, "skipped": float(skipped)}
+        return summarise(per_token(totals, tokens)) | {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "skipped": float(skipped),
+        }
 
     def _backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
         """Forward and backward of one update's micro-batches, of smaller ones when these do not fit the memory."""
@@ -95,17 +96,14 @@ class Learner:
         tokens = float(sum_over_processes(accelerator, torch.tensor([float(own_tokens)]))[0])
         # Gradients are averaged over the processes, so each gives its part of the sum times their number.
         scale = accelerator.num_processes / max(tokens, 1.0)
-        sums: dict[str, Tensor] = {}
+        tally = Tally()  # stays on the device: no wait for each micro-batch
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with self._updates.accumulating(last):
                 loss, stats = self._updates.student(batch.tokens, self._loss.reading(batch, substep))
                 self._updates.backward(loss * scale, last)
-            # Stays on the device: no wait for each micro-batch.
-            for name, value in {"loss": loss.detach(), **stats}.items():
-                sums[name] = sums.get(name, 0.0) + value.sum()
-        totals = sum_over_processes(accelerator, torch.stack(list(sums.values()))).tolist()
-        return dict(zip(sums, totals, strict=True)) | {"tokens": tokens}
+            tally.add({"loss": loss.detach(), **stats})
+        return tally.over_processes(accelerator) | {"tokens": tokens}
 
     def _anchored(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
         """The batches, with what the ratios of their loss are taken against.

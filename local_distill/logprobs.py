@@ -20,7 +20,7 @@ LOGITS_PER_CHUNK = {"cuda": 2**26}
 """Most logits of one model that exist at a time, by device: on a GPU (256 MiB in float32) enough rows to fill it."""
 LOGITS_PER_CHUNK_ELSEWHERE = 2**22
 """The same on a processor: 16 MiB."""
-LEAST_ROWS = 128
+LEAST_ROWS = 256
 """Rows that a chunk has in any case: a matrix product with fewer is slow."""
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from accelerate import Accelerator
 
 from local_distill.batching import share_of_process
-from local_distill.distributed import any_process
+from local_distill.distributed import on_every_process
 from local_distill.evaluation import Evaluator
 from local_distill.interruption import StopRequest
 from local_distill.learner import Learner
 from local_distill.measuring import StepClock, peak_memory_gib, rollout_metrics
 from local_distill.profiling import Profiler
-from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, Teacher, TokenBatch
+from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
 
 
 class Prompts(Protocol):
@@ -86,9 +87,9 @@ def distil(
         clock = StepClock(accelerator.device)
         with clock.phase("sample"):
             own = share_of_process(prompts.batch(step), accelerator.process_index, accelerator.num_processes)
-            rollouts = engine.sample(own, step)
+            rollouts = on_every_process(partial(engine.sample, own, step, finished=teacher.prepare))
         with clock.phase("score"):
-            substeps = [[teacher.score(batch) for batch in batches] for batches in collate(rollouts)]
+            substeps = on_every_process(partial(_score, teacher, collate(rollouts)))
         with clock.phase("train"):
             metrics = learner.update(substeps, step)
 
@@ -98,7 +99,7 @@ def distil(
         log.step(done, metrics | {"peak_memory_gib": peak_memory_gib(accelerator.device)})
         profiler.end_step()  # after the step was timed: a trace takes seconds to write
 
-        stopping = any_process(accelerator, stop.requested)
+        stopping = stop.agreed(accelerator)
         if schedule.evaluates_after(done) and not stopping:
             _evaluate(evaluator, log, done)
         if schedule.saves_after(done) or stopping:
@@ -106,6 +107,10 @@ def distil(
         if stopping:
             return done
     return schedule.steps
+
+
+def _score(teacher: Teacher, substeps: list[list[TokenBatch]]) -> list[list[ScoredBatch]]:
+    return [[teacher.score(batch) for batch in batches] for batches in substeps]
 
 
 def _evaluate(evaluator: Evaluator, log: Log, step: int) -> None:

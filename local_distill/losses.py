@@ -27,6 +27,7 @@ from local_distill.divergences import (
     reverse_kl,
     top_overlap,
 )
+from local_distill.engine_gap import EngineGap
 from local_distill.head_loss import ChunkLoss, SummedLoss, summed_loss
 from local_distill.logprobs import (
     Head,
@@ -91,6 +92,7 @@ class SampledTokenLoss:
     later: Objective
     coef: float
     discount: float
+    gap: EngineGap | None = None
     needs: ClassVar[TeacherView] = "tokens"
 
     @property
@@ -114,7 +116,7 @@ class _SampledTokens:
         if self.loss.discount:  # a token answers for later ones, so all must be known before the first chunk's gradient
             delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.sampled_logprobs
             delta = discounted(delta, self.batch.tokens.lengths, self.loss.discount)
-        names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped")
+        names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped", *_gap_names(self.loss.gap))
         return _with_teacher_entropy(summed_loss(hidden, head, partial(self._chunk, targets, delta), names), self.batch)
 
     def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
@@ -129,7 +131,8 @@ class _SampledTokens:
         loss, slope = value_and_slope(self.objective, s, advantages, b)
         ratio = (s - b).exp()
         clipped = ((slope == 0) & (advantages != 0)).to(s.dtype)
-        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped)
+        gap = _gap_stats(self.loss.gap, student, self.batch, part)
+        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped, *gap)
         # ∂s/∂z = onehot(y) − p
         grad = student.probs.mul_(-slope[:, None]).scatter_add_(1, chosen, slope[:, None])
         return ChunkLoss(loss, grad, stats)
@@ -145,6 +148,7 @@ class WholeDistributionLoss:
     divergence: Divergence
     coef: float = 1.0
     student_top_k: int | None = None
+    gap: EngineGap | None = None
     anchored: ClassVar[bool] = False
     needs: ClassVar[TeacherView] = "whole"
 
@@ -152,21 +156,24 @@ class WholeDistributionLoss:
         """See Loss; ``batch.states`` must be there."""
         del substep
         assert batch.states is not None
-        return partial(self._read, batch.states)
+        return partial(self._read, batch, batch.states)
 
-    def _read(self, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+    def _read(self, batch: ScoredBatch, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         del targets
         matrix = teacher.head.matrix(teacher.hidden.dtype)
-        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap")
-        return summed_loss(hidden, head, partial(self._chunk, teacher, matrix), names)
+        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap", *_gap_names(self.gap))
+        return summed_loss(hidden, head, partial(self._chunk, batch, teacher, matrix), names)
 
-    def _chunk(self, states: HeadStates, matrix: Tensor, part: slice, student: Distribution) -> ChunkLoss:
+    def _chunk(
+        self, batch: ScoredBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
+    ) -> ChunkLoss:
         teacher = Distribution.of(states.head.logits(states.hidden[part], matrix).log_softmax(1))
         stats = (
             vecdot(student.probs, student.logprobs - teacher.logprobs),
             student.entropy(),
             teacher.entropy(),
             top_overlap(student, teacher.logprobs.topk(OVERLAP_TOP).indices),
+            *_gap_stats(self.gap, student, batch, part),
         )
         if self.student_top_k is None:
             value, grad = self.divergence(student, teacher)
@@ -186,6 +193,7 @@ class TopTokensLoss:
 
     divergence: Divergence
     coef: float = 1.0
+    gap: EngineGap | None = None
     anchored: ClassVar[bool] = False
     needs: ClassVar[TeacherView] = "top"
 
@@ -196,16 +204,30 @@ class TopTokensLoss:
         return partial(self._read, batch, batch.top)
 
     def _read(self, batch: ScoredBatch, top: TopTokens, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
-        names = ("reverse_kl", "k3", "entropy", "top_overlap")
-        chunk_loss = partial(self._chunk, batch.sampled_logprobs, top, targets)
+        names = ("reverse_kl", "k3", "entropy", "top_overlap", *_gap_names(self.gap))
+        chunk_loss = partial(self._chunk, batch, top, targets)
         return _with_teacher_entropy(summed_loss(hidden, head, chunk_loss, names), batch)
 
-    def _chunk(self, teacher: Tensor, top: TopTokens, targets: Tensor, part: slice, student: Distribution) -> ChunkLoss:
+    def _chunk(
+        self, batch: ScoredBatch, top: TopTokens, targets: Tensor, part: slice, student: Distribution
+    ) -> ChunkLoss:
         support = top.ids[part]
-        delta = student.logprobs.gather(1, targets[part, None]).squeeze(1) - teacher[part]
-        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support))
+        delta = student.logprobs.gather(1, targets[part, None]).squeeze(1) - batch.sampled_logprobs[part]
+        gap = _gap_stats(self.gap, student, batch, part)
+        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support), *gap)
         value, grad = on_support(self.divergence, student, support, Distribution.of(top.logprobs[part]))
         return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
+
+
+def _gap_names(gap: EngineGap | None) -> tuple[str, ...]:
+    return () if gap is None else gap.names
+
+
+def _gap_stats(gap: EngineGap | None, student: Distribution, batch: ScoredBatch, part: slice) -> tuple[Tensor, ...]:
+    """What is measured of the engine, where it is asked for."""
+    if gap is None:
+        return ()
+    return gap(student, batch.tokens.targets[part], batch.tokens.sampler_logprobs[part])
 
 
 def _with_teacher_entropy(found: SummedLoss, batch: ScoredBatch) -> SummedLoss:
@@ -256,9 +278,13 @@ def summarise(means: dict[str, float]) -> dict[str, float]:
 
 def make_loss(
     loss: str, *, kl_coef: float, kl_discount: float, ratio_cap: float, ppo_clip: float, jsd_beta: float,
-    top_k: int | None, top_k_support: str,
+    top_k: int | None, top_k_support: str, gap: EngineGap | None = None, stale: bool = False,
 ) -> Loss:  # fmt: skip
-    """The loss that ``--loss`` and its settings name."""
+    """The loss that ``--loss`` and its settings name.
+
+    gap: what measures the engine. stale: the samples are not the student's own but older: policy_gradient then
+    needs the ratio that importance_sampling has.
+    """
     weighed = ImportanceSampling(ratio_cap)
     objectives: dict[str, tuple[Objective, Objective]] = {
         "policy_gradient": (policy_gradient, weighed),
@@ -266,12 +292,13 @@ def make_loss(
         "ppo": (PPO(ppo_clip), PPO(ppo_clip)),
     }
     if loss in objectives:
-        return SampledTokenLoss(*objectives[loss], kl_coef, kl_discount)
+        now, later = objectives[loss]
+        return SampledTokenLoss(later if stale else now, later, kl_coef, kl_discount, gap)
     divergences: dict[str, Divergence] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,
         "jsd": JensenShannon(jsd_beta),
     }
     if top_k is not None and top_k_support == "teacher":
-        return TopTokensLoss(divergences[loss], kl_coef)
-    return WholeDistributionLoss(divergences[loss], kl_coef, top_k)
+        return TopTokensLoss(divergences[loss], kl_coef, gap)
+    return WholeDistributionLoss(divergences[loss], kl_coef, top_k, gap)

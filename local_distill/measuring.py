@@ -46,11 +46,16 @@ class StepClock:
 
 def rollout_metrics(accelerator: Accelerator, rollouts: Sequence[Rollout], seconds: float) -> dict[str, float]:
     """Lengths and speed, over the rollouts of all processes; collective."""
-    counts = [len(rollouts), sum(len(r.completion) for r in rollouts), sum(r.finish == "length" for r in rollouts)]
-    number, tokens, truncated = sum_over_processes(accelerator, torch.tensor(counts, dtype=torch.float32)).tolist()
+    tokens_of_each = [len(r.completion) for r in rollouts]
+    counts = [
+        len(rollouts), sum(tokens_of_each), sum(r.finish == "length" for r in rollouts), sum(r.age for r in rollouts)
+    ]  # fmt: skip
+    sums = sum_over_processes(accelerator, torch.tensor(counts, dtype=torch.float32))
+    number, tokens, truncated, age = sums.tolist()
     return {
         "completion_tokens": tokens / number,
         "truncated": truncated / number,
+        "staleness": age / number,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
     }

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,15 +22,19 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from local_distill import gguf_files
 from local_distill.errors import UserError
+from local_distill.loading_errors import expanded, in_one_line, local_folder
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
-LOCAL_OR_REACHABLE = "give a local model folder, or a hub id (owner/name) that can be reached"
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model before its weights: what can be checked without loading them."""
+    """A model before its weights: what can be checked without loading them.
+
+    flag, path: as given, for messages. gguf: the one file that holds everything, None for a folder or a hub id.
+    """
 
     flag: str
     path: str
@@ -39,6 +42,7 @@ class ModelFiles:
     tokenizer: PreTrainedTokenizerBase
     generation: GenerationConfig
     trust_remote_code: bool
+    gguf: Path | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -50,20 +54,44 @@ class ModelFiles:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
 
-    def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The weights in ``dtype``, without dropout, in eval mode, on the CPU.
+    def with_weights_of(self, folder: Path) -> ModelFiles:
+        """The same model, its weights to be read from a folder where they were saved: a checkpoint."""
+        return replace(self, path=str(folder), gguf=None)
 
+    def load(
+        self, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, device: torch.device | None = None
+    ) -> PreTrainedModel:
+        """The weights in ``dtype``, without dropout, in eval mode, on the CPU unless they go straight to ``device``.
+
+        quantization: what to pack them with on the way, the output head left as it is; for reading the model alone.
         Raises UserError unless there is a weight for every parameter: transformers would draw the others at random.
         """
-        with _one_line(self.flag, self.path, "its weights"):
+        options: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
+        path = self.path
+        if quantization is not None:
+            if self.gguf:
+                raise UserError(
+                    f"{self.flag} {self.path}: a GGUF file cannot be quantised while it is loaded; give a transformers "
+                    "model folder, or leave --teacher_quantization out"
+                )
+            options["quantization_config"] = quantization
+        if self.gguf:
+            path, name = gguf_files.where_to_read(self.gguf)
+            options |= name | gguf_files.dense_weights()
+        with in_one_line(self.flag, self.path, "its weights"):
             model, found = AutoModelForCausalLM.from_pretrained(
-                self.path,
+                path,
                 config=self.config,
                 dtype=dtype,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which then are in the loading info, as the missing ones are
+                **options,
             )
+        self._check_complete(found)
+        return model.eval()
+
+    def _check_complete(self, found: dict[str, Any]) -> None:
         absent = sorted(str(name) for name in found["missing_keys"])
         misshapen = sorted(str(name) for name, *_ in found["mismatched_keys"])
         if absent or misshapen:
@@ -76,17 +104,6 @@ class ModelFiles:
                 f"{self.flag} {self.path}: its weights do not fit its config.json: {' and '.join(what)}; "
                 "the files do not belong together, download the model again"
             )
-        return model.eval()
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """A new adapter; see ``--lora_*``."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: str
 
 
 def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
@@ -94,51 +111,35 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
 
     Raises UserError naming ``flag`` when it is not a causal language model that can be read.
     """
-    path = str(Path(path).expanduser()) if path.startswith("~/") else path
-    folder = Path(path)
-    if folder.is_dir():
+    path = expanded(path)
+    gguf = gguf_files.find_gguf(flag, Path(path))
+    if gguf:
+        return _open_gguf(flag, path, gguf)
+    folder = local_folder(flag, path)
+    if folder:
         _check_folder(flag, folder)
-    elif folder.exists():
-        raise UserError(f"{flag} {path}: a file, needs a model folder or a hub id")
-    elif path.startswith((".", "/")) or path.endswith("/") or path.count("/") > 1:
-        raise UserError(f"{flag} {path}: no such folder; give a local model folder or a hub id (owner/name)")
-    with _one_line(flag, path, "its configuration"):
+    with in_one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if not (trust_remote_code or _is_causal(config)):
-        raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
-    with _one_line(flag, path, "its tokenizer"):
+    if not trust_remote_code:
+        _check_causal(flag, path, config)
+    with in_one_line(flag, path, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with _one_line(flag, path, "its generation_config.json"):
+    with in_one_line(flag, path, "its generation_config.json"):
         generation = _generation_settings(path, config)
     _switch_off_dropout(config)
     return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code)
 
 
-def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Module:
-    """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process, in eval mode.
-
-    Raises UserError when the model lacks one of the modules, or when one is not a linear layer inside of it.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=_target_modules(model, settings.target_modules),
-    )
-    torch.manual_seed(seed)
-    with _peft_without_warnings(), model.device:  # a skeleton's adapter takes no memory either
-        return get_peft_model(model, config).eval()
-
-
-def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
-    """The model with the trainable adapter saved in ``folder``, in eval mode."""
-    from peft import PeftModel
-
-    with _peft_without_warnings():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
+    folder, name = gguf_files.where_to_read(file)
+    with in_one_line(flag, path, "its configuration"):
+        config = AutoConfig.from_pretrained(folder, **name)
+    _check_causal(flag, path, config)
+    with in_one_line(flag, path, "its tokenizer"):
+        tokenizer = gguf_files.read_tokenizer(file)
+    generation = gguf_files.generation_settings(config, tokenizer)
+    _switch_off_dropout(config)
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -177,12 +178,17 @@ def _weight_files(flag: str, folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        with _one_line(flag, str(folder), index.name):
+        with in_one_line(flag, str(folder), index.name):
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             return [folder / name for name in sorted(set(names))]
     if any(folder.glob("pytorch_model*.bin")):
         return []
     raise UserError(f"{flag} {folder}: no weights in it; needs {SAFE_WEIGHTS_NAME}, download the model again")
+
+
+def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
+    if not _is_causal(config):
+        raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
 
 
 def _is_causal(config: PretrainedConfig) -> bool:
@@ -193,38 +199,6 @@ def _is_causal(config: PretrainedConfig) -> bool:
     # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
     sees_both_ways = getattr(config, "is_decoder", True) is False
     return not sees_both_ways or models[type(config)].__name__ in (config.architectures or ())
-
-
-def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
-    """``--lora_target_modules`` as peft takes it, each name found to be a linear layer other than the head."""
-    if names == "all-linear":
-        return names
-    head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if not any(f".{each}".endswith(f".{name}") for each in linear)]
-    if unknown or not wanted:
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise UserError(
-            f"--lora_target_modules {names}: {', '.join(unknown) or 'an empty name'} is no linear layer inside this "
-            f"model, which has {', '.join(known)}; choose from these, or all-linear"
-        )
-    return wanted
-
-
-@contextmanager
-def _peft_without_warnings() -> Iterator[None]:
-    """Hold back what peft and transformers tell each other's authors, about every model alike."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        yield
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _switch_off_dropout(config: PretrainedConfig) -> None:
@@ -242,22 +216,3 @@ def _generation_settings(path: str, config: PretrainedConfig) -> GenerationConfi
         if (Path(path) / GENERATION_CONFIG_NAME).exists():
             raise
         return GenerationConfig.from_model_config(config)
-
-
-@contextmanager
-def _one_line(flag: str, path: str, part: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a missing, unreachable or broken model into one line."""
-    try:
-        yield
-    except Exception as error:  # a file of somebody else's can break its reader in any way
-        local = Path(path).is_dir()
-        remedy = "mend it, or download the model again" if local else LOCAL_OR_REACHABLE
-        raise UserError(f"{flag} {path}: {part} cannot be loaded ({_in_one_line(error)}); {remedy}") from error
-
-
-def _in_one_line(error: Exception, width: int = 240) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)  # what follows a sentence is advice
-    if not isinstance(error, OSError | ValueError):
-        reason = f"{type(error).__name__}: {reason}"  # alone, "'hidden_size'" says little
-    return reason if len(reason) <= width else reason[: width - 1] + "…"

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from local_distill.adapters import Adapter
 from local_distill.checkpoint import (
+    MANIFEST,
     PREFIX,
     Checkpoint,
     check_same_run,
@@ -23,7 +25,7 @@ from local_distill.checkpoint import (
 )
 from local_distill.cli import LATEST
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, ModelFiles, add_lora
+from local_distill.models import ModelFiles
 
 BYTES_PER_TRAINED_PARAMETER = 12
 """A float32 weight and AdamW's two float32 moments."""
@@ -133,6 +135,27 @@ def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[s
     return replace(run, notes=(*run.notes, f"going on from {run.checkpoint.path}", *renamed))
 
 
+def checkpoint_manifest(run: RunFolder) -> str:
+    """The checksums of the checkpoint that the run goes on from, as text; empty for a new run."""
+    return (run.checkpoint.path / MANIFEST).read_text(encoding="utf-8") if run.checkpoint else ""
+
+
+def check_checkpoint_is_here(run: RunFolder, manifest: str) -> None:
+    """Raise UserError where this machine does not see the checkpoint, with this manifest, that the first one found."""
+    if run.checkpoint is None:
+        return
+    path = run.checkpoint.path
+    try:
+        same = (path / MANIFEST).read_text(encoding="utf-8") == manifest
+    except OSError as error:
+        raise UserError(
+            f"--resume {path}: not on every machine ({error.strerror}); --output_dir must be on a disk that all "
+            "machines share, or be copied to the same place on each"
+        ) from error
+    if not same:
+        raise UserError(f"--resume {path}: another checkpoint than on the first machine; copy that one over it")
+
+
 def check_steps_left(run: RunFolder, steps: int) -> None:
     """Raise UserError when a run that is gone on with has done more steps than it is asked for."""
     if run.first_step > steps:
@@ -141,10 +164,11 @@ def check_steps_left(run: RunFolder, steps: int) -> None:
         )
 
 
-def checkpoint_bytes(student: ModelFiles, lora: LoraSettings | None) -> int:
+def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
     """Size of one checkpoint, from the shapes of the trained parameters alone."""
-    model = add_lora(student.skeleton(), lora, seed=0) if lora else student.skeleton()
-    return sum(p.numel() for p in model.parameters() if lora is None or p.requires_grad) * BYTES_PER_TRAINED_PARAMETER
+    model = student.skeleton()
+    number = adapter.number_of_parameters(model) if adapter else sum(p.numel() for p in model.parameters())
+    return number * BYTES_PER_TRAINED_PARAMETER
 
 
 def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
+from local_distill.engine_gap import GapWatch
 from local_distill.errors import UserError
 from local_distill.records import RunFiles, evaluation_metrics
 from local_distill.terminal import Terminal, clean
@@ -255,7 +256,7 @@ def open_run_log(
     trackers, accelerator.trackers = accelerator.trackers, []
     kinds = {"wandb": WandbSink}
     sinks = [kinds.get(tracker.name, TrackerSink)(tracker, terminal.say) for tracker in trackers]
-    return RunLog(terminal, [files, *sinks])
+    return RunLog(terminal, [files, *sinks, GapWatch(terminal.say)])
 
 
 def _wandb_settings(output_dir: Path, name: str | None, mode: str, *, resumed: bool) -> dict[str, Any]:

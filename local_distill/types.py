@@ -6,7 +6,7 @@ never changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -41,6 +41,7 @@ class Rollout:
     sampler_logprobs: (T,) float32 on the CPU, nats; m_t, the log-probability with which each
         token was really drawn, temperature and top-p included.
     finish: "stop" when a stop token ended it, "length" when max_new_tokens did.
+    age: updates that the student has made since it was drawn.
     """
 
     prompt: Prompt
@@ -48,6 +49,7 @@ class Rollout:
     completion: Tensor
     sampler_logprobs: Tensor
     finish: Literal["stop", "length"]
+    age: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,20 +165,34 @@ class ScoredBatch:
         )
 
 
+def nobody(rollout: Rollout) -> None:
+    """Who is told of a finished rollout where nobody wants to know."""
+    del rollout
+
+
 class RolloutEngine(Protocol):
     """How the student samples."""
 
-    def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order.
 
         The random draws depend on the seed, the step, the position and the place in the group
         alone: not on which other prompts are in the call, nor on the process that makes it.
+
+        finished: told of each rollout as soon as it is complete, from any thread; of the same one again where
+        sampling had to be repeated.
         """
         ...
 
 
 class Teacher(Protocol):
     """How sampled tokens are scored."""
+
+    def prepare(self, rollout: Rollout) -> None:
+        """This rollout will be scored soon: a teacher elsewhere can begin with it. From any thread."""
+        ...
 
     def score(self, batch: TokenBatch) -> ScoredBatch:
         """The batch, on the training device, with the teacher's opinion of every completion token.

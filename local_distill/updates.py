@@ -35,6 +35,9 @@ class Updates(Protocol):
 
     student: nn.Module
 
+    version: int
+    """How often the weights have changed in this process: who keeps a copy knows when it is old."""
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch's forward and backward; gradients meet only at the ``last``."""
         ...
@@ -87,6 +90,7 @@ class TorchUpdates:
         self._scorer = scorer
         self._adamw = optimizer
         self._max_grad_norm = max_grad_norm or math.inf
+        self.version = 0
         self.student, self._optimizer = accelerator.prepare(scorer, optimizer)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -107,6 +111,7 @@ class TorchUpdates:
         elif scaler is not None:
             scaler.update()  # the gradient was fine, the loss was not: forget this update
         self._optimizer.zero_grad(set_to_none=True)
+        self.version += finite
         return Applied(grad_norm, finite)
 
     @property
@@ -150,6 +155,7 @@ class DeepSpeedUpdates:
         self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
     ) -> None:
         self._scorer = scorer
+        self.version = 0
         # The engine casts the weights it is given, masters included; a resumed student's are kept to be put back.
         self._masters = {name: p.detach().clone() for name, p in _trainable(scorer) if p.dtype == torch.float32}
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -173,6 +179,7 @@ class DeepSpeedUpdates:
         del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
         self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
         grad_norm = self.student.get_global_grad_norm()
+        self.version += not zero.overflow
         return Applied(math.nan if grad_norm is None else float(grad_norm), not zero.overflow)
 
     @property

@@ -1,9 +1,13 @@
 """Contract 7: with pad = EOS, early stops, truncations and empty completions, the right tokens train and no other."""
 
+import random
+from itertools import product
+
 import pytest
 import torch
 
 from local_distill.batching import (
+    PASS_COST,
     MicroBatches,
     collate,
     share_of_process,
@@ -78,7 +82,7 @@ def test_split_keeps_every_rollout_once_longest_first(count):
     ("most", "expected"),
     [
         (1, [[9], [6], [5], [2], [2]]),
-        (10, [[9], [6], [5, 2], [2]]),
+        (10, [[9], [6], [5], [2, 2]]),
         (12, [[9], [6, 5], [2, 2]]),
         (99, [[9, 6, 5, 2, 2]]),
     ],
@@ -88,6 +92,40 @@ def test_split_by_tokens_counts_the_padding(most, expected):
     assert [[1 + len(r.completion) for r in part] for part in parts] == expected
     assert all(len(part) == 1 or collate(part, EOS).input_ids.numel() <= most for part in parts)
     assert split_by_tokens([], most) == []
+
+
+def all_cuts(lengths):
+    """Every way to cut a sorted list into lists that follow each other."""
+    for places in product((False, True), repeat=max(0, len(lengths) - 1)):
+        parts = [[lengths[0]]]
+        for length, cut in zip(lengths[1:], places, strict=True):
+            if cut:
+                parts.append([length])
+            else:
+                parts[-1].append(length)
+        yield parts
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_split_by_tokens_costs_least_of_all_ways(seed):
+    chance = random.Random(seed)
+    lengths = sorted((chance.choice([300, 40, 900]) + chance.randrange(200) for _ in range(8)), reverse=True)
+    most = chance.choice([700, 2000, 10**6])
+
+    def cost(parts):
+        return sum(len(part) * part[0] + PASS_COST for part in parts)
+
+    allowed = [parts for parts in all_cuts(lengths) if all(len(p) == 1 or len(p) * p[0] <= most for p in parts)]
+    found = split_by_tokens([rollout([1], [2] * (n - 1)) for n in chance.sample(lengths, 8)], most)
+    found_lengths = [[1 + len(r.completion) for r in part] for part in found]
+    assert [n for part in found_lengths for n in part] == lengths
+    assert found_lengths in allowed
+    assert cost(found_lengths) == min(cost(parts) for parts in allowed)
+
+
+def test_rollouts_of_unlike_length_do_not_wait_in_padding():
+    parts = split_by_tokens([rollout([1], [2] * n) for n in (2000, *[20] * 30)], 10**6)
+    assert [len(part) for part in parts] == [1, 30]
 
 
 def test_bounded_micro_batches_are_as_many_as_the_neediest_process_has():

@@ -59,7 +59,9 @@ def test_every_flag_sets_its_setting(spelling):
         partners = {
             "dataset_path": ["--dataset", "tulu3"], "prompt_column": ["--dataset", "tulu3"], "lora_r": ["--use_lora"],
             "teacher_ds_config": ["--teacher_ds_zero3"], "wandb_name": ["--wandb_project", "p"],
-            "top_k": ["--loss", "jsd"],
+            "top_k": ["--loss", "jsd"], "teacher_backend": ["--use_lora", "--teacher_model", ""],
+            "teacher_url": ["--teacher_backend", "server"], "init_adapter": ["--use_lora"],
+            "overlap": ["--rollouts_url", "http://127.0.0.1:1"],
         }.get(name, [])  # fmt: skip
         found = getattr(parsed(*given, *partners), name)
         assert found == (True if kind is bool else kind(value)) != FIELDS[name].default, name
@@ -98,6 +100,9 @@ def test_choices_are_what_the_code_accepts():
     choices = {name: field.metadata["choices"] for name, field in FIELDS.items() if field.metadata["choices"]}
     assert choices.keys() == {
         "dtype",
+        "teacher_backend",
+        "teacher_offload",
+        "teacher_quantization",
         "chat_template",
         "stop_tokens",
         "rollouts",

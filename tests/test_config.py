@@ -62,12 +62,52 @@ def test_the_edges_of_what_is_allowed(settings):
         ({"wandb_name": "mine", "trackers": "tensorboard"}, r"^--wandb_name: given without --wandb_project"),
         ({"batch_size": 2, "num_substeps": 3}, r"^--num_substeps: 3 given with --batch_size 2; .*lower it$"),
         ({"output_dir": ""}, r"^--output_dir: empty text given; "),
+        ({"teacher_model": ""}, r"^--teacher_model: not given, needs a hub id or a local folder$"),
+        ({"teacher_model": "", "teacher_backend": "zero3"}, r"^--teacher_model: not given"),
+        ({"teacher_backend": "server"}, r"^--teacher_url: not given for a server teacher; add it$"),
+        ({"teacher_backend": "local", "teacher_url": "u"}, r"^--teacher_url: given for a local teacher; drop it$"),
+        ({"teacher_url": "u", "teacher_ds_zero3": True}, r"^--teacher_ds_zero3: contradicts a server teacher"),
+        ({"teacher_backend": "self", "use_lora": True}, r"^--teacher_model: given with --teacher_backend self"),
+        ({"teacher_backend": "self", "teacher_model": ""}, r"^--teacher_backend self: .* add --use_lora$"),
+        ({"teacher_url": "u", "teacher_offload": "cpu"}, r"^--teacher_offload: cpu given for a server teacher"),
+        (
+            {"teacher_ds_zero3": True, "teacher_quantization": "4bit"},
+            r"^--teacher_quantization: 4bit given for a zero3",
+        ),
+        (
+            {"teacher_offload": "cpu", "teacher_quantization": "8bit"},
+            r"^--teacher_offload and --teacher_quantization: both given; drop one of them$",
+        ),
+        ({"teacher_url": "u", "loss": "jsd"}, r"^--loss jsd: a teacher behind --teacher_url cannot .*--top_k 64"),
+        ({"init_adapter": "a"}, r"^--init_adapter: given without --use_lora"),
+        ({"rollouts": "hf", "rollouts_url": "u"}, r"^--rollouts_url: given with --rollouts hf, needs vllm"),
+        ({"overlap": True}, r"^--overlap: needs .* --rollouts_url, or drop --overlap$"),
+        ({"server_timeout": 0.0}, r"^--server_timeout: 0 given, needs to be above 0$"),
+        ({"rollouts_memory_share": 1.5}, r"^--rollouts_memory_share: 1\.5 given, needs to be above 0 and at most 1$"),
     ],
     ids=str,
 )
 def test_what_does_not_belong_together(settings, message):
     with pytest.raises(UserError, match=message):
         config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "rollouts"),
+    [
+        ({}, "local", "hf"),
+        ({"teacher_ds_zero3": True}, "zero3", "hf"),
+        ({"teacher_url": "u", "teacher_model": ""}, "server", "hf"),
+        ({"teacher_backend": "self", "teacher_model": "", "use_lora": True}, "self", "hf"),
+        ({"rollouts_url": "u"}, "local", "vllm"),
+        ({"rollouts": "vllm"}, "local", "vllm"),
+        ({"rollouts": "continuous"}, "local", "continuous"),
+    ],
+    ids=str,
+)
+def test_what_is_meant_where_it_is_not_named(settings, teacher, rollouts):
+    found = config(**settings)
+    assert (found.teacher_kind, found.rollouts_kind) == (teacher, rollouts)
 
 
 def test_a_number_is_shown_as_it_was_given():

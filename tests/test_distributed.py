@@ -1,11 +1,6 @@
-"""Real runs in two processes: contract 3 (world-size invariance), sharded teachers and students, and no hanging.
+"""Real runs in two processes: contract 3 (world-size invariance), sharded teachers and students, and no hanging."""
 
-Three prompts over two processes are ragged on purpose: one process has more rollouts than the other.
-"""
-
-import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,42 +9,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models import llama_config, make_tokenizer, save_model
+from tests.launching import (
+    ENTRY,
+    ROOT,
+    SETTINGS,
+    assert_same_numbers,
+    assert_same_weights,
+    environment,
+    free_port,
+    metrics,
+    student_and_teacher,
+)
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parent.parent
-ENTRY = ["-m", "local_distill.train_on_policy_local"]
 DEEPSPEED_ON_CPU = [str(ROOT / "tests" / "deepspeed_on_cpu.py")]
-TIMING = ("seconds", "tokens_per_second", "peak_memory")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    student = save_model(folder / "student", llama_config(layers=1), make_tokenizer(), seed=1)
-    teacher = save_model(folder / "teacher", llama_config(layers=2), make_tokenizer(), seed=2)
-    return ["--student_model", str(student), "--teacher_model", str(teacher)]
+    return student_and_teacher(tmp_path_factory.mktemp("models"))
 
 
-SETTINGS = [
-    "--batch_size", "3", "--group_size", "2", "--grad_accum", "2", "--max_new_tokens", "16", "--max_prompt_tokens",
-    "100", "--learning_rate", "1e-3", "--eval_every", "2", "--eval_prompts", "5", "--save_every", "2",
-]  # fmt: skip
-
-
-def launch(arguments, *, processes=2, entry=ENTRY, environment=None):
+def launch(arguments, *, processes=2, entry=ENTRY, variables=None):
     """torchrun with gloo; a run that hangs is killed and fails."""
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "DS_ACCELERATOR": "cpu",
-        **(environment or {}),
-    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return finished([*command, *entry, *arguments], env)
+    return finished([*command, *entry, *arguments], environment(**(variables or {})))
 
 
 def finished(command, env):
@@ -57,32 +41,6 @@ def finished(command, env):
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def metrics(folder: Path):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(TIMING)} for line in lines]
-
-
-def assert_same_numbers(ours, theirs, tolerance=1e-4):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a["step"], name)
-
-
-def assert_same_weights(ours: Path, theirs: Path, tolerance):
-    a, b = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
-    assert a.keys() == b.keys()
-    for name in a:
-        assert (a[name] - b[name]).abs().max() <= tolerance, name
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +105,7 @@ def test_a_teacher_sharded_by_zero3_gives_its_top_tokens(models, tmp_path):
 
 def test_a_student_under_zero2_trains_saves_and_resumes_bit_for_bit(models, tmp_path):
     pytest.importorskip("deepspeed")
-    environment = {
+    variables = {
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "local_distill" / "ds_zero2_bf16.json"),
         "ACCELERATE_USE_CPU": "false",
@@ -157,7 +115,7 @@ def test_a_student_under_zero2_trains_saves_and_resumes_bit_for_bit(models, tmp_
         return launch(
             [*models, *SETTINGS, "--dtype", "bf16", "--steps", steps, "--output_dir", str(folder), *more],
             entry=DEEPSPEED_ON_CPU,
-            environment=environment,
+            variables=variables,
         )
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"

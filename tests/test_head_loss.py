@@ -134,3 +134,21 @@ def test_chunks_hold_no_more_logits_than_they_may():
 
     summed_loss(hidden, head, watch, (), logits_per_chunk=2 * V)
     assert seen == [(2, V), (1, V)]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 23])
+def test_low_precision_gradients_that_wait_for_each_other_are_all_there(rows):
+    """Chunks of two positions, four of which go to the weight together, and what is left at the end."""
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 16, dtype=torch.bfloat16).requires_grad_()
+    weight = torch.randn(V, 16, dtype=torch.bfloat16).requires_grad_()
+    slopes = torch.randn(rows, V)
+
+    def chunk_loss(part, student):
+        return ChunkLoss(student.logprobs.sum() * 0, slopes[part].clone(), ())
+
+    summed_loss(hidden, Head(weight, V), chunk_loss, (), logits_per_chunk=2 * V).total.backward()
+    expected = slopes.to(torch.bfloat16).double().t() @ hidden.detach().double()
+    torch.testing.assert_close(weight.grad.double(), expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+    backwards = slopes.to(torch.bfloat16).double() @ weight.detach().double()
+    torch.testing.assert_close(hidden.grad.double(), backwards, rtol=2e-2, atol=2e-2 * float(backwards.abs().max()))

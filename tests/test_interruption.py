@@ -1,4 +1,4 @@
-"""Real signals to this process: the first is noted, a second would act."""
+"""Real signals to this process: the first is noted, a second would act, unless it comes at the same time."""
 
 import os
 import signal
@@ -7,14 +7,16 @@ import sys
 
 import pytest
 
+from local_distill import interruption
 from local_distill.interruption import StopRequest
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 @pytest.fixture
-def received():
-    """What arrives at the handlers that were there before."""
+def received(monkeypatch):
+    """What arrives at the handlers that were there before. Signals are never taken for one."""
+    monkeypatch.setattr(interruption, "SAME", -1.0)
     seen = []
     before = {number: signal.signal(number, lambda n, _: seen.append(signal.Signals(n))) for number in SIGNALS}
     yield seen
@@ -38,6 +40,21 @@ def test_the_first_signal_is_noted_and_a_second_acts(received, number, code):
     assert stop.exit_code == code
 
 
+def test_a_signal_that_arrives_twice_at_a_time_is_one(received, monkeypatch):
+    monkeypatch.setattr(interruption, "SAME", 60.0)
+    stop = StopRequest()
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    assert (received, stop.signal) == ([], signal.SIGTERM)
+
+
+def test_a_stop_that_one_process_was_asked_for_is_all_processes_stop(received, monkeypatch):
+    monkeypatch.setattr(interruption, "most_anywhere", lambda _, number: max(number, int(signal.SIGTERM)))
+    stop = StopRequest()
+    assert stop.agreed(accelerator=None)
+    assert (received, stop.signal, stop.exit_code) == ([], signal.SIGTERM, 143)
+
+
 def test_after_one_signal_the_other_acts_too(received):
     stop = StopRequest()
     send(signal.SIGTERM)
@@ -57,7 +74,8 @@ def test_handlers_are_given_back_when_the_run_ends(received):
 
 def test_a_second_signal_ends_a_process_that_is_still_at_its_step():
     program = (
-        "import os, signal; from local_distill.interruption import StopRequest; stop = StopRequest();"
+        "import os, signal; from local_distill import interruption; interruption.SAME = -1;"
+        "stop = interruption.StopRequest();"
         "os.kill(os.getpid(), signal.SIGTERM); print(stop.requested, flush=True);"
         "os.kill(os.getpid(), signal.SIGTERM); print('still there')"
     )

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,16 @@ CPU = torch.device("cpu")
 
 
 def test_metrics_of_rollouts():
-    rollouts = [rollout([1], [5, 6, 0]), rollout([1], [7] * 8, finish="length"), rollout([1], []), rollout([1], [0])]
+    rollouts = [
+        replace(rollout([1], [5, 6, 0]), age=2),
+        rollout([1], [7] * 8, finish="length"),
+        rollout([1], []),
+        rollout([1], [0]),
+    ]
     assert rollout_metrics(Accelerator(cpu=True), rollouts, seconds=0.5) == {
         "completion_tokens": 3.0,
         "truncated": 0.25,
+        "staleness": 0.5,
         "tokens": 12.0,
         "tokens_per_second": 24.0,
     }

@@ -1,17 +1,16 @@
-"""Loading: what is off, what is frozen, what is in which precision, and what the same seed draws."""
+"""Loading: what is off, what is in which precision, and what is refused."""
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import BertConfig, GPTNeoXConfig
 
+from local_distill.adapters import LoraSettings, add_lora
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, add_lora, causal_lm, load_lora, open_model
+from local_distill.models import open_model
 from tests.models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
 
 IDS = torch.arange(1, 20)[None]
@@ -122,88 +121,3 @@ def test_weights_in_torchs_own_format(copy_of):
     torch.save(weights, folder / "pytorch_model.bin")
     model = opened(folder).load(torch.float32)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-
-
-# --- adapters ------------------------------------------------------------------------------------
-
-
-def trainable(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize("name", ["student", "gpt2"])
-def test_the_same_seed_draws_the_same_adapter_whatever_came_before(folders, name):
-    files = opened(folders[name])
-    adapters = []
-    for noise, seed in ((1, 5), (2, 5), (3, 6)):
-        torch.manual_seed(noise)
-        torch.rand(noise)
-        adapters.append(trainable(add_lora(files.load(torch.bfloat16), LORA, seed)))
-    first, same, other = adapters
-    assert first.keys() == same.keys() == other.keys()
-    assert all("lora_" in name for name in first)
-    assert all(torch.equal(first[name], same[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_an_adapter_is_in_float32_over_a_frozen_base_in_bf16_and_begins_as_nothing(folders):
-    files = opened(folders["student"])
-    base = files.load(torch.bfloat16)
-    expected = base(IDS).logits
-    model = add_lora(base, LORA, seed=0)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    assert causal_lm(model) is base
-    torch.testing.assert_close(model(IDS).logits, expected)
-
-
-def test_settings_of_an_adapter_are_taken(folders):
-    model = add_lora(opened(folders["student"]).load(torch.float32), LoraSettings(3, 12, 0.25, "q_proj, up_proj"), 0)
-    parts = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable(model)}
-    assert parts == {"q_proj", "up_proj"}
-    config = model.peft_config["default"]
-    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 12, 0.25)
-    assert all(3 in p.shape for p in trainable(model).values())
-
-
-def test_an_adapter_comes_back_from_its_folder_to_be_trained_on(folders, tmp_path):
-    files = opened(folders["gpt2"])
-    model = add_lora(files.load(torch.bfloat16), LoraSettings(4, 8, 0.5, "all-linear"), seed=0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    model.save_pretrained(tmp_path / "adapter")
-    again = load_lora(files.load(torch.bfloat16), tmp_path / "adapter")
-    before, after = trainable(model), trainable(again)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert {p.dtype for p in after.values()} == {torch.float32}
-    for each in (model, again):
-        assert not any(module.training for module in each.modules()), "or its dropout would be on"
-
-
-def test_adapters_are_made_without_a_word(folders, recwarn):
-    """peft and transformers warn of each other's ways, at every model; that would be on every terminal."""
-    warnings.simplefilter("always")
-    add_lora(opened(folders["gpt2"]).load(torch.float32), LORA, seed=0)
-    assert [str(warning.message) for warning in recwarn] == []
-
-
-@pytest.mark.parametrize(
-    ("names", "unknown"),
-    [("nope", "nope"), ("q_proj,nope,v_prj", "nope, v_prj"), ("lm_head", "lm_head"), (" , ", "an empty name")],
-)
-def test_modules_that_cannot_have_an_adapter(folders, names, unknown):
-    with pytest.raises(UserError) as caught:
-        add_lora(opened(folders["student"]).skeleton(), LoraSettings(4, 8, 0.0, names), seed=0)
-    assert str(caught.value) == (
-        f"--lora_target_modules {names}: {unknown} is no linear layer inside this model, which has down_proj, "
-        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; choose from these, or all-linear"
-    )
-
-
-def test_the_output_head_has_no_adapter(folders):
-    for name in ("student", "gpt2"):
-        model = add_lora(opened(folders[name]).load(torch.float32), LORA, seed=0)
-        assert isinstance(model, PeftModel)
-        assert type(causal_lm(model).get_output_embeddings()) is torch.nn.Linear

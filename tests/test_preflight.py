@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from local_distill import preflight
+from local_distill.adapters import LoraSettings, add_lora
 from local_distill.checkpoint import Checkpointer
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, add_lora, open_model
+from local_distill.models import open_model
 from local_distill.preflight import (
     Precision,
     check_disk_space,

@@ -5,10 +5,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, Gemma2Config, GraniteConfig
 
+from local_distill.adapters import LoraSettings, add_lora
 from local_distill.batching import collate
 from local_distill.errors import UserError
 from local_distill.head_loss import ChunkLoss, summed_loss
-from local_distill.models import LoraSettings, add_lora
 from local_distill.scorer import TokenScorer, check_head
 from tests.models import gpt2_config, llama_config, make_model
 from tests.test_batching import rollout

@@ -276,7 +276,7 @@ def test_a_profile_has_a_trace_and_a_table_of_the_steps_it_watched(pair, run_com
     names = [event.get("name") for event in trace["traceEvents"]]
     assert sum(name == "phase: train" for name in names) == 2, "steps 2 and 3"
     table = (tmp_path / "run" / "profile" / "profile.md").read_text(encoding="utf-8")
-    phases = dict(re.findall(r"\| (\w+) \| ([\d.]+) \|", table))
+    phases = dict(re.findall(r"\| (\w+) \| ([\d.]+) \|$", table, re.MULTILINE))  # the rows of two columns
     assert list(phases) == ["sample", "score", "train"]
     steps = [line for line in timed_metrics(tmp_path / "run") if line["step"] in (2, 3) and "loss" in line]
     for name, seconds in phases.items():

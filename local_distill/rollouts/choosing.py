@@ -24,6 +24,11 @@ class NucleusSampling:
     temperature: float
     top_p: float
 
+    @property
+    def exact(self) -> bool:
+        """Whether tokens are drawn from the model's own distribution."""
+        return self.temperature == 1.0 and self.top_p == 1.0
+
     def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """From logits (n, V) and one draw from [0, 1) a row, float64 (n,): token ids (n,) int64 and their m_t (n,)."""
         logprobs = (logits.float() / self.temperature).log_softmax(-1)
@@ -39,6 +44,21 @@ class NucleusSampling:
         tokens = tokens.clamp(max=probs.shape[1] - 1)  # past the end only for NaN, which the learner will report
         kept = total.log().float() if self.top_p < 1.0 else 0.0
         return tokens.squeeze(1), (logprobs.gather(1, tokens) - kept).squeeze(1)
+
+    def logprobs_of(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
+        """m_t (n,): what these tokens (n,) are drawn with where the log-probs at temperature 1 are (n, V).
+
+        A token outside of the nucleus is never drawn: −inf.
+        """
+        if self.temperature != 1.0:
+            logprobs = (logprobs / self.temperature).log_softmax(-1)
+        chosen = logprobs.gather(1, tokens[:, None]).squeeze(1)
+        if self.top_p == 1.0:
+            return chosen
+        probs = logprobs.exp()
+        floor = nucleus_floor(probs, self.top_p)
+        kept = probs.where(probs >= floor, 0.0).sum(-1)
+        return (chosen - kept.log()).where(chosen.exp() >= floor.squeeze(1), -torch.inf)
 
 
 def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:

@@ -7,7 +7,7 @@ from a copy in that precision, because the engine keeps its keys and values in t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from local_distill.errors import RunError
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
-from local_distill.types import Prompt, Rollout
+from local_distill.types import Prompt, Rollout, nobody
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
@@ -86,7 +86,9 @@ class ContinuousRollouts:
         self._seed = seed
         self._process = process
 
-    def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._group_size)]
         inputs = [list(prompt.ids) for _, prompt in wanted]
@@ -105,7 +107,7 @@ class ContinuousRollouts:
             raise RunError(
                 f"--rollouts continuous: {lost} of {len(wanted)} rollouts failed ({reason}); use --rollouts hf"
             )
-        return [
+        rollouts = [
             Rollout(
                 prompt=prompt,
                 position=position,
@@ -115,6 +117,9 @@ class ContinuousRollouts:
             )
             for (position, prompt), output in zip(wanted, outputs, strict=True)
         ]
+        for rollout in rollouts:
+            finished(rollout)
+        return rollouts
 
     def _cache_size(self, inputs: Sequence[Sequence[int]], device: torch.device) -> dict[str, int]:
         """What the engine needs to be told: nothing on a GPU, most of whose free memory it takes until it has finished.

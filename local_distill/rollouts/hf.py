@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from local_distill.halving import release_memory
 from local_distill.models import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.rollouts.packing import packed_weights
-from local_distill.types import Prompt, Rollout
+from local_distill.types import Prompt, Rollout, nobody
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class HFRollouts:
         self._autocast = autocast
         self._say = say
 
-    def sample(self, prompts: Sequence[tuple[int, Prompt]], step: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         rows = [
             _Row(position, prompt, uniform_stream(self._max_new_tokens, self._seed, step, position, member))
@@ -80,17 +83,17 @@ class HFRollouts:
         with torch.no_grad(), self._autocast(), _evaluating(self._model), packed_weights(self._model):
             while left := order[len(done) :]:
                 part = left[: self._batch_size]
-                decoded = self._decode_or_give_up([rows[i] for i in part])
+                decoded = self._decode_or_give_up([rows[i] for i in part], finished)
                 if decoded is None:  # each row has its own random numbers, so half as many at a time draw the same
                     self._batch_size = self._half(len(part))
                 else:
                     done.update(zip(part, decoded, strict=True))
         return [done[i] for i in range(len(rows))]
 
-    def _decode_or_give_up(self, rows: list[_Row]) -> list[Rollout] | None:
+    def _decode_or_give_up(self, rows: list[_Row], finished: Callable[[Rollout], None]) -> list[Rollout] | None:
         """``_decode``, or None when it ran out of memory."""
         try:
-            return self._decode(rows)
+            return self._decode(rows, finished)
         except torch.OutOfMemoryError:
             return None
 
@@ -106,7 +109,7 @@ class HFRollouts:
         )
         return rows // 2
 
-    def _decode(self, rows: list[_Row]) -> list[Rollout]:
+    def _decode(self, rows: list[_Row], finished: Callable[[Rollout], None]) -> list[Rollout]:
         """One batch from the prompts to the last stop."""
         device = next(self._model.parameters()).device
         stop_ids = self._stop_ids.to(device)
@@ -115,8 +118,13 @@ class HFRollouts:
         )
         tokens = torch.zeros(len(rows), self._max_new_tokens, dtype=torch.long, device=device)
         logprobs = torch.zeros(len(rows), self._max_new_tokens, device=device)
-        lengths = torch.full((len(rows),), self._max_new_tokens, device=device)
-        stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        done: dict[int, Rollout] = {}
+
+        def finish(which: Tensor, length: int, reason: Literal["stop", "length"]) -> None:
+            for i in which.tolist():
+                drawn, drawn_with = (each[i, :length].to("cpu", copy=True) for each in (tokens, logprobs))
+                done[i] = Rollout(rows[i].prompt, rows[i].position, drawn, drawn_with, reason)
+                finished(done[i])
 
         alive = torch.arange(len(rows), device=device)
         cache, mask, logits = self._prefill([row.prompt for row in rows], device)
@@ -124,17 +132,18 @@ class HFRollouts:
             chosen, chosen_logprobs = self._choose(logits, uniforms[alive, t])
             tokens[alive, t], logprobs[alive, t] = chosen, chosen_logprobs
             ends = torch.isin(chosen, stop_ids)
-            lengths[alive[ends]], stopped[alive[ends]] = t + 1, True
             if bool(ends.any()):
+                finish(alive[ends], t + 1, "stop")
                 going = (~ends).nonzero().squeeze(1)
-                if len(going) == 0:
-                    break
                 alive, chosen, mask = alive[going], chosen[going], mask[going]
+                if len(alive) == 0:
+                    break
                 cache.batch_select_indices(going)
             if t + 1 < self._max_new_tokens:
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
                 logits = self._forward(chosen[:, None], mask, cache)
-        return _rollouts(rows, tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist())
+        finish(alive, self._max_new_tokens, "length")
+        return [done[i] for i in range(len(rows))]
 
     def _prefill(self, prompts: list[Prompt], device: torch.device) -> tuple[DynamicCache, Tensor, Tensor]:
         """Read each distinct prompt once, then give every row its copy of the keys and values.
@@ -170,21 +179,6 @@ class HFRollouts:
         )
         logits: Tensor = output.logits[:, -1, : self._vocab_size]
         return logits
-
-
-def _rollouts(
-    rows: list[_Row], tokens: Tensor, logprobs: Tensor, lengths: list[int], stopped: list[bool]
-) -> list[Rollout]:
-    return [
-        Rollout(
-            prompt=row.prompt,
-            position=row.position,
-            completion=tokens[i, : lengths[i]].clone(),
-            sampler_logprobs=logprobs[i, : lengths[i]].clone(),
-            finish="stop" if stopped[i] else "length",
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
 @contextmanager

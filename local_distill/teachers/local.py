@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from local_distill.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
-from local_distill.scorer import TokenScorer
-from local_distill.types import ScoredBatch, TokenBatch
+from local_distill.scorer import Reading
+from local_distill.types import HeadStates, Rollout, ScoredBatch, TokenBatch
 
 
-def freeze(scorer: nn.Module) -> nn.Module:
+def freeze(scorer: nn.Module) -> None:
     """No dropout, no gradient."""
     scorer.eval()
     scorer.requires_grad_(False)
-    return scorer
+
+
+class Scorer(Protocol):
+    """A TokenScorer, or what stands for one."""
+
+    def __call__(self, batch: TokenBatch, read: Reading = ...) -> Any: ...
+
+
+class WholeScorer(Scorer, Protocol):
+    """One whose hidden states can be had as well: not sharded."""
+
+    def states(self, batch: TokenBatch) -> HeadStates: ...
 
 
 class LocalTeacher:
     """Scores with a TokenScorer, wrapped or not. Frozen, in its own low precision, without autocast.
 
-    scorer: a TokenScorer on ``device``, or what wraps one; with a sharded one every call is collective.
+    scorer: on ``device``; with a sharded one every call is collective.
     """
 
-    def __init__(self, scorer: nn.Module, device: torch.device) -> None:
-        self._scorer = freeze(scorer)
+    def __init__(self, scorer: Scorer, device: torch.device) -> None:
+        if isinstance(scorer, nn.Module):
+            freeze(scorer)
+        self._scorer = scorer
         self._device = device
+
+    def prepare(self, rollout: Rollout) -> None:
+        """Nothing can be done before the student has left the processor."""
+        del rollout
 
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> ScoredBatch:
@@ -37,7 +56,7 @@ class LocalTeacher:
 class TopTokensTeacher(LocalTeacher):
     """Gives its k likeliest tokens at each position as well."""
 
-    def __init__(self, scorer: nn.Module, device: torch.device, k: int) -> None:
+    def __init__(self, scorer: Scorer, device: torch.device, k: int) -> None:
         super().__init__(scorer, device)
         self._k = k
 
@@ -53,9 +72,9 @@ class TopTokensTeacher(LocalTeacher):
 
 
 class WholeDistributionTeacher(LocalTeacher):
-    """Hands over its hidden states, for losses over the whole vocabulary. ``scorer``: not sharded."""
+    """Hands over its hidden states, for losses over the whole vocabulary."""
 
-    def __init__(self, scorer: TokenScorer, device: torch.device) -> None:
+    def __init__(self, scorer: WholeScorer, device: torch.device) -> None:
         super().__init__(scorer, device)
         self._states = scorer.states
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from local_distill.adapters import LoraSettings, add_lora
 from local_distill.batching import collate
 from local_distill.errors import UserError
-from local_distill.models import LoraSettings, add_lora
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
 from local_distill.scorer import TokenScorer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from local_distill.models import LoraSettings, add_lora
+from local_distill.adapters import LoraSettings, add_lora
 from local_distill.rollouts.packing import packed_weights
 from tests.models import llama_config, make_model
 

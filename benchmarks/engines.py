@@ -1,0 +1,71 @@
+"""Sampling engines on the same work: our own loop, a vLLM server, and the server ahead of training.
+
+    make test-servers                        # once: it sets vLLM up
+    PYTHONPATH=. python benchmarks/engines.py
+
+SmolLM2-135M with an adapter learns from its base. The server gets one processor core and training the other, as if each
+had a device of its own, in all rows, so that what --overlap gains is what waiting costs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.servers.vllm_server import MODEL, ROOT, VLLMServer
+
+ROWS = {
+    "hf": ["--rollouts", "hf"],
+    "vllm": ["--rollouts_url", "URL"],
+    "vllm, --overlap": ["--rollouts_url", "URL", "--overlap"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="completions a step")
+    parser.add_argument("--tokens", type=int, default=64, help="most new tokens of a completion")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {1})
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0"
+    with tempfile.TemporaryDirectory() as folder:
+        server = VLLMServer(Path(folder, "server.log"))
+        try:
+            server.start()
+            rounds = [
+                {name: measure(flags, server.url, args) for name, flags in ROWS.items()} for _ in range(args.rounds)
+            ]
+        finally:
+            server.kill()
+    print("| engine | s/step | sampling | scoring | training | tokens/s | engine/kl | s/step, to vllm |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in ROWS:
+        numbers = [statistics.median(each[name][i] for each in rounds) for i in range(6)]
+        ratio = statistics.median(each[name][0] / each["vllm"][0] for each in rounds)
+        print(f"| {name} |", " | ".join(f"{number:.3g}" for number in (*numbers, ratio)), "|")
+
+
+def measure(flags: list[str], url: str, args: argparse.Namespace) -> list[float]:
+    """Medians over the steps after the second, by which what is ahead is ahead."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "local_distill.train_on_policy_local", "--student_model", str(MODEL), "--use_lora",
+            "--lora_r", "16", "--teacher_backend", "self", "--loss", "importance_sampling", "--temperature", "1",
+            "--top_p", "1", "--batch_size", str(args.batch), "--group_size", "1", "--max_new_tokens", str(args.tokens),
+            "--max_prompt_tokens", "128", "--steps", str(args.steps), "--eval_prompts", "0",
+            *(url if flag == "URL" else flag for flag in flags), "--output_dir", f"{folder}/run",
+        ]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        steps = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()][2:]
+    keys = ("seconds/step", "seconds/sample", "seconds/score", "seconds/train", "tokens_per_second", "engine/kl")
+    return [statistics.median(step[key] for step in steps) for key in keys]
+
+
+if __name__ == "__main__":
+    main()

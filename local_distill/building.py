@@ -1,0 +1,192 @@
+"""The parts of a run, put together from its inputs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from local_distill.adapters import load_lora
+from local_distill.batching import MicroBatches, split_substeps
+from local_distill.checkpoint import Checkpointer
+from local_distill.config import TrainConfig
+from local_distill.distributed import most_anywhere, on_every_process
+from local_distill.engine_gap import EngineGap
+from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
+from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.halving import HalveMicroBatches
+from local_distill.inputs import Inputs
+from local_distill.interruption import StopRequest
+from local_distill.learner import Learner
+from local_distill.loop import Schedule, distil
+from local_distill.losses import Loss, make_loss
+from local_distill.models import causal_lm
+from local_distill.preflight import RunFolder
+from local_distill.profiling import NoProfiler, Profiler, StepProfiler
+from local_distill.records import COMPLETIONS_FILE, read_evaluations
+from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.scorer import TokenScorer, check_head
+from local_distill.sizing import micro_batch_tokens
+from local_distill.tracking import RunLog
+from local_distill.types import Teacher
+from local_distill.updates import Updates, learning_rate_at, make_updates
+
+READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
+
+
+def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: StopRequest) -> int:
+    """Load the models, put the parts together, run the loop. Returns the number of steps done."""
+    inputs, config, accelerator = site.inputs, site.config, site.accelerator
+    model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
+    scorer = TokenScorer(model, inputs.vocab_size)
+    check_head(scorer, "--student_model")
+    loss = loss_of(config)
+    teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
+    updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
+    if run.checkpoint:
+        updates.load_optimizer_state(run.checkpoint.optimizer_state())
+    engine, samplers = open_engine(site, Student(model, updates, run.path), ahead)
+    micro_batches = make_micro_batches(config, accelerator, scorer, moments_exist=run.checkpoint is not None)
+    collate = partial(
+        split_substeps,
+        batch_size=config.batch_size,
+        group_size=config.group_size,
+        num_substeps=config.num_substeps,
+        grad_accum=config.grad_accum,
+        num_processes=accelerator.num_processes,
+        micro_batches=micro_batches,
+        pad_id=inputs.pad_id,
+    )
+    return distil(
+        accelerator,
+        prompts=inputs.prompts,
+        engine=engine,
+        collate=collate,
+        teacher=teacher,
+        learner=make_learner(config, accelerator, updates, loss, HalveMicroBatches(micro_batches, log.say)),
+        evaluator=make_evaluator(inputs, accelerator, updates, judge, samplers, micro_batches),
+        saver=make_checkpointer(inputs, accelerator, updates, model, run),
+        log=log,
+        schedule=make_schedule(config, run),
+        stop=stop,
+        profiler=make_profiler(config, accelerator, run, log),
+    )
+
+
+def loss_of(config: TrainConfig) -> Loss:
+    """The loss that the settings ask for; of our own sampling loop the gap is measured where that costs nothing."""
+    choose = NucleusSampling(config.temperature, config.top_p)
+    return make_loss(
+        config.loss,
+        kl_coef=config.kl_coef,
+        kl_discount=config.kl_discount,
+        ratio_cap=config.ratio_cap,
+        ppo_clip=config.ppo_clip,
+        jsd_beta=config.jsd_beta,
+        top_k=config.top_k,
+        top_k_support=config.top_k_support,
+        gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
+        stale=config.overlap,
+    )
+
+
+def make_micro_batches(
+    config: TrainConfig, accelerator: Accelerator, scorer: TokenScorer, *, moments_exist: bool
+) -> MicroBatches:
+    """How rollouts are cut; with all models in their places, for what is left of the memory is looked at."""
+    most = config.microbatch_tokens or micro_batch_tokens(scorer, accelerator.device, moments_exist=moments_exist)
+    return MicroBatches(most, partial(most_anywhere, accelerator))
+
+
+def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
+    """The model to train, from the checkpoint where there is one: fp32 masters, or a frozen base and an adapter."""
+    config, files = inputs.config, inputs.student
+    model: nn.Module
+    if inputs.lora:
+        base = files.load(inputs.precision.dtype)
+        model = load_lora(base, run.checkpoint.path) if run.checkpoint else inputs.lora.put_on(base, config.seed)
+    else:
+        model = (files.with_weights_of(run.checkpoint.path) if run.checkpoint else files).load(torch.float32)
+    if config.gradient_checkpointing:
+        causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def make_learner(
+    config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, halve: HalveMicroBatches
+) -> Learner:
+    """The update rule that the settings ask for."""
+    rate = partial(
+        learning_rate_at,
+        peak=config.learning_rate or 0.0,
+        total=config.steps,
+        warmup=config.warmup_steps,
+        scheduler=config.lr_scheduler,
+    )
+    return Learner(accelerator, updates, loss, rate, config.seed, halve)
+
+
+def make_evaluator(
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher,
+    samplers: MakeEngine, micro_batches: MicroBatches,
+) -> Evaluator:  # fmt: skip
+    """Evaluation on the prompts that were held out, in batches no larger than training's."""
+    config, held_out = inputs.config, inputs.prompts.held_out
+    if not held_out:
+        return NoEvaluation()
+    busiest = -(-config.batch_size // (config.num_substeps * accelerator.num_processes)) * config.group_size
+    return HeldOutEvaluator(
+        accelerator,
+        student=updates.student,
+        teacher=teacher,
+        sampler=samplers(choose=NucleusSampling(1.0, 1.0), group_size=1),
+        reader=samplers(choose=READABLE, group_size=1),
+        prompts=held_out,
+        tokenizer=inputs.student.tokenizer,
+        pad_id=inputs.pad_id,
+        micro_batch=max(1, busiest // config.grad_accum),
+        micro_batches=micro_batches,
+    )
+
+
+def make_checkpointer(
+    inputs: Inputs, accelerator: Accelerator, updates: Updates, model: nn.Module, run: RunFolder
+) -> Checkpointer:
+    """Where the student is kept; what is saved stops on all the tokens that it was trained to stop on."""
+    generation = copy.deepcopy(inputs.student.generation)
+    generation.eos_token_id = list(inputs.stops.ids)
+    generation.pad_token_id = inputs.pad_id
+    return Checkpointer(
+        accelerator,
+        updates,
+        model,
+        tokenizer=inputs.student.tokenizer,
+        generation=generation,
+        settings=inputs.fixed_settings,
+        output_dir=run.path,
+        keep=inputs.config.keep_checkpoints,
+    )
+
+
+def make_profiler(config: TrainConfig, accelerator: Accelerator, run: RunFolder, log: RunLog) -> Profiler:
+    """Who watches the first steps, in the first process alone."""
+    if not config.profile or not accelerator.is_main_process:
+        return NoProfiler()
+    left = config.steps - run.first_step
+    if config.profile >= left:
+        log.say(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
+        return NoProfiler()
+    return StepProfiler(config.profile, run.path / "profile", log.say)
+
+
+def make_schedule(config: TrainConfig, run: RunFolder) -> Schedule:
+    """The steps to do; a run that was stopped before an evaluation that was due begins with it."""
+    schedule = Schedule(run.first_step, run.first_step == 0, config.steps, config.eval_every, config.save_every)
+    if run.checkpoint is None or not schedule.evaluates_after(run.first_step):
+        return schedule
+    done = {evaluation.step for evaluation in read_evaluations(run.path / COMPLETIONS_FILE)}
+    return replace(schedule, evaluates_first=run.first_step not in done)

@@ -1,0 +1,290 @@
+"""The student's newest weights, to the servers that sample for it.
+
+Weights go by way of a folder that the servers can read: the same machine, or a shared disk. Each version of them has a
+name of its own, so that a server which was restarted is known by what it lacks, and is given the last version again
+before it is asked for anything.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from local_distill.errors import RunError
+from local_distill.serving.client import HttpClient, ServerError
+
+AS_STARTED = "default"
+"""What vLLM calls the weights that it was started with."""
+OnMain = Callable[[Callable[[], None]], None]
+"""Runs something on the main process alone and waits for it on all, raising there what it raised; collective."""
+
+
+class Weights(Protocol):
+    """Where the newest weights are had from; see Updates."""
+
+    version: int
+
+    def model_state(self) -> dict[str, Tensor]: ...
+
+
+class Publisher(Protocol):
+    """What an engine needs to know of it."""
+
+    @property
+    def served_model(self) -> str:
+        """The name to ask a server for, that of the weights that were published last."""
+        ...
+
+    @property
+    def salt(self) -> str:
+        """What keeps a server from using the keys and values of other weights: no others have it."""
+        ...
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Context in which the weights stay as they are."""
+        ...
+
+    def publish(self) -> bool:
+        """Send the newest weights to every server; whether there were any. Collective."""
+        ...
+
+    def again(self, url: str) -> None:
+        """Send what was published last to a server that does not have it."""
+        ...
+
+    def look(self) -> None:
+        """Just before a request: give what was published last to a server that would answer from other weights."""
+        ...
+
+
+def fresh_folder(parent: Path) -> Path:
+    """A new folder under ``parent`` for one run's weights: a server knows weights by their path, so none returns."""
+    folder = parent.resolve() / secrets.token_hex(4)
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Gate:
+    """Draws go on side by side; a change of the weights waits for them, and they for it."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._draws = 0
+        self._changing = False
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._changing)
+            self._draws += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._draws -= 1
+                self._turn.notify_all()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._changing)
+            self._changing = True  # draws that come from here on wait
+            self._turn.wait_for(lambda: self._draws == 0)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._changing = False
+                self._turn.notify_all()
+
+
+class _ThroughFolder:
+    """What both publishers share: when to send, to whom, and that it is whole.
+
+    client: the servers. weights: of the student. folder: of this run alone, the same on every process, readable by the
+    servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all processes.
+    """
+
+    def __init__(
+        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None]
+    ) -> None:
+        self._client = client
+        self._weights = weights
+        self._folder = folder
+        self._on_main = on_main
+        self._barrier = barrier
+        self._gate = Gate()
+        self._version: int | None = None
+        self._repairing = threading.Lock()
+
+    @property
+    def salt(self) -> str:
+        return self._label(self._path)
+
+    @property
+    def _path(self) -> Path:
+        assert self._version is not None, "nothing was published yet"
+        return self._folder / str(self._version)
+
+    def _label(self, path: Path) -> str:
+        return f"{self._folder.name}-{path.name}"
+
+    def drawing(self) -> AbstractContextManager[None]:
+        return self._gate.drawing()
+
+    def publish(self) -> bool:
+        """See Publisher. Raises RunError when a server does not take them."""
+        newest, last = self._weights.version, self._version
+        if newest == last:
+            return False
+        with self._gate.changing():
+            self._barrier()  # other processes draw from the same servers
+            state = self._weights.model_state()
+            path = self._folder / str(newest)
+
+            def send() -> None:
+                self._write(path, state)
+                for url in self._client.urls:
+                    self._send(url, path, last)
+                if last is not None:
+                    shutil.rmtree(self._folder / str(last))
+
+            self._on_main(send)
+            self._version = newest
+        return True
+
+    def again(self, url: str) -> None:
+        """See Publisher; waits for the server as long as the client has patience. From any thread."""
+        with self._repairing:  # many requests find out at the same time
+            if self._version is not None and not self._is_there(url):
+                self._send(url, self._path, None)
+
+    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+    def _send(self, url: str, path: Path, last: int | None) -> None:
+        """Make the server at ``url`` use what is in ``path``. last: the version that it had from us before."""
+        raise NotImplementedError
+
+    def _is_there(self, url: str) -> bool:
+        raise NotImplementedError
+
+
+class AdapterPublisher(_ThroughFolder):
+    """A LoRA adapter, loaded beside the base weights that the server was started with.
+
+    Each version is loaded under a name of its own. (vLLM can also load it in place of the last, but goes on to read
+    such an adapter from the disk at every token.)
+
+    model: the peft model, unwrapped. name: what the adapters are called, with the version behind it.
+    """
+
+    def __init__(
+        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
+        *, model: nn.Module, name: str = "student",
+    ) -> None:  # fmt: skip
+        super().__init__(client, weights, folder, on_main, barrier)
+        self._model = model
+        self._name = f"{name}-{folder.name}"
+
+    @property
+    def served_model(self) -> str:
+        return self._named(self._path.name)
+
+    def look(self) -> None:
+        """Nothing to do: the name that is asked for has the version in it, and a server without it says so."""
+
+    def _named(self, version: object) -> str:
+        return f"{self._name}-{version}"
+
+    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
+        self._model.save_pretrained(path, state_dict=state)  # type: ignore[operator]
+
+    def _send(self, url: str, path: Path, last: int | None) -> None:
+        body = {"lora_name": self._named(path.name), "lora_path": str(path)}
+        try:
+            self._client.post_to(url, "/v1/load_lora_adapter", body)
+        except ServerError as error:
+            if error.status == 400 and self._knows(url, self._named(path.name)):
+                return  # loaded before: the first answer was lost, or another process was quicker
+            raise RunError(
+                f"{error}; it must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a "
+                f"--max-lora-rank that is large enough, and read {path}"
+            ) from error
+        if last is not None and self._knows(url, self._named(last)):
+            self._client.post_to(url, "/v1/unload_lora_adapter", {"lora_name": self._named(last)})
+
+    def _is_there(self, url: str) -> bool:
+        return self._knows(url, self.served_model)
+
+    def _knows(self, url: str, name: str) -> bool:
+        return any(card["id"] == name for card in self._client.get_from(url, "/v1/models")["data"])
+
+
+class WeightsPublisher(_ThroughFolder):
+    """All weights, which the server reads over those that it has; it must be in vLLM's developer mode.
+
+    base: the name under which the server serves them. model: the transformers model, unwrapped. dtype: in which they
+    are written, best the server's.
+    """
+
+    def __init__(
+        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
+        *, model: nn.Module, base: str, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        super().__init__(client, weights, folder, on_main, barrier)
+        self._model = model
+        self._dtype = dtype
+        self.served_model = base
+
+    def look(self) -> None:
+        """See Publisher. A server answers from whatever it has; no restart fits between this look and the request."""
+        for url in self._client.urls:
+            self.again(url)
+
+    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
+        self._model.save_pretrained(path, state_dict=_in_precision(state, self._dtype))  # type: ignore[operator]
+
+    def _send(self, url: str, path: Path, last: int | None) -> None:
+        del last
+        try:
+            self._client.post_to(url, "/collective_rpc", _reload(path))
+            # Keys and values of the old weights are kept out by the salt of each request.
+            self._client.post_to(url, "/update_weight_version", {"new_version": self._label(path)})
+        except ServerError as error:
+            raise RunError(
+                f"{error}; to take all weights it must be vLLM 0.32 or newer, be started with VLLM_SERVER_DEV_MODE=1, "
+                f"and read {path}"
+            ) from error
+
+    def _is_there(self, url: str) -> bool:
+        found = self._client.get_from(url, "/weight_info")["weight_version"]
+        if found not in (self.salt, AS_STARTED):
+            raise RunError(
+                f"--rollouts_url {url}: has other weights than this run gave it ({found}); let no other run use it"
+            )
+        return bool(found != AS_STARTED)
+
+
+def _reload(path: Path) -> dict[str, Any]:
+    return {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
+
+
+def _in_precision(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in ``dtype`` on the CPU; those that are one tensor under two names stay so."""
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    result = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in made:
+            made[key] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
+        result[name] = made[key]
+    return result

@@ -1,0 +1,284 @@
+"""Sampling with a vLLM engine in the training processes themselves, asleep while they train.
+
+One engine for each process, on the device that it trains on. Before a step's draws it wakes and takes the newest
+weights from the model beside it; after them it gives its memory back. On a processor vLLM cannot sleep, and nothing is
+given back. Tested against vLLM 0.32 on a processor, in one process and in two. Not measured: a GPU, on which sleeping
+and waking are written against the same interface and have not been run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from local_distill.errors import RunError, UserError
+from local_distill.models import causal_lm
+from local_distill.rollouts.choosing import NucleusSampling, seed_of
+from local_distill.types import Prompt, Rollout, nobody
+
+FLAG = "--rollouts vllm"
+DISCARD_WEIGHTS = 2
+"""vLLM's level of sleep in which neither weights nor keys and values are kept: the weights are at hand anyway."""
+NamedWeights = Iterable[tuple[str, Tensor]]
+
+
+def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of the student in ``dtype``, one at a time, named as in a checkpoint; adapters are added on.
+
+    model: the transformers (or peft) model, unwrapped; it is not changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = causal_lm(model)
+    adapted = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    insides = tuple(f"{name}." for name in adapted)
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if not name.startswith(insides):
+                yield name, parameter.detach().to(dtype)
+        for name, layer in adapted.items():
+            for inner, parameter in layer.get_base_layer().named_parameters():
+                whole = parameter.detach()
+                if inner == "weight" and not layer.disable_adapters:
+                    deltas = (layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+                    whole = whole.float() + sum(delta.float() for delta in deltas)
+                yield f"{name}.{inner}", whole.to(dtype)
+
+
+class SharedEngine:
+    """The engine, one for all samplers of a run.
+
+    Where several processes train, they must all make theirs at the same point. Make it before the models are loaded:
+    it looks for free memory, and is asleep when it is done.
+
+    model: hub id or folder of the student, for its configuration, its tokenizer and the shape of its weights.
+    weights: yields all of the newest weights, see merged_weights. version: of these, changed by every update.
+    dtype: of the engine's weights and products. max_tokens: longest prompt and completion together.
+    memory_share: of the device's memory that the engine may fill while it is awake, between 0 and 1.
+    eager: do without CUDA graphs, which start slowly.
+
+    Raises UserError when vLLM is not installed, or does not start.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        weights: Callable[[], NamedWeights],
+        version: Callable[[], int],
+        dtype: torch.dtype,
+        max_tokens: int,
+        memory_share: float,
+        seed: int,
+        trust_remote_code: bool = False,
+        eager: bool = False,
+    ) -> None:
+        check_installed()
+        self._weights = weights
+        self._version = version
+        self._held: int | None = None
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # tensors are handed over as they are, in this process
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self._sleeps = bool(current_platform.is_sleep_mode_available())
+        if self._sleeps:
+            _check_allocator()
+        launched = torch.distributed.is_initialized() and "RANK" in os.environ
+        try:
+            self._llm = LLM(
+                model,
+                dtype=str(dtype).removeprefix("torch."),
+                max_model_len=max_tokens,
+                gpu_memory_utilization=memory_share,
+                enforce_eager=eager,
+                enable_sleep_mode=self._sleeps,
+                distributed_executor_backend="external_launcher" if launched else "uni",
+                logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
+                trust_remote_code=trust_remote_code,
+                seed=seed,
+            )
+        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+            raise UserError(
+                f"{FLAG}: the engine did not start ({_first_line(error)}); lower its share of the memory, or use "
+                "--rollouts hf"
+            ) from error
+        self._sleep()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the model's head."""
+        return int(self._llm.llm_engine.model_config.get_vocab_size())
+
+    def draw(
+        self, prompts: Sequence[Sequence[int]], settings: Sequence[Any], finished: Callable[[int, Any], None]
+    ) -> None:
+        """Continue each prompt with the newest weights.
+
+        settings: a vllm.SamplingParams each. finished: told the number of a prompt and vLLM's CompletionOutput, as
+        soon as it is complete.
+        """
+        from vllm import TokensPrompt
+
+        with self._awake() as engine:
+            for i, (ids, setting) in enumerate(zip(prompts, settings, strict=True)):
+                engine.add_request(str(i), TokensPrompt(prompt_token_ids=list(ids)), setting)
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        finished(int(output.request_id), output.outputs[0])
+
+    @contextmanager
+    def _awake(self) -> Iterator[Any]:
+        """vLLM's engine, with the newest weights and no keys and values of older ones."""
+        try:
+            if self._sleeps:
+                self._llm.wake_up(tags=["weights"])
+            if self._held != (newest := self._version()):
+                self._llm.collective_rpc(partial(_load, self._weights()))
+                self._held = newest
+            if self._sleeps:  # only now, so that the copies made on the way have had this room
+                self._llm.wake_up(tags=["kv_cache"])
+            self._llm.reset_prefix_cache()
+            yield self._llm.llm_engine
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise RunError(f"{FLAG}: the engine failed ({_first_line(error)}); use --rollouts hf") from error
+        self._sleep()
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=DISCARD_WEIGHTS)
+            self._held = None
+
+
+class ColocatedVLLMRollouts:
+    """One request for each rollout, with a seed of its own.
+
+    What is drawn depends on the seed, the step, the position and the place in the group; in the last digits also on
+    which rollouts share a forward pass, so that another number of processes may draw other samples. What was drawn is
+    reported as the engine drew it.
+
+    stop_ids: tokens that end a completion and belong to it. vocab_size: tokens that may be drawn.
+    """
+
+    def __init__(
+        self,
+        engine: SharedEngine,
+        *,
+        choose: NucleusSampling,
+        group_size: int,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        vocab_size: int,
+        seed: int,
+    ) -> None:
+        self._engine = engine
+        self._choose = choose
+        self._group_size = group_size
+        self._max_new_tokens = max_new_tokens
+        self._stop_ids = frozenset(stop_ids)
+        self._allowed = list(range(vocab_size)) if vocab_size < engine.rows else None
+        self._seed = seed
+
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
+        """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
+        wanted = [(at, prompt, member) for at, prompt in prompts for member in range(self._group_size)]
+        done: dict[int, Rollout] = {}
+
+        def complete(i: int, output: Any) -> None:
+            position, prompt, _ = wanted[i]
+            done[i] = self._rollout(position, prompt, output)
+            finished(done[i])
+
+        self._engine.draw(
+            [prompt.ids for _, prompt, _ in wanted],
+            [self._settings(seed_of(self._seed, step, position, member)) for position, _, member in wanted],
+            complete,
+        )
+        if lost := len(wanted) - len(done):
+            raise RunError(f"{FLAG}: {lost} of {len(wanted)} rollouts were not finished; use --rollouts hf")
+        return [done[i] for i in range(len(wanted))]
+
+    def _settings(self, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._choose.temperature,
+            top_p=self._choose.top_p,
+            max_tokens=self._max_new_tokens,
+            seed=seed,
+            logprobs=0,  # of the drawn token alone
+            ignore_eos=True,  # our stop tokens may be others
+            stop_token_ids=sorted(self._stop_ids),
+            allowed_token_ids=self._allowed,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _rollout(self, position: int, prompt: Prompt, output: Any) -> Rollout:
+        ids = list(output.token_ids)
+        if output.finish_reason not in ("stop", "length") or len(output.logprobs or ()) != len(ids) or not ids:
+            raise RunError(f"{FLAG}: a rollout ended with {output.finish_reason!r} after {len(ids)} tokens")
+        return Rollout(
+            prompt=prompt,
+            position=position,
+            completion=torch.tensor(ids, dtype=torch.long),
+            sampler_logprobs=torch.tensor([chosen[i].logprob for i, chosen in zip(ids, output.logprobs, strict=True)]),
+            finish="stop" if ids[-1] in self._stop_ids else "length",
+        )
+
+
+def check_installed() -> None:
+    """Raise UserError when there is no vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"{FLAG}: needs vLLM, which is not installed; pip install vllm, name a server with --rollouts_url, or use "
+            "--rollouts hf"
+        )
+
+
+def _load(weights: NamedWeights, worker: Any) -> None:
+    """Inside the engine: every weight takes its new value, or an error names one that does not."""
+    model = worker.get_model()
+    names = {name for name, _ in model.named_parameters()}
+    loaded: set[str] = set()
+    load = model.load_weights
+
+    def load_and_note(named: NamedWeights) -> Any:
+        found = load(named)
+        loaded.update(found or ())
+        return found
+
+    model.load_weights = load_and_note  # reload_weights itself only warns of what was left out
+    try:
+        worker.reload_weights(weights_iterator=weights)
+    finally:
+        del model.load_weights
+    if left := sorted(names - loaded):
+        raise RuntimeError(f"{len(left)} of its weights were not handed over, {left[0]} among them")
+
+
+def _check_allocator() -> None:
+    settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") + os.environ.get("PYTORCH_ALLOC_CONF", "")
+    if "expandable_segments:True" in settings:
+        raise UserError(
+            f"{FLAG}: PYTORCH_CUDA_ALLOC_CONF has expandable_segments:True, with which vLLM cannot give its memory "
+            "back; unset it"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:240] if lines else 'no message'}"

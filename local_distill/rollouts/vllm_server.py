@@ -1,0 +1,256 @@
+"""Sampling by vLLM servers, which are sent the student's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from local_distill.errors import RunError, UserError
+from local_distill.publishing import Publisher
+from local_distill.rollouts.choosing import NucleusSampling, seed_of
+from local_distill.serving.client import HttpClient, ServerError
+from local_distill.tokenization import PROBES
+from local_distill.types import Prompt, Rollout, nobody
+
+FLAG = "--rollouts_url"
+KEY_VARIABLE = "LOCAL_DISTILL_ROLLOUTS_API_KEY"
+COMPLETIONS = "/v1/completions"
+REPAIRS = 3
+"""How often a server may not know the weights before something other than a restart must be the reason."""
+NO_LOGPROB = -9000.0
+"""vLLM writes −9999 for log-probs that are not finite."""
+LARGEST_SEED = 2**53
+"""Whole numbers below it pass through any JSON reader unchanged."""
+
+
+class VLLMServerRollouts:
+    """One request for each rollout, all at once: the server batches them, and reads a group's prompt once.
+
+    What is drawn depends on the seed, the step, the position and the place in the group, and, because a server's
+    rounding depends on what else it computes at the time, not on these alone. What was drawn is reported by the engine.
+
+    publisher: has the weights that are sampled from. stop_ids: tokens that end a completion and belong to it.
+    vocab_size: tokens that the student and the teacher share. max_new_tokens: at most so many in a completion.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        publisher: Publisher,
+        *,
+        choose: NucleusSampling,
+        group_size: int,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        vocab_size: int,
+        seed: int,
+    ) -> None:
+        self._client = client
+        self._publisher = publisher
+        self._group_size = group_size
+        self._max_new_tokens = max_new_tokens
+        self._stop_ids = frozenset(stop_ids)
+        self._vocab_size = vocab_size
+        self._seed = seed
+        self._sampling = _sampling_parameters(choose, max_new_tokens, stop_ids)
+
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
+        """``group_size`` rollouts of each (position, prompt), in that order, from the newest weights; collective."""
+        self.refresh()
+        return self.draw(prompts, step, finished)
+
+    def refresh(self) -> None:
+        """Send the servers the newest weights, where they have changed; collective."""
+        self._publisher.publish()
+
+    def draw(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
+        """The same from the weights that the servers have; from any thread.
+
+        All of them or none: RunError when one cannot be had within the client's patience.
+        """
+        with self._publisher.drawing():
+            futures = [
+                self._client.in_background(self._maker(prompt, position, step, member, finished))
+                for position, prompt in prompts
+                for member in range(self._group_size)
+            ]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            return _results(futures)
+
+    def _maker(
+        self, prompt: Prompt, position: int, step: int, member: int, finished: Callable[[Rollout], None]
+    ) -> Callable[[], Rollout]:
+        body = {
+            "model": self._publisher.served_model,
+            "prompt": list(prompt.ids),
+            "cache_salt": self._publisher.salt,  # keys and values of other weights are never looked up
+            "seed": seed_of(self._seed, step, position, member) % LARGEST_SEED,
+            **self._sampling,
+        }
+
+        def make() -> Rollout:
+            rollout = self._rollout(prompt, position, self._completion(body))
+            finished(rollout)
+            return rollout
+
+        return make
+
+    def _completion(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The one choice of the answer; a server that was restarted is given the weights first."""
+        for _ in range(REPAIRS):
+            self._publisher.look()
+            try:
+                return _only_choice(self._client.post(COMPLETIONS, body, on_lost=self._publisher.again))
+            except ServerError as error:
+                if error.status != 404:  # it does not know the adapter
+                    raise
+                refused = error
+            for url in self._client.urls:
+                self._publisher.again(url)
+        raise RunError(f"{refused}; asked {REPAIRS} times, and given the weights again each time") from refused
+
+    def _rollout(self, prompt: Prompt, position: int, choice: Mapping[str, Any]) -> Rollout:
+        """Raises RunError for an answer that is not one whole completion with a log-prob for each of its tokens."""
+        ids, logprobs = _tokens(choice)
+        wrong = None
+        if not 1 <= len(ids) <= self._max_new_tokens:
+            wrong = f"{len(ids)} tokens, 1 to {self._max_new_tokens} were asked for"
+        elif max(ids) >= self._vocab_size or min(ids) < 0:
+            wrong = f"token {max(ids)}, student and teacher share {self._vocab_size}"
+        elif not all(math.isfinite(each) and each > NO_LOGPROB for each in logprobs):
+            wrong = "log-probs that are not finite, as if its weights held NaN"
+        elif any(each in self._stop_ids for each in ids[:-1]):
+            wrong = "a completion that goes on after a stop token"
+        elif ids[-1] not in self._stop_ids and len(ids) < self._max_new_tokens:
+            said = choice.get("finish_reason")
+            wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {said!r})"
+        if wrong:
+            raise RunError(f"{FLAG}: a server answered with {wrong}; see its log")
+        finish: Literal["stop", "length"] = "stop" if ids[-1] in self._stop_ids else "length"
+        return Rollout(prompt, position, torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32), finish)
+
+
+def check_engine(
+    client: HttpClient, tokenizer: PreTrainedTokenizerBase, *, longest: int, choose: NucleusSampling
+) -> str:
+    """Whether every server can sample for this student; the name under which they serve its base.
+
+    longest: tokens of prompt and completion together. Raises UserError.
+    """
+    names = {url: _check_model(client, url, longest) for url in client.urls}
+    for url, name in names.items():
+        if name != names[client.urls[0]]:
+            raise UserError(
+                f"{FLAG}: {url} serves {name}, {client.urls[0]} serves {names[client.urls[0]]}; start them alike"
+            )
+        _check_tokens(client, url, name, tokenizer)
+        if choose.temperature != 1.0 or choose.top_p < 1.0:
+            _check_processed(client, url, name, tokenizer)
+    return names[client.urls[0]]
+
+
+def _check_model(client: HttpClient, url: str, longest: int) -> str:
+    cards = client.get_from(url, "/v1/models")
+    base = [card for card in cards["data"] if not card.get("parent")] if isinstance(cards, dict) else []
+    if not base:
+        raise UserError(f"{FLAG} {url}: serves no model; give the address of a vLLM server")
+    length = base[0].get("max_model_len")
+    if length is not None and length < longest:
+        raise UserError(
+            f"{FLAG} {url}: takes {length} tokens, prompt and completion may have {longest} together; start it with "
+            f"--max-model-len {longest}, or lower --max_new_tokens or --max_prompt_tokens"
+        )
+    return str(base[0]["id"])
+
+
+def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    for probe in PROBES:
+        asked = {"model": name, "prompt": probe, "add_special_tokens": False}
+        theirs = client.post_to(url, "/tokenize", asked)["tokens"]
+        if theirs != tokenizer.encode(probe, add_special_tokens=False):
+            raise UserError(
+                f"{FLAG} {url}: {name} splits text into other tokens than the student ({probe[:24]!r}); "
+                "serve the student's own base model"
+            )
+
+
+def _check_processed(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless log-probs are of the distribution that tokens are drawn from.
+
+    Where top-p leaves one token, it is drawn with certainty: log-prob 0. After a single token no model is certain by
+    itself, so that a server which reports its log-probs from before top-p says less.
+    """
+    greedy = _sampling_parameters(NucleusSampling(0.5, 1e-6), 1, ())
+    for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
+        body = {"model": name, "prompt": [first], "seed": 0, **greedy}
+        _, (logprob,) = _tokens(_only_choice(client.post_to(url, COMPLETIONS, body)))
+        if logprob < -1e-3:
+            raise UserError(
+                f"{FLAG} {url}: its log-probs are from before temperature and top-p, those of the draws are needed; "
+                "start it with --logprobs-mode processed_logprobs, or use --temperature 1 --top_p 1"
+            )
+
+
+def _sampling_parameters(choose: NucleusSampling, max_new_tokens: int, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """In vLLM's words. What could come from the server's own defaults is said as well."""
+    return {
+        "n": 1,
+        "temperature": choose.temperature,
+        "top_p": choose.top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "max_tokens": max_new_tokens,
+        "min_tokens": 0,
+        "stop_token_ids": sorted(stop_ids),
+        "ignore_eos": True,  # its own end tokens; ours are above
+        "logprobs": 0,  # of the drawn token alone
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # what the log-probs stand beside: ids too, not pieces of text
+    }
+
+
+def _only_choice(answer: Any) -> Mapping[str, Any]:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise RunError(f"{FLAG}: a server's answer is not one completion; give the address of a vLLM server")
+    return choices[0]
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """The ids of a choice and the log-prob of each."""
+    ids, beside = choice.get("token_ids"), choice.get("logprobs")
+    tokens, logprobs = (beside.get(key) if isinstance(beside, dict) else None for key in ("tokens", "token_logprobs"))
+    if (
+        not isinstance(ids, list)
+        or not isinstance(logprobs, list)
+        or len(ids) != len(logprobs)
+        or tokens != [f"token_id:{each}" for each in ids]
+        or None in logprobs
+    ):
+        raise RunError(
+            f"{FLAG}: a server's answer does not have the id and the log-prob of each of its tokens; use a vLLM that "
+            "knows return_token_ids"
+        )
+    return ids, logprobs
+
+
+def _results(futures: Sequence[Future[Rollout]]) -> list[Rollout]:
+    """Of all of them; where one failed, the others are given up and its error is raised."""
+    failed = [future for future in futures if future.done() and future.exception() is not None]
+    if failed:
+        for future in futures:
+            future.cancel()
+        failed[0].result()
+    return [future.result() for future in futures]

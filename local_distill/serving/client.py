@@ -1,0 +1,250 @@
+"""Talking to servers over HTTP: shared out over several, bounded, and tried again while a server is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+
+from local_distill.errors import RunError, UserError
+from local_distill.serving.background import Background
+from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls
+
+T = TypeVar("T")
+FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0  # seconds
+CONNECT_TIMEOUT = 10.0
+"""Seconds: a server that is there accepts a connection at once, however long it then thinks."""
+KEEP_CONNECTION = 2.0
+"""Seconds that an idle connection is used again: less than after which servers close it themselves (uvicorn: 5)."""
+LONGEST_MESSAGE = 240
+"""Characters of a server's own message that are shown."""
+
+
+class ServerError(RunError):
+    """A server did not do what was asked of it; the message names the flag and the address.
+
+    status: the HTTP status of its answer; None where there was no answer, or none that can be used.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _FailedAttemptError(Exception):
+    """One attempt failed in a way that may pass."""
+
+    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.wait = wait
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server may have stopped; a busy one has not."""
+        return self.status not in (408, 429)
+
+
+class HttpClient:
+    """JSON over HTTP to one or several servers that do the same. Safe to use from any thread.
+
+    urls: addresses, with or without ``/v1`` at the end. flag: where they were given, for messages.
+    key_variable: name of the environment variable that may hold an API key; the key is shown nowhere.
+    timeout: seconds that one request may take. patience: seconds that a request is tried again for after
+    it first failed by a lost connection, a time-out, 408, 429 or a 5xx; the pauses grow, are spread by chance,
+    and are as long as the server asks for. concurrency: most requests in flight.
+    say: told when a server is lost and when it is back.
+
+    Requests raise ServerError when patience is used up, and at once for any other answer than success.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        flag: str,
+        key_variable: str,
+        timeout: float,
+        patience: float,
+        concurrency: int,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.urls = clean_urls(urls, flag)
+        self._flag = flag
+        self._timeout = timeout
+        self._patience = patience
+        self._say = say
+        self._endpoints = Endpoints(self.urls)
+        self._free = threading.BoundedSemaphore(concurrency)
+        self._closed = threading.Event()
+        self._background = Background(concurrency, flag.lstrip("-"))
+        self._key_variable = key_variable
+        self._key = _read_key(key_variable)
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_CONNECTION),
+            mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},  # no proxy leads there
+        )
+
+    def post(self, path: str, body: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> Any:
+        """What the least busy server answers: JSON, or text from one that answers in text.
+
+        on_lost: called with a server's address after its connection was lost or it answered 5xx, before the request
+        is tried again, there or elsewhere.
+        """
+        return self._request(self._endpoints, "POST", path, body, on_lost)
+
+    def post_to(self, url: str, path: str, body: Mapping[str, Any]) -> Any:
+        """What the server at ``url``, one of ``urls``, answers."""
+        return self._request(self._endpoints.only(url), "POST", path, body, None)
+
+    def get_from(self, url: str, path: str) -> Any:
+        """What the server at ``url``, one of ``urls``, has at ``path``."""
+        return self._request(self._endpoints.only(url), "GET", path, None, None)
+
+    def submit(self, path: str, body: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> Future[Any]:
+        """``post`` in the background."""
+        return self.in_background(lambda: self.post(path, body, on_lost))
+
+    def in_background(self, work: Callable[[], T]) -> Future[T]:
+        """Anything that makes requests of its own, on one of ``concurrency`` threads."""
+        return self._background.submit(work)
+
+    def close(self) -> None:
+        """Give up what is under way and let the connections go."""
+        self._closed.set()
+        self._background.close()
+        self._http.close()
+
+    def _request(
+        self, among: Endpoints, method: str, path: str, body: Mapping[str, Any] | None,
+        on_lost: Callable[[str], None] | None,
+    ) -> Any:  # fmt: skip
+        first_failure: float | None = None
+        attempt = 0
+        while True:
+            endpoint: Endpoint
+            try:
+                with self._free, among.least_busy() as endpoint:
+                    answer = self._attempt(endpoint.url, method, path, body)
+                if among.works(endpoint) and self._say:
+                    self._say(f"{self._flag} {endpoint.url}: answers again")
+                return answer
+            except _FailedAttemptError as failure:
+                if self._closed.is_set():
+                    raise self._error(endpoint.url, path, "given up, the run is over") from None
+                now = time.monotonic()
+                first_failure = now if first_failure is None else first_failure
+                left = first_failure + self._patience - now
+                if left <= 0:
+                    raise self._gave_up(endpoint.url, path, failure) from None
+                delay = min(max(_pause(attempt), failure.wait), left)
+                if among.fails(endpoint, delay, lost=failure.lost) and self._say:
+                    self._say(f"{self._flag} {endpoint.url}: {failure}; tried again for {self._patience:g} s")
+                lost, attempt = failure.lost, attempt + 1
+            self._closed.wait(0.0 if among.any_ready() else delay)
+            if self._closed.is_set():
+                raise self._error(endpoint.url, path, "given up, the run is over")
+            if lost and on_lost:
+                on_lost(endpoint.url)
+
+    def _attempt(self, url: str, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        """One request. Raises _FailedAttemptError where another try may help, ServerError where not."""
+        end = time.monotonic() + self._timeout
+        try:
+            with self._http.stream(method, url + path, json=body) as response:
+                parts = []
+                for part in response.iter_bytes():  # the time-outs of httpx start again at each part
+                    parts.append(part)
+                    if time.monotonic() > end:
+                        raise httpx.ReadTimeout("the answer did not end")
+        except httpx.TimeoutException:
+            raise _FailedAttemptError(f"no answer within {self._timeout:g} s") from None
+        except httpx.RequestError as error:
+            raise _FailedAttemptError(self._one_line(str(error) or type(error).__name__)) from None
+        except RuntimeError as error:  # what httpx says of a client that was closed meanwhile
+            if self._closed.is_set():
+                raise _FailedAttemptError("closed") from error
+            raise
+        content = b"".join(parts)
+        if response.is_success:
+            return self._read(url, path, response, content)
+        said = self._one_line(_message_of(response, content))
+        status = response.status_code
+        if status in (408, 429) or status >= 500:
+            raise _FailedAttemptError(f"answered {status} ({said})", status, _retry_after(response))
+        if status in (401, 403):
+            said += f"; put the server's API key into the environment variable {self._key_variable}"
+        raise self._error(url, path, f"answered {status}: {said}", status)
+
+    def _read(self, url: str, path: str, response: httpx.Response, content: bytes) -> Any:
+        if "json" not in response.headers.get("content-type", ""):
+            return content.decode(errors="replace")
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise self._error(url, path, "answered with what is not JSON") from None
+
+    def _gave_up(self, url: str, path: str, failure: _FailedAttemptError) -> ServerError:
+        kind = "does not answer" if failure.status is None else "cannot serve"
+        return self._error(
+            url, path, f"{kind}: {failure}; tried for {self._patience:g} s; see the server's own log, or raise "
+            f"--server_patience{' or --server_timeout' if failure.status is None else ''}", failure.status
+        )  # fmt: skip
+
+    def _error(self, url: str, path: str, what: str, status: int | None = None) -> ServerError:
+        return ServerError(f"{self._flag} {url}: {path} {what}", status)
+
+    def _one_line(self, text: str) -> str:
+        """Without the key, should a server repeat it."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        line = " ".join(text.split())
+        return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
+
+
+def _read_key(variable: str) -> str | None:
+    key = os.environ.get(variable, "").strip()
+    if not key.isprintable() or not key.isascii():
+        raise UserError(f"{variable}: holds characters that no API key has; set it again")
+    return key or None
+
+
+def _pause(attempt: int) -> float:
+    """Seconds until the next try: doubling, and spread so that many requests do not come back together."""
+    longest: float = min(FIRST_DELAY * 2.0**attempt, LONGEST_DELAY)
+    return random.uniform(0.5, 1.0) * longest
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to be left alone, given in seconds or as a date; 0 when it does not ask."""
+    asked = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _message_of(response: httpx.Response, content: bytes) -> str:
+    """A server's own words for its error, in whichever of the usual places they are."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return content.decode(errors="replace") or response.reason_phrase
+    for place in ("error", "message", "detail"):
+        if isinstance(answer, dict) and place in answer:
+            answer = answer[place]
+    return str(answer)

@@ -1,0 +1,96 @@
+"""Which of several servers is asked next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from local_distill.errors import UserError
+
+
+@dataclass
+class Endpoint:
+    """One server. busy: requests under way there. asked: requests so far. rests_until: when it may be back."""
+
+    url: str
+    busy: int = 0
+    asked: int = 0
+    rests_until: float = 0.0
+    lost: bool = False
+
+
+class Endpoints:
+    """Servers that do the same, and how busy they are. Safe to use from any thread."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._all = [Endpoint(url) for url in urls]
+        self._lock = threading.Lock()
+
+    def only(self, url: str) -> Endpoints:
+        """The one at ``url`` alone, with the same count of what is under way there."""
+        one = Endpoints(())
+        one._lock, one._all = self._lock, [endpoint for endpoint in self._all if endpoint.url == url]
+        if not one._all:
+            raise KeyError(url)
+        return one
+
+    @contextmanager
+    def least_busy(self) -> Iterator[Endpoint]:
+        """The server to ask now: one that failed just before only when all did."""
+        with self._lock:
+            now = time.monotonic()
+            best = min(self._all, key=lambda each: (each.rests_until > now, each.busy, each.asked))
+            best.busy += 1
+            best.asked += 1
+        try:
+            yield best
+        finally:
+            with self._lock:
+                best.busy -= 1
+
+    def fails(self, endpoint: Endpoint, rest: float, *, lost: bool) -> bool:
+        """``endpoint`` failed, perhaps is lost, and is spared for ``rest`` seconds. Whether its loss is news."""
+        with self._lock:
+            news = lost and not endpoint.lost
+            endpoint.lost |= lost
+            endpoint.rests_until = time.monotonic() + rest
+            return news
+
+    def works(self, endpoint: Endpoint) -> bool:
+        """``endpoint`` answered. Whether that is news: it was lost."""
+        with self._lock:
+            news, endpoint.lost, endpoint.rests_until = endpoint.lost, False, 0.0
+            return news
+
+    def any_ready(self) -> bool:
+        """Whether one of them did not fail just before."""
+        with self._lock:
+            now = time.monotonic()
+            return any(each.rests_until <= now for each in self._all)
+
+
+def clean_urls(urls: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The addresses without blanks, a slash or ``/v1`` at the end. Raises UserError for what is no address."""
+    cleaned = []
+    for given in (url.strip() for url in urls):
+        if "@" in given:
+            raise UserError(f"{flag}: an address of it holds a password, which would be shown; leave it out there")
+        try:
+            parts = urlsplit(given)
+            bad = parts.scheme not in ("http", "https") or not parts.hostname or bool(parts.query or parts.fragment)
+            bad |= parts.port == 0  # raises for what is no number
+        except ValueError:
+            bad = True
+        if bad:
+            raise UserError(f"{flag}: {given!r} is no address of a server; give it as http://host:port")
+        url = given.rstrip("/").removesuffix("/v1").rstrip("/")
+        if url in cleaned:
+            raise UserError(f"{flag}: {url} is given twice; name each server once")
+        cleaned.append(url)
+    if not cleaned:
+        raise UserError(f"{flag}: no address given; give it as http://host:port")
+    return tuple(cleaned)

@@ -1,0 +1,208 @@
+"""How servers are asked for the log-probs of tokens that they are given: the words of vLLM and of SGLang.
+
+Pure functions of requests and answers. Ids go in, never text, so that no server adds tokens of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from local_distill.logprobs import TopTokens
+
+NO_PROBABILITY = -9999.0
+"""What vLLM writes for a log-prob of minus infinity, which JSON does not have."""
+ROUNDING = 1e-3
+"""Nats by which a log-prob of a certain token may come out above 0."""
+
+
+class BadAnswerError(Exception):
+    """An answer that does not hold, token for token, what was asked for; says what it holds instead."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """ids: prompt and completion. completion: how many of them, at the end, are to be scored; 0 < completion < len(ids).
+
+    top_k: how many of the likeliest tokens are wanted at each of these positions as well.
+    """
+
+    ids: tuple[int, ...]
+    completion: int
+    top_k: int = 0
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The tokens to score."""
+        return self.ids[-self.completion :]
+
+
+class Scores(NamedTuple):
+    """logprobs: (T,) float32 nats of the T tokens asked for, temperature 1. top: where they were asked for."""
+
+    logprobs: Tensor
+    top: TopTokens | None
+
+
+class Position(NamedTuple):
+    """What a server says of one token. logprob: of the one asked for. others: (id, logprob), likely ones among them."""
+
+    logprob: Any
+    others: Sequence[tuple[int, Any]]
+
+
+class Wire(Protocol):
+    """The words of one kind of server."""
+
+    path: str
+
+    def request(self, question: Question) -> dict[str, Any]:
+        """The body of the request to ``path``."""
+        ...
+
+    def positions(self, answer: Any, question: Question) -> list[Position]:
+        """What the answer says of each token asked for. Raises BadAnswerError, KeyError, TypeError, IndexError or
+        ValueError for another answer than was asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class VLLM:
+    """vLLM's completions with ``prompt_logprobs``: entry t, by id as text, is of token t given all before it.
+
+    Entry 0 is null. With k the token itself comes besides the k likeliest. model: the name that it is served by.
+    """
+
+    model: str
+    path: str = "/v1/completions"
+
+    def request(self, question: Question) -> dict[str, Any]:
+        """See Wire; vLLM will not read without writing one token."""
+        return {
+            "model": self.model,
+            "prompt": list(question.ids),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": question.top_k,
+        }
+
+    def positions(self, answer: Any, question: Question) -> list[Position]:
+        """See Wire."""
+        (choice,) = answer["choices"]
+        entries = choice["prompt_logprobs"]
+        _expect(len(entries), len(question.ids), "entries")
+        _expect(entries[0], None, "as the first entry")
+        scored = entries[-question.completion :]
+        return [
+            Position(entry[str(target)]["logprob"], [(int(i), each["logprob"]) for i, each in entry.items()])
+            for target, entry in zip(question.targets, scored, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SGLang:
+    """SGLang's own route. Entries are [logprob, id, text] and start at ``logprob_start_len``.
+
+    The first of them is null whatever comes before it, so one token more is asked for than is scored.
+    last_id: of the vocabulary; it comes back as 0, as any id does from the last of the server's vocabulary on.
+    """
+
+    last_id: int
+    path: str = "/generate"
+
+    def request(self, question: Question) -> dict[str, Any]:
+        """See Wire."""
+        return {
+            "input_ids": list(question.ids),
+            "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
+            "return_logprob": True,
+            "logprob_start_len": self._start(question),
+            "top_logprobs_num": question.top_k,
+            "return_text_in_logprobs": False,
+        }
+
+    def positions(self, answer: Any, question: Question) -> list[Position]:
+        """See Wire."""
+        meta = answer["meta_info"]
+        entries = meta["input_token_logprobs"]
+        asked = question.ids[self._start(question) :]
+        _expect(len(entries), len(asked), "entries")
+        _expect(entries[0][0], None, "as the first entry")
+        for entry, token in zip(entries, asked, strict=True):
+            if not (entry[1] == 0 and token == self.last_id):
+                _expect(entry[1], token, "as the id")
+        tops: Sequence[Any] = [[]] * len(entries)
+        if question.top_k:
+            tops = meta["input_top_logprobs"]
+            _expect(len(tops), len(asked), "entries of likeliest tokens")
+        return [
+            Position(entry[0], [(int(each[1]), each[0]) for each in top])
+            for entry, top in zip(entries[1:], tops[1:], strict=True)
+        ]
+
+    @staticmethod
+    def _start(question: Question) -> int:
+        return len(question.ids) - question.completion - 1
+
+
+def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) -> Scores:
+    """The answer as tensors on the CPU. Raises BadAnswerError unless it holds what was asked for, and nothing else.
+
+    vocab_size: tokens that student and teacher share; no other can be among the likeliest.
+    """
+    try:
+        positions = wire.positions(answer, question)
+        _expect(len(positions), question.completion, "scored tokens")
+        logprobs = [_checked(each.logprob) for each in positions]
+        top = _top_tokens(positions, question.top_k, vocab_size) if question.top_k else None
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise BadAnswerError(f"{type(error).__name__} {error}"[:120]) from None
+    return Scores(torch.tensor(logprobs, dtype=torch.float32), top)
+
+
+def log_of_rest(logprobs: Tensor) -> Tensor:
+    """log(1 − Σ exp(logprobs)) over the last dimension, float64 nats: the mass of all tokens that are not there.
+
+    Never minus infinity: where rounding leaves nothing, it is the log of the least float32.
+    """
+    mass = logprobs.double().exp().sum(-1)
+    return torch.log1p(-mass.clamp(max=1.0)).clamp(min=math.log(torch.finfo(torch.float32).tiny))
+
+
+def _top_tokens(positions: Sequence[Position], k: int, vocab_size: int) -> TopTokens:
+    chosen = [_likeliest(position.others, k, vocab_size) for position in positions]
+    ids = torch.tensor([[token for token, _ in row] for row in chosen])
+    logprobs = torch.tensor([[logprob for _, logprob in row] for row in chosen], dtype=torch.float64)
+    if bool((logprobs.exp().sum(1) > 1 + ROUNDING).any()):
+        raise BadAnswerError("probabilities of different tokens that sum to more than 1; it must send raw log-probs")
+    with_rest = torch.cat([logprobs, log_of_rest(logprobs)[:, None]], dim=1)
+    return TopTokens(ids, with_rest.float())
+
+
+def _likeliest(others: Sequence[tuple[int, Any]], k: int, vocab_size: int) -> list[tuple[int, float]]:
+    """The k likeliest of what a server sent, which may be one token more."""
+    ordered = sorted(((token, _checked(logprob)) for token, logprob in others), key=lambda each: (-each[1], each[0]))
+    if len({token for token, _ in ordered}) != len(ordered) or len(ordered) < k:
+        raise BadAnswerError(f"{len(ordered)} likeliest tokens instead of {k} different ones")
+    for token, _ in ordered[:k]:
+        if not 0 <= token < vocab_size:
+            raise BadAnswerError(f"token id {token}, which the student does not have (it has {vocab_size})")
+    return ordered[:k]
+
+
+def _checked(logprob: Any) -> float:
+    """A log-prob that can be learned from: finite, at most 0."""
+    value = float(logprob)
+    if not NO_PROBABILITY < value <= ROUNDING:
+        raise BadAnswerError(f"a log-prob of {value:g}, needs to be finite and at most 0")
+    return min(value, 0.0)
+
+
+def _expect(found: object, expected: object, what: str) -> None:
+    if found != expected:
+        raise BadAnswerError(f"{found!r} instead of {expected!r} {what}"[:120])
