@@ -215,6 +215,8 @@ class AdapterPublisher(_ThroughFolder):
         except ServerError as error:
             if error.status == 400 and self._knows(url, self._named(path.name)):
                 return  # loaded before: the first answer was lost, or another process was quicker
+            if error.status is None:
+                raise
             raise RunError(
                 f"{error}; it must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a "
                 f"--max-lora-rank that is large enough, and read {path}"
@@ -260,6 +262,8 @@ class WeightsPublisher(_ThroughFolder):
             # Keys and values of the old weights are kept out by the salt of each request.
             self._client.post_to(url, "/update_weight_version", {"new_version": self._label(path)})
         except ServerError as error:
+            if error.status is None:
+                raise
             raise RunError(
                 f"{error}; to take all weights it must be vLLM 0.32 or newer, be started with VLLM_SERVER_DEV_MODE=1, "
                 f"and read {path}"

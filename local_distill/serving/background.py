@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+PARTING = 2.0
+"""Seconds that threads are given to end."""
 
 
 class Background:
@@ -40,7 +43,7 @@ class Background:
         return future
 
     def close(self) -> None:
-        """Cancel what has not begun; what is under way is not waited for. Harmless when closed already."""
+        """Cancel what has not begun; what is under way is waited for only shortly. Harmless when closed already."""
         with self._lock:
             self._closed = True
             while not self._work.empty():
@@ -49,6 +52,10 @@ class Background:
                     item[0].cancel()
             for _ in self._threads:
                 self._work.put(None)
+        end = time.monotonic() + PARTING
+        for thread in self._threads:  # one that wakes up while Python is taken down can bring the process down with it
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _serve(self) -> None:
         while (item := self._work.get()) is not None:

@@ -5,7 +5,6 @@ Pure functions of requests and answers. Ids go in, never text, so that no server
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +19,9 @@ NO_PROBABILITY = -9999.0
 ROUNDING = 1e-3
 """Nats by which a log-prob of a certain token may come out above 0."""
 
+LEAST_REST = 1e-7
+"""Of probability, left to the tokens that a server did not name: what float32 can tell from nothing."""
+
 
 class BadAnswerError(Exception):
     """An answer that does not hold, token for token, what was asked for; says what it holds instead."""
@@ -27,7 +29,7 @@ class BadAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """ids: prompt and completion. completion: how many of them, at the end, are to be scored; 0 < completion < len(ids).
+    """ids: prompt and completion. completion: how many of them, at the end, to score, 0 < completion < len(ids).
 
     top_k: how many of the likeliest tokens are wanted at each of these positions as well.
     """
@@ -59,7 +61,10 @@ class Position(NamedTuple):
 class Wire(Protocol):
     """The words of one kind of server."""
 
-    path: str
+    @property
+    def path(self) -> str:
+        """Where scoring requests go."""
+        ...
 
     def request(self, question: Question) -> dict[str, Any]:
         """The body of the request to ``path``."""
@@ -160,6 +165,8 @@ def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) ->
         _expect(len(positions), question.completion, "scored tokens")
         logprobs = [_checked(each.logprob) for each in positions]
         top = _top_tokens(positions, question.top_k, vocab_size) if question.top_k else None
+        if top is not None:
+            _check_aligned(logprobs, question.targets, top)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise BadAnswerError(f"{type(error).__name__} {error}"[:120]) from None
     return Scores(torch.tensor(logprobs, dtype=torch.float32), top)
@@ -168,10 +175,10 @@ def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) ->
 def log_of_rest(logprobs: Tensor) -> Tensor:
     """log(1 − Σ exp(logprobs)) over the last dimension, float64 nats: the mass of all tokens that are not there.
 
-    Never minus infinity: where rounding leaves nothing, it is the log of the least float32.
+    At least ``LEAST_REST``: the sum is not known more exactly than that, and the server's rounding may bring it to one
+    or above.
     """
-    mass = logprobs.double().exp().sum(-1)
-    return torch.log1p(-mass.clamp(max=1.0)).clamp(min=math.log(torch.finfo(torch.float32).tiny))
+    return torch.log1p(-logprobs.double().exp().sum(-1).clamp(max=1 - LEAST_REST))
 
 
 def _top_tokens(positions: Sequence[Position], k: int, vocab_size: int) -> TopTokens:
@@ -184,6 +191,17 @@ def _top_tokens(positions: Sequence[Position], k: int, vocab_size: int) -> TopTo
     return TopTokens(ids, with_rest.float())
 
 
+def _check_aligned(logprobs: Sequence[float], targets: Sequence[int], top: TopTokens) -> None:
+    """The likeliest tokens stand at the positions of the tokens asked for: both tell the same of a token in both."""
+    for logprob, target, ids, likely in zip(logprobs, targets, top.ids.tolist(), top.logprobs.tolist(), strict=True):
+        expected = likely[ids.index(target)] if target in ids else min(logprob, likely[len(ids) - 1])
+        if abs(logprob - expected) > ROUNDING:
+            raise BadAnswerError(
+                f"a log-prob of {logprob:.4g} for token {target} and {expected:.4g} among the likeliest; it mixes "
+                "positions up"
+            )
+
+
 def _likeliest(others: Sequence[tuple[int, Any]], k: int, vocab_size: int) -> list[tuple[int, float]]:
     """The k likeliest of what a server sent, which may be one token more."""
     ordered = sorted(((token, _checked(logprob)) for token, logprob in others), key=lambda each: (-each[1], each[0]))
@@ -191,7 +209,10 @@ def _likeliest(others: Sequence[tuple[int, Any]], k: int, vocab_size: int) -> li
         raise BadAnswerError(f"{len(ordered)} likeliest tokens instead of {k} different ones")
     for token, _ in ordered[:k]:
         if not 0 <= token < vocab_size:
-            raise BadAnswerError(f"token id {token}, which the student does not have (it has {vocab_size})")
+            raise BadAnswerError(
+                f"token id {token}, which is none of the {vocab_size} that the student has too (a lower --top_k may "
+                "leave it out)"
+            )
     return ordered[:k]
 
 

@@ -1,4 +1,4 @@
-"""One real vLLM server for all tests in this folder."""
+"""Real vLLM servers for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import pytest
 from tests.servers.vllm_server import MODEL, VLLM, VLLMServer
 
 
-@pytest.fixture(scope="session")
-def vllm_server(tmp_path_factory):
-    """A running VLLMServer. A test that kills it starts it again."""
+def running(server):
+    """The server, started; killed at the end, whatever happens."""
     for needed in (VLLM, MODEL):
         if not needed.exists():
             pytest.fail(f"{needed} is not there: run make test-servers")
-    server = VLLMServer(tmp_path_factory.mktemp("vllm") / "server.log")
     try:
         server.start()
         yield server
@@ -21,10 +19,22 @@ def vllm_server(tmp_path_factory):
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory):
+    """A running VLLMServer that samples. A test that kills it starts it again."""
+    yield from running(VLLMServer(tmp_path_factory.mktemp("vllm") / "server.log"))
+
+
+@pytest.fixture(scope="module")
+def teacher_server(tmp_path_factory):
+    """The same without adapters, which alone can score."""
+    yield from running(VLLMServer(tmp_path_factory.mktemp("teacher") / "server.log", lora=False))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
     """A failed test shows the end of the server's log."""
     report = (yield).get_result()
-    server = item.funcargs.get("vllm_server") if hasattr(item, "funcargs") else None
-    if report.failed and server is not None:
-        report.sections.append(("vLLM's log", server.log_tail()))
+    for server in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(server, VLLMServer):
+            report.sections.append(("vLLM's log", server.log_tail()))

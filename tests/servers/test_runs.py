@@ -26,12 +26,12 @@ BF16_ENGINE_KL = 0.02
 def drifted(tmp_path_factory):
     """An adapter with which SmolLM2 no longer writes as it did."""
     files = open_model("--student_model", str(MODEL), trust_remote_code=False)
-    model = add_lora(files.load(torch.float32), LoraSettings(8, 16, 0.0, "q_proj,v_proj"), seed=0)
+    model = add_lora(files.load(torch.float32), LoraSettings(8, 16, 0.0, "all-linear"), seed=0)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.03)
+                parameter.normal_(std=0.15)
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder
@@ -56,9 +56,9 @@ def steps(folder):
     return [line for line in lines if "loss" in line]
 
 
-def test_the_teacher_behind_a_server_gives_the_run_that_it_gives_in_this_process(vllm_server, drifted, tmp_path):
+def test_the_teacher_behind_a_server_gives_the_run_that_it_gives_in_this_process(teacher_server, drifted, tmp_path):
     common = ["--init_adapter", drifted, "--loss", "reverse_kl", "--top_k", "32", "--steps", "2"]
-    finished(start([*common, "--teacher_url", vllm_server.url, "--output_dir", tmp_path / "served"]))
+    finished(start([*common, "--teacher_url", teacher_server.url, "--output_dir", tmp_path / "served"]))
     finished(start([*common, "--teacher_model", MODEL, "--output_dir", tmp_path / "local"]))
     ours, theirs = steps(tmp_path / "served"), steps(tmp_path / "local")
     assert ours[0]["reverse_kl"] > 0.2, "there is something to learn"
@@ -82,14 +82,6 @@ def test_samples_come_from_the_newest_weights_or_from_those_one_update_old(vllm_
     assert all(line["engine/max_ratio"] >= 1.0 for line in found)
     assert found[0]["reverse_kl"] > 0.2
     assert not any((run / "served").iterdir()), "what was handed over is cleared away"
-
-
-def test_one_server_is_teacher_and_sampler(vllm_server, drifted, tmp_path):
-    finished(start([
-        "--init_adapter", drifted, "--teacher_url", vllm_server.url, "--rollouts_url", vllm_server.url, "--steps", "2",
-        "--output_dir", tmp_path / "run",
-    ]))  # fmt: skip
-    assert all(line["reverse_kl"] > 0.2 for line in steps(tmp_path / "run"))
 
 
 def wait_for_step(run, folder, step, limit=200):

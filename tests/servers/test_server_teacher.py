@@ -1,109 +1,135 @@
-"""Real vLLM as a teacher: its log-probs against our own, its likeliest tokens, and a kill in the middle."""
+"""A real vLLM in bfloat16 as teacher, against our own scoring in float32."""
 
 import threading
 import time
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.batching import collate
 from local_distill.errors import UserError
-from local_distill.logprobs import read_top_tokens
-from local_distill.models import open_model
 from local_distill.scorer import TokenScorer
+from local_distill.teachers.local import TopTokensTeacher
 from local_distill.teachers.server import open_server_teacher
 from local_distill.types import Prompt, Rollout
+from tests.models import make_tokenizer
 
-BF16 = 0.1
-"""Nats, mean absolute difference of a bf16 engine from float32; 0.05 is usual, a shift by one far above it."""
-TEXTS = [
-    ("The capital of France is", " Paris, a city on the Seine that is known for its museums."),
-    ("def add(a, b):\n", "    return a + b\n\n\ndef sub(a, b):\n    return a - b\n"),
-    ("Water boils at", " 100 degrees Celsius at sea level, and lower on a mountain."),
-    ("One, two, three,", " four, five, six, seven"),
-]
-
-
-@pytest.fixture(scope="module")
-def files(vllm_server):
-    return open_model("--student_model", str(vllm_server.model_folder), trust_remote_code=False)
-
-
-@pytest.fixture(scope="module")
-def own(files):
-    return TokenScorer(files.load(torch.float32), files.config.vocab_size)
+CPU, V, K = torch.device("cpu"), 49152, 32
+BOUND = 0.1
+"""Nats, mean absolute difference of a bfloat16 engine's log-probs from ours in float32."""
+CLEARLY = 0.5
+"""Nats: what a shift by one differs by, at least."""
+TEXTS = (
+    ("The capital of France is", " Paris, and the capital of Germany is Berlin.<|im_end|>"),
+    ("<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n", "Because of Rayleigh scattering."),
+    ("2, 4, 6, 8,", " 10"),
+    ("Water boils at", " 100 degrees Celsius at sea level, because its vapour pressure is then that of the air."),
+    ("def add(a, b):\n", "    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n"),
+    ("Say nothing.", "<|im_end|>"),
+)
 
 
 @pytest.fixture(scope="module")
-def rollouts(files):
-    def ids(text):
-        return files.tokenizer.encode(text, add_special_tokens=False)
+def tokenizer(teacher_server):
+    return AutoTokenizer.from_pretrained(teacher_server.model_folder)
 
+
+@pytest.fixture(scope="module")
+def rollouts(tokenizer):
+    ids = [[tokenizer.encode(part, add_special_tokens=False) for part in pair] for pair in TEXTS]
     return [
-        Rollout(
-            Prompt(tuple(ids(prompt)), prompt, ""), i, torch.tensor(ids(text)), torch.zeros(len(ids(text))), "length"
-        )
-        for i, (prompt, text) in enumerate(TEXTS)
+        Rollout(Prompt(tuple(prompt), "text", "test"), i, torch.tensor(drawn), torch.zeros(len(drawn)), "stop")
+        for i, (prompt, drawn) in enumerate(ids)
     ]
 
 
-def teacher_at(url, files, top_k=0, patience=120.0, model=None):
-    return open_server_teacher(
-        [url], model=model, student_tokenizer=files.tokenizer, vocab_size=files.config.vocab_size, longest=256,
-        top_k=top_k, device=torch.device("cpu"), timeout=120.0, patience=patience, concurrency=8, say=print,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def expected(teacher_server, rollouts, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(teacher_server.model_folder, dtype=torch.float32)
+    return TopTokensTeacher(TokenScorer(model, V), CPU, K).score(collate(rollouts, tokenizer.eos_token_id))
 
 
-def test_its_log_probs_are_those_of_scoring_here(vllm_server, files, own, rollouts):
-    teacher = teacher_at(vllm_server.url, files)
-    for rollout in rollouts:
-        teacher.prepare(rollout)
-    batch = collate(rollouts, files.tokenizer.eos_token_id)
-    found = teacher.score(batch).sampled_logprobs
+@pytest.fixture(scope="module")
+def batch(rollouts, tokenizer):
+    return collate(rollouts, tokenizer.eos_token_id)
+
+
+def opened(server, tokenizer, **settings):
+    asked = {
+        "model": "smollm2", "student_tokenizer": tokenizer, "vocab_size": V, "longest": 1000, "top_k": 0, "device": CPU,
+        "timeout": 60, "patience": 240, "concurrency": 8, "say": print, **settings,
+    }  # fmt: skip
+    return open_server_teacher([server.url], **asked)
+
+
+def test_log_probs_are_ours_and_a_shift_by_one_is_seen(teacher_server, tokenizer, batch, expected):
+    teacher = opened(teacher_server, tokenizer)
+    found = teacher.score(batch).teacher_logprobs
     teacher.close()
-    with torch.no_grad():
-        expected = own(batch).logprobs
-    assert (found - expected).abs().mean() < BF16
-    assert (found[1:] - expected[:-1]).abs().mean() > 10 * BF16
+    ours = expected.teacher_logprobs
+    assert len(found) == batch.num_tokens > 50
+    assert (found - ours).abs().mean() < BOUND
+    assert (found.roll(1) - ours).abs().mean() > CLEARLY
+    assert (found.roll(-1) - ours).abs().mean() > CLEARLY
 
 
-def test_its_likeliest_tokens_and_their_tail(vllm_server, files, own, rollouts):
-    teacher = teacher_at(vllm_server.url, files, top_k=32)
-    batch = collate(rollouts, files.tokenizer.eos_token_id)
-    found = teacher.score(batch).top
+def test_likeliest_tokens_and_the_rest_are_ours(teacher_server, tokenizer, rollouts, batch, expected):
+    teacher = opened(teacher_server, tokenizer, top_k=K)
+    for each in rollouts:
+        teacher.prepare(each)
+    scored = teacher.score(batch)
     teacher.close()
-    with torch.no_grad():
-        states = own.states(batch)
-        expected = read_top_tokens(states.hidden, states.head, 32)
-    assert (found.ids[:, 0] == expected.ids[:, 0]).float().mean() > 0.9
-    assert (found.logprobs[:, 0] - expected.logprobs[:, 0]).abs().mean() < BF16
-    torch.testing.assert_close(found.logprobs.exp().sum(1), torch.ones(len(found.ids)), atol=1e-3, rtol=0)
-    assert (found.logprobs[:, -1] - expected.logprobs[:, -1]).abs().mean() < 2 * BF16
+    assert (scored.teacher_logprobs - expected.teacher_logprobs).abs().mean() < BOUND
+    assert scored.top.logprobs.exp().sum(1) == pytest.approx(1.0, abs=1e-4)
+    shared = (scored.top.ids[:, :, None] == expected.top.ids[:, None, :]).any(2).float().mean()
+    assert shared > 0.9, "the ends of both lists may differ"
+    assert (scored.top.ids[:, 0] == expected.top.ids[:, 0]).float().mean() > 0.9
+    certain = expected.top.logprobs[:, -1] > -6  # in bfloat16 a smaller rest is mostly rounding
+    rests = (scored.top.logprobs[:, -1] - expected.top.logprobs[:, -1])[certain]
+    assert rests.abs().mean() < 2 * BOUND
+    assert len(rests) > 20
 
 
-def test_more_of_them_than_the_server_gives_are_refused(vllm_server, files):
-    with pytest.raises(UserError, match=r"--teacher_url http.*--max-logprobs 65"):
-        teacher_at(vllm_server.url, files, top_k=65)
+def test_a_server_that_is_killed_and_comes_back_leaves_no_gap(teacher_server, tokenizer, rollouts, batch, expected):
+    many = rollouts * 12
+    long = [
+        Rollout(Prompt(r.prompt.ids * (1 + i // 6) + r.prompt.ids, "text", "test"), 0, *after(r))
+        for i, r in enumerate(many)
+    ]
+    said = []
+    teacher = opened(teacher_server, tokenizer, say=said.append)
+    before = teacher.score(batch).teacher_logprobs
+    restarting = threading.Thread(target=teacher_server.restart)
+    try:
+        for each in long:
+            teacher.prepare(each)
+        time.sleep(0.3)  # some are answered, some under way, some not begun
+        restarting.start()
+        scored = teacher.score(collate(long, tokenizer.eos_token_id))
+        restarting.join()
+        again = teacher.score(collate(long, tokenizer.eos_token_id))
+        after_it = teacher.score(batch).teacher_logprobs
+    finally:
+        teacher.close()
+    assert any("tried again for" in line for line in said), "it was killed in the middle"
+    assert said[-1].endswith("answers again")
+    assert len(scored.teacher_logprobs) == sum(len(r.completion) for r in long)
+    assert (scored.teacher_logprobs - again.teacher_logprobs).abs().mean() < BOUND
+    assert (after_it - before).abs().mean() < BOUND
+    assert (after_it - expected.teacher_logprobs).abs().mean() < BOUND
 
 
-def test_a_name_that_is_not_served_is_refused_with_those_that_are(vllm_server, files):
-    with pytest.raises(UserError, match=r"--teacher_model nobody: .* serves smollm2"):
-        teacher_at(vllm_server.url, files, model="nobody")
+def after(rollout):
+    return rollout.completion, rollout.sampler_logprobs, "stop"
 
 
-def test_a_server_that_is_killed_while_it_scores_and_comes_back_gives_everything(vllm_server, files, own, rollouts):
-    teacher = teacher_at(vllm_server.url, files)
-    many = [Rollout(Prompt((*r.prompt.ids, i), "", ""), 0, r.completion, r.sampler_logprobs, "length")
-            for i in range(60, 90) for r in rollouts]  # fmt: skip
-    for rollout in many:
-        teacher.prepare(rollout)
-    time.sleep(0.3)
-    vllm_server.kill()
-    back = threading.Thread(target=vllm_server.start)
-    back.start()
-    batch = collate(many, files.tokenizer.eos_token_id)
-    found = teacher.score(batch).sampled_logprobs
-    back.join()
-    teacher.close()
-    with torch.no_grad():
-        assert (found - own(batch).logprobs).abs().mean() < BF16
+def test_what_does_not_fit_is_refused_by_name(teacher_server, tokenizer):
+    for settings, said in (
+        ({"model": "gpt"}, r"^--teacher_model gpt: .* serves smollm2"),
+        ({"longest": 1024}, r"^--teacher_url .*takes 1024 tokens, .*--max-model-len 1025"),
+        ({"top_k": 65}, r"^--top_k 65: .*--max-logprobs 65"),
+        ({"student_tokenizer": make_tokenizer()}, r"^--teacher_url .*smollm2 does not have the student's tokens"),
+    ):
+        with pytest.raises(UserError, match=said):
+            opened(teacher_server, tokenizer, **settings)

@@ -25,12 +25,14 @@ class VLLMServer:
     """One server process, always at the same address, so that clients find it again after a restart.
 
     It serves SmolLM2-135M-Instruct in bfloat16, takes LoRA adapters and whole sets of weights, and reports the
-    log-probs of its draws.
+    log-probs of its draws. lora: whether it takes adapters; with them, vLLM's CPU build ends when it is asked for the
+    log-probs of a prompt, so that a teacher wants a server without.
     """
 
-    def __init__(self, log_path: Path, model_folder: Path = MODEL) -> None:
+    def __init__(self, log_path: Path, model_folder: Path = MODEL, *, lora: bool = True) -> None:
         self.model_folder = model_folder
         self.log_path = log_path
+        self._lora = lora
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,7 +43,7 @@ class VLLMServer:
             VLLM, "serve", self.model_folder, "--host", "127.0.0.1", "--port", self.port,
             "--served-model-name", "smollm2", "--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager",
             "--max-logprobs", "64", "--logprobs-mode", "processed_logprobs",
-            "--enable-lora", "--max-lora-rank", "16",
+            *(["--enable-lora", "--max-lora-rank", "16"] if self._lora else []),
         ]  # fmt: skip
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "LOCAL_DISTILL"))}
         environment |= {

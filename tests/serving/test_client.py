@@ -1,139 +1,259 @@
-"""Requests that fail for a moment, for good, or while another server would answer; and the key, which nobody sees."""
+"""The HTTP client: balanced, bounded, patient, and silent about its key."""
 
+import logging
+import socket
 import threading
 import time
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from email.utils import formatdate
 
 import pytest
 
 from local_distill.errors import UserError
 from local_distill.serving.client import HttpClient, ServerError
-from tests.fake_vllm import FakeVLLM
+from tests.models import llama_config, make_model, make_tokenizer
+from tests.serving.protocol_server import close_connection, serving, stall, status, text
 
-KEY_VARIABLE = "LOCAL_DISTILL_TEST_KEY"
-
-
-@pytest.fixture
-def servers():
-    made = [FakeVLLM(), FakeVLLM()]
-    yield made
-    for server in made:
-        server.close()
+VARIABLE, KEY = "SOME_SERVER_KEY", "sk-do-not-show-this"
+ASK = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 1, "prompt_logprobs": 0}
+PATH = "/v1/completions"
 
 
-@pytest.fixture
-def connect(monkeypatch):
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    clients = []
-
-    def to(*urls, **settings):
-        settings = {"timeout": 5.0, "patience": 5.0, "concurrency": 4, **settings}
-        clients.append(HttpClient(urls, flag="--some_url", key_variable=KEY_VARIABLE, **settings))
-        return clients[-1]
-
-    yield to
-    for client in clients:
-        client.close()
+@pytest.fixture(scope="module")
+def parts():
+    return make_model(llama_config(layers=1)), make_tokenizer()
 
 
-def failing(times, answer):
-    """Fails the first requests in one way, then answers."""
-    left = [times]
-
-    def before(path, body):
-        del path, body
-        left[0] -= 1
-        return answer if left[0] >= 0 else (200, {"fine": True})
-
-    return before
-
-
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_what_may_pass_is_tried_again(servers, connect, status):
-    servers[0].before = failing(2, (status, {"error": {"message": "later"}}))
-    assert connect(servers[0].url).post("/x", {"a": 1}) == {"fine": True}
-    assert [path for path, _ in servers[0].asked] == ["/x"] * 3
+@contextmanager
+def client(*urls, timeout=5.0, patience=5.0, concurrency=4, say=None):
+    made = HttpClient(
+        urls, flag="--some_url", key_variable=VARIABLE, timeout=timeout, patience=patience, concurrency=concurrency,
+        say=say,
+    )  # fmt: skip
+    try:
+        yield made
+    finally:
+        made.close()
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422])
-def test_what_will_not_is_said_at_once_in_the_server_s_words(servers, connect, status):
-    servers[0].before = failing(9, (status, {"error": {"message": "no\nsuch thing"}}))
-    with pytest.raises(
-        ServerError, match=rf"^--some_url {servers[0].url}: /x answered {status}: no such thing"
-    ) as found:
-        connect(servers[0].url).post("/x", {})
-    assert found.value.status == status
-    assert len(servers[0].asked) == 1
+def entries(answer):
+    return answer["choices"][0]["prompt_logprobs"]
 
 
-def test_patience_ends(servers, connect):
-    servers[0].before = failing(10**6, (503, {}))
-    start = time.monotonic()
-    with pytest.raises(ServerError, match=r"^--some_url http://127.*cannot serve.*tried for 0\.5 s.*--server_patience"):
-        connect(servers[0].url, patience=0.5).post("/x", {})
-    assert 0.4 < time.monotonic() - start < 3
+def free_url():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_a_server_that_stalls_is_given_up(servers, connect):
-    servers[0].before = lambda *_: time.sleep(2)
-    with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
-        connect(servers[0].url, timeout=0.2, patience=0.3).post("/x", {})
+FAILURES = {
+    "429": status(429), "429 retry-after": status(429, Retry_After="0.5"), "408": status(408), "500": status(500),
+    "503": status(503), "closed": close_connection, "stalled": stall(1.5),
+}  # fmt: skip
 
 
-def test_nobody_there(connect):
-    with pytest.raises(ServerError, match=r"^--some_url http://127\.0\.0\.1:9: /x does not answer"):
-        connect("http://127.0.0.1:9", patience=0.3).post("/x", {})
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_what_may_pass_is_tried_again_and_the_answer_is_right(parts, failure):
+    with serving(*parts) as server, client(server.url, timeout=0.7) as http:
+        right = http.post(PATH, ASK)
+        server.failures += [failure, failure]
+        assert http.post(PATH, ASK) == right
+        assert len(server.scored) == 4
 
 
-def test_requests_are_shared_out_and_bounded(servers, connect):
-    lock, busy, most = threading.Lock(), [0], [0]
-
-    def slow(*_):
-        with lock:
-            busy[0] += 1
-            most[0] = max(most[0], busy[0])
-        time.sleep(0.02)
-        with lock:
-            busy[0] -= 1
-        return 200, {}
-
-    for server in servers:
-        server.before = slow
-    client = connect(*(server.url for server in servers), concurrency=3)
-    for future in [client.submit("/x", {}) for _ in range(24)]:
-        future.result()
-    assert most[0] == 3
-    assert [len(server.asked) for server in servers] == pytest.approx([12, 12], abs=3)
+@pytest.mark.parametrize("asked", ["1.2", formatdate(time.time() + 3600, usegmt=True)], ids=["seconds", "date"])
+def test_a_server_is_left_alone_for_as_long_as_it_asks_but_not_beyond_patience(parts, asked):
+    with serving(*parts) as server, client(server.url, patience=1.5) as http:
+        server.failures.append(status(429, Retry_After=asked))
+        began = time.monotonic()
+        http.post(PATH, ASK)
+        assert 1.15 < time.monotonic() - began < 2.5
 
 
-def test_another_server_takes_over_at_once(servers, connect):
-    lost = []
-    servers[0].before = failing(10**6, (500, {}))
-    servers[1].before = lambda *_: (200, {"fine": True})
-    client = connect(*(server.url for server in servers), patience=30.0)
-    start = time.monotonic()
-    assert [client.post("/x", {}, on_lost=lost.append) for _ in range(4)] == [{"fine": True}] * 4
-    assert time.monotonic() - start < 2
-    assert set(lost) == {servers[0].url}
+@pytest.mark.parametrize("code", [400, 401, 404, 422])
+def test_other_refusals_are_final_and_tell_what_the_server_said(parts, code):
+    with serving(*parts) as server, client(server.url) as http:
+        server.failures.append(status(code, message="max_tokens\nmust be " + "very " * 100))
+        with pytest.raises(
+            ServerError, match=rf"^--some_url {server.url}: {PATH} answered {code}: max_tokens must"
+        ) as e:
+            http.post(PATH, ASK)
+        assert e.value.status == code
+        assert len(server.scored) == 1
+        assert "\n" not in str(e.value)
+        assert len(str(e.value)) < 240 + 200
 
 
-def test_the_key_is_sent_and_never_shown(servers, connect, monkeypatch):
-    client = connect(servers[0].url)
-    client.close()
-    monkeypatch.setenv(KEY_VARIABLE, "sk-secret-123")
-    servers[0].before = lambda *_: (400, {"error": {"message": "bad key sk-secret-123"}})
-    with pytest.raises(ServerError) as found:
-        HttpClient(
-            [servers[0].url], flag="--some_url", key_variable=KEY_VARIABLE, timeout=5, patience=0, concurrency=1
-        ).post("/x", {})
-    assert "secret" not in str(found.value)
-    assert "***" in str(found.value)
+def test_success_without_json_is_an_error(parts):
+    with serving(*parts) as server, client(server.url) as http:
+        server.failures.append(text("<html>"))
+        with pytest.raises(ServerError, match="not JSON"):
+            http.post(PATH, ASK)
+
+
+def test_patience_ends_with_flag_and_address():
+    url = free_url()
+    with client(url, patience=0.6) as http:
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=rf"^--some_url {url}: {PATH} does not answer: .*refused.* 0.6 s") as e:
+            http.post(PATH, ASK)
+        assert 0.55 < time.monotonic() - began < 2.0
+        assert e.value.status is None
+
+
+def test_a_stalled_server_costs_its_time_out_and_then_patience(parts):
+    with serving(*parts) as server, client(server.url, timeout=0.3, patience=0.4) as http:
+        server.failures += [stall(3.0)] * 20
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=r"no answer within 0\.3 s"):
+            http.post(PATH, ASK)
+        assert time.monotonic() - began < 2.5
+        assert len(server.scored) >= 2, "one time-out is not the end, even if it lasted longer than patience"
+
+
+def test_an_answer_that_never_ends_is_timed_out(parts):
+    def drip(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(30):  # each byte in time for the next
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    with serving(*parts) as server, client(server.url, timeout=0.5) as http:
+        server.failures.append(drip)
+        began = time.monotonic()
+        assert len(entries(http.post(PATH, ASK))) == 3
+        assert time.monotonic() - began < 2.0
+
+
+def test_requests_are_shared_out_and_bounded(parts):
+    with serving(*parts, slow=0.03) as one, serving(*parts, slow=0.03) as two:
+        with client(one.url, two.url, concurrency=3) as http:
+            asked = [http.submit(PATH, {**ASK, "prompt": [5, i]}) for i in range(24)]
+            answers = [future.result(timeout=10) for future in asked]
+        for i, answer in enumerate(answers):
+            assert str(i) in entries(answer)[1], "each gets its own answer"
+        assert abs(len(one.scored) - len(two.scored)) <= 4
+        assert len(one.scored) + len(two.scored) == 24
+        assert one.most_in_flight <= 2
+        assert two.most_in_flight <= 2
+    with serving(*parts, slow=0.03) as server, client(server.url, concurrency=3) as http:
+        threads = [threading.Thread(target=http.post, args=(PATH, ASK)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.most_in_flight == 3
+
+
+def test_the_least_busy_server_is_asked(parts):
+    with serving(*parts, slow=0.6) as slow, serving(*parts, slow=0.01) as quick:
+        with client(slow.url, quick.url, concurrency=4) as http:
+            for future in [http.submit(PATH, ASK) for _ in range(30)]:
+                future.result(timeout=10)
+        assert len(quick.scored) > 2 * len(slow.scored)
+
+
+def test_one_lost_server_of_two_stops_nobody(parts):
+    said = []
+    with serving(*parts) as server, client(free_url(), server.url, patience=3, say=said.append) as http:
+        began = time.monotonic()
+        for _ in range(20):
+            http.post(PATH, ASK)
+        assert time.monotonic() - began < 2.0
+    assert len(said) == 1, "one message for one loss"
+    assert said[0].startswith(f"--some_url {http.urls[0]}: ")
+
+
+def test_who_wants_to_know_of_a_loss_is_told_before_the_next_try(parts):
+    told, said = [], []
+    with serving(*parts) as server, client(server.url, say=said.append) as http:
+        for failure, lost in ((close_connection, True), (status(500), True), (status(429), False)):
+            told.clear()
+            server.failures.append(failure)
+            seen = len(server.scored)
+            http.post(PATH, ASK, on_lost=lambda url, seen=seen: told.append((url, len(server.scored) - seen)))
+            assert told == ([(server.url, 1)] if lost else [])
+        server.failures.append(close_connection)
+        http.submit(PATH, ASK, on_lost=lambda url: told.append(url)).result(timeout=5)
+        assert told == [server.url]
+    assert [line.endswith("answers again") for line in said] == [False, True] * 3
+
+
+def test_a_server_that_comes_back_completes_the_request(parts):
+    said = []
+    with serving(*parts) as server:
+        port = server.server_port
+        right = None
+        with client(server.url, patience=10, say=said.append) as http:
+            right = http.post(PATH, ASK)
+            server.stop()
+            waiting = http.submit(PATH, ASK)
+            time.sleep(0.8)
+            assert not waiting.done()
+            with serving(*parts, port=port):
+                assert waiting.result(timeout=10) == right
+    assert said[-1].endswith("answers again")
+
+
+def test_the_key_is_sent_and_never_shown(parts, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    said = []
+    monkeypatch.setenv(VARIABLE, f" {KEY}\n")
+    with serving(*parts, key=KEY) as server, client(server.url, patience=0.2, say=said.append) as http:
+        http.post(PATH, ASK)
+        assert server.keys == [f"Bearer {KEY}"]
+        messages = []
+        for failure in (status(500, message=f"bad key {KEY}"), status(400, message=f"bad key {KEY}")):
+            server.failures += [failure] * 9
+            with pytest.raises(ServerError, match=r"bad key \*\*\*") as e:
+                http.post(PATH, ASK)
+            server.failures.clear()
+            messages.append(str(e.value))
+        shown = " ".join([*messages, *said, caplog.text, repr(http.__dict__.get("_http"))])
+    assert KEY not in shown
+    monkeypatch.setenv(VARIABLE, "wrong")
+    wrong_key = pytest.raises(ServerError, match=rf"answered 401: .*{VARIABLE}")
+    with serving(*parts, key=KEY) as server, client(server.url) as http, wrong_key:
+        http.get_from(server.url, "/v1/models")
+    monkeypatch.setenv(VARIABLE, "ключ" + KEY)
+    with pytest.raises(UserError, match=f"^{VARIABLE}: ") as e, client("http://h"):
+        pass
+    assert KEY not in str(e.value)
 
 
 @pytest.mark.parametrize(
-    "urls",
-    [["ftp://host"], ["host:80"], ["http://"], ["http://a:x"], [], ["http://u:p@h"], ["http://a", "http://a/v1"]],
+    ("urls", "said"),
+    [
+        ((), "no address"),
+        (("localhost:8000",), "is no address"),
+        (("http://",), "is no address"),
+        (("http://h:port",), "is no address"),
+        (("http://h:1", "http://h:1/v1"), "given twice"),
+        (("http://user:word@h:1",), "password"),
+    ],
 )
-def test_addresses_that_are_none(urls, connect):
-    with pytest.raises(UserError, match=r"^--some_url: ") as found:
-        connect(*urls)
-    assert "u:p" not in str(found.value)
+def test_what_is_no_address_is_refused(urls, said):
+    with pytest.raises(UserError, match=f"^--some_url: .*{said}") as e, client(*urls):
+        pass
+    assert "word@" not in str(e.value)
+
+
+def test_addresses_are_tidied():
+    with client(" http://h:1/v1/ ", "https://h/prefix/") as http:
+        assert http.urls == ("http://h:1", "https://h/prefix")
+
+
+def test_closing_gives_up_what_is_under_way(parts):
+    with serving(*parts) as server, client(free_url(), patience=60, concurrency=1) as http:
+        del server
+        going, waiting = http.submit(PATH, ASK), http.submit(PATH, ASK)
+        time.sleep(0.1)
+        http.close()
+        with pytest.raises(ServerError, match="the run is over"):
+            going.result(timeout=3)
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=3)
