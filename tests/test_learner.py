@@ -244,7 +244,9 @@ def test_a_bad_update_is_skipped_and_several_in_a_row_stop_the_run():
     for _ in range(MAX_SKIPPED - 1):
         assert training.learner.update([[bad]], 0)["skipped"] == 1.0
     assert max(differences(before, training.weights()).values()) == 0.0
+    versions = training.updates.version
     assert training.learner.update([[good]], 0)["skipped"] == 0.0, "a good one in between starts the count again"
+    assert (versions, training.updates.version) == (0, 1), "only what was applied makes new weights"
     assert all(w.isfinite().all() for w in training.weights().values())
     for _ in range(MAX_SKIPPED - 1):
         training.learner.update([[bad]], 0)

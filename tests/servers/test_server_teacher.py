@@ -1,6 +1,5 @@
 """A real vLLM in bfloat16 as teacher, against our own scoring in float32."""
 
-import threading
 import time
 
 import pytest
@@ -100,14 +99,13 @@ def test_a_server_that_is_killed_and_comes_back_leaves_no_gap(teacher_server, to
     said = []
     teacher = opened(teacher_server, tokenizer, say=said.append)
     before = teacher.score(batch).teacher_logprobs
-    restarting = threading.Thread(target=teacher_server.restart)
     try:
         for each in long:
             teacher.prepare(each)
         time.sleep(0.3)  # some are answered, some under way, some not begun
-        restarting.start()
+        teacher_server.kill()
+        teacher_server.start(wait=False)  # not from a thread, with whose end the server would end
         scored = teacher.score(collate(long, tokenizer.eos_token_id))
-        restarting.join()
         again = teacher.score(collate(long, tokenizer.eos_token_id))
         after_it = teacher.score(batch).teacher_logprobs
     finally:

@@ -168,6 +168,15 @@ def test_one_lost_server_of_two_stops_nobody(parts):
     assert said[0].startswith(f"--some_url {http.urls[0]}: ")
 
 
+def test_a_server_that_fails_is_spared_while_another_answers(parts):
+    with serving(*parts) as failing, serving(*parts) as server, client(failing.url, server.url) as http:
+        failing.failures += [status(503, Retry_After="5")] * 50
+        for _ in range(20):
+            http.post(PATH, ASK)
+        assert len(failing.scored) == 1
+        assert len(server.scored) == 20
+
+
 def test_who_wants_to_know_of_a_loss_is_told_before_the_next_try(parts):
     told, said = [], []
     with serving(*parts) as server, client(server.url, say=said.append) as http:
