@@ -1,25 +1,11 @@
-"""Command line and YAML → TrainConfig. Every flag, its help and its type come from the config's fields."""
+"""Command line and YAML → TrainConfig."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
-import json
-import typing
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from types import NoneType
-from typing import Any, NoReturn
-
-import yaml
 
 from local_distill.config import TrainConfig
-from local_distill.errors import UserError
-
-LATEST = "latest"
-"""What ``--resume`` means when no folder follows it."""
+from local_distill.settings import parse
 
 USAGE = """\
 python -m local_distill.train_on_policy_local
@@ -33,174 +19,10 @@ examples:
       --config_file local_distill/accelerate_config_multi_gpu.yaml \\
       -m local_distill.train_on_policy_local --config run.yaml
 """
-
-NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-"""How an error calls what a setting of a type needs."""
+PROG = "local_distill.train_on_policy_local"
+DESCRIPTION = "On-policy distillation of a student model from a teacher model."
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
-    """The settings of a run: defaults, then the YAML file, then the command line.
-
-    Raises UserError for anything that is unknown or of the wrong kind. ``--help`` prints and exits.
-    """
-    given = vars(_parser().parse_args([_underscored(word) for word in argv]))
-    file = given.pop("config", None)
-    settings = {**({} if file is None else read_yaml(Path(file))), **given}
-    return TrainConfig(**settings)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings from a YAML mapping with the flags' names, each checked for its type."""
-    where = f"--config {path}"
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        content = yaml.load(text, _Loader)
-        written = yaml.load(text, yaml.BaseLoader)  # every word as it stands there
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror}); give an existing YAML file") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{where}: not valid YAML, line {line}: {error.problem}; mend it there") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-45
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend the file") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: needs to be a mapping of flag names to values, like `batch_size: 8`")
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    settings: dict[str, Any] = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in fields:
-            raise UserError(f"{where}: {key}: unknown setting; {_did_you_mean(name, fields)}--help lists them all")
-        if name in settings:
-            raise UserError(f"{where}: {name}: given twice, once with hyphens; drop one of them")
-        try:
-            settings[name] = _from_yaml(fields[name], value, written.get(key, value))
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"{where}: {name}: {error}") from error
-    return settings
-
-
-def setting_types() -> dict[str, type]:
-    """The plain type of each setting: bool, int, float or str."""
-    hints = typing.get_type_hints(TrainConfig)
-    return {
-        name: next(t for t in typing.get_args(hint) or (hint,) if t is not NoneType) for name, hint in hints.items()
-    }
-
-
-def describe(field: dataclasses.Field[Any]) -> str:
-    """A setting's help, with its default, as ``--help`` and docs/flags.md show it."""
-    help_text: str = field.metadata["help"]
-    if field.default is None or field.default == "" or "efault" in help_text:
-        return help_text
-    return f"{help_text} Default: {str(field.default).lower() if field.default in (True, False) else field.default}."
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is given twice is a mistake; the second would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in our form."""
-
-    def error(self, message: str) -> NoReturn:
-        name, _, reason = message.removeprefix("argument ").partition(": ")
-        if name == "unrecognized arguments":
-            word = reason.split()[0].partition("=")[0]
-            if not word.startswith("-"):
-                raise UserError(f"{word}: belongs to no flag; switches such as --use_lora take no value, drop it")
-            names = [field.name for field in dataclasses.fields(TrainConfig)]
-            raise UserError(
-                f"{word}: unknown flag; {_did_you_mean(word.lstrip('-'), names, '--')}--help lists them all"
-            )
-        if reason.startswith("expected"):
-            reason = f"needs a value after it; one that begins with a dash goes behind an equals sign: {name}=-…"
-        elif reason.startswith("ignored explicit argument"):
-            name, _, off = name.partition("/")
-            reason = f"a switch, takes no value; give {name} or {off}"
-        raise UserError(f"{name}: {reason}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="local_distill.train_on_policy_local",
-        usage=USAGE,
-        description="On-policy distillation of a student model from a teacher model.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # only what is really given overrides the YAML file
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="YAML", help="Read settings from this file; the command line wins.")
-    groups: dict[str, Any] = {}
-    types = setting_types()
-    for field in dataclasses.fields(TrainConfig):
-        heading = field.metadata["group"]
-        group = groups.setdefault(heading, None) or parser.add_argument_group(heading)
-        groups[heading] = group
-        _add_flag(group, field, types[field.name])
-    return parser
-
-
-def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:
-    help_text = describe(field).replace("%", "%%")
-    if kind is bool:
-        group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=help_text)
-        return
-    more: dict[str, Any] = {"nargs": "?", "const": LATEST} if field.name == "resume" else {}
-    choices = field.metadata["choices"]
-    plain = {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
-    metavar = f"{{{','.join(choices)}}}" if choices else plain
-    group.add_argument(
-        f"--{field.name}", type=partial(_from_word, field, kind), metavar=metavar, help=help_text, **more
-    )
-
-
-def _underscored(word: str) -> str:
-    """--batch-size is --batch_size; values, and what stands after an equals sign, are left alone."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    if name.startswith("--no-"):  # argparse's own spelling of a flag that is switched off
-        return "--no-" + name[5:].replace("-", "_") + equals + value
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _from_word(field: dataclasses.Field[Any], kind: type, word: str) -> Any:
-    """A setting's value out of text. Raises ArgumentTypeError, for argparse and the YAML file to add the place."""
-    choices = field.metadata["choices"]
-    if choices and word not in choices:
-        raise argparse.ArgumentTypeError(f"{word!r} given, needs one of {', '.join(choices)}")
-    try:
-        return kind(word)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{word!r} given, needs {NEEDED[kind]}") from error
-
-
-def _from_yaml(field: dataclasses.Field[Any], value: Any, written: Any) -> Any:
-    """A setting's value out of a YAML value. written: its text, in which `off` and 007 are still what they were."""
-    kind = setting_types()[field.name]
-    if value is None:
-        return field.default
-    if field.name == "resume" and isinstance(value, bool):
-        return LATEST if value else None
-    if field.name == "chat_template_kwargs" and isinstance(value, dict):  # it reads naturally as a YAML mapping
-        return json.dumps(value, default=str)
-    if isinstance(value, list | dict) or (isinstance(value, bool) != (kind is bool) and kind is not str):
-        raise argparse.ArgumentTypeError(f"{value!r} given, needs {NEEDED[kind]}")
-    if kind is bool:
-        return value
-    if isinstance(value, float) and value.is_integer() and kind is int:
-        value = int(value)
-    # YAML 1.1 reads 1e-4 as text, so numbers may come as text.
-    return _from_word(field, kind, str(written if kind is str else value))
-
-
-def _did_you_mean(word: str, names: typing.Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(word.replace("-", "_"), list(names), n=1, cutoff=0.6)
-    return f"did you mean {prefix}{near[0]}? " if near else ""
+    """The settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
+    return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION)

@@ -7,23 +7,14 @@ are handed the values they need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from local_distill.setting_checks import DIVERGENCES, SAMPLED_LOSSES, check_settings
+from local_distill.settings import option
 
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 1e-5
-
-
-def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
-    """One setting.
-
-    group: the heading of ``--help`` it stands under. choices: the only values it may take.
-    fixed: a resumed run must have the same value, or it would be another run.
-    """
-    return field(default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed})
 
 
 _model = partial(option, "models")

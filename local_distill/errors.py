@@ -1,4 +1,10 @@
-"""The exceptions for what the user can mend."""
+"""The exceptions for what the user can mend, and how a command ends on one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -11,3 +17,13 @@ class UserError(Exception):
 
 class RunError(UserError):
     """The same in the middle of a run; told together with what was saved of it."""
+
+
+def exit_code_of(action: Callable[[], int]) -> int:
+    """The action's own exit code, or 2 after a user's mistake, told in one line."""
+    try:
+        return action()
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one a machine says it
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2

@@ -23,9 +23,9 @@ from local_distill.checkpoint import (
     open_checkpoint,
     set_aside_newer,
 )
-from local_distill.cli import LATEST
 from local_distill.errors import UserError
 from local_distill.models import ModelFiles
+from local_distill.settings import LATEST
 
 BYTES_PER_TRAINED_PARAMETER = 12
 """A float32 weight and AdamW's two float32 moments."""

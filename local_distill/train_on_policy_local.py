@@ -28,7 +28,7 @@ from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.distributed import on_every_process, on_main_process
 from local_distill.engines import Site, open_ahead
-from local_distill.errors import RunError, UserError
+from local_distill.errors import RunError, UserError, exit_code_of
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
@@ -54,12 +54,7 @@ SETTINGS_FILE = "config.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
-    try:
-        return train(parse_config(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one a machine says it
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)))
 
 
 def train(config: TrainConfig) -> int:

@@ -7,8 +7,8 @@ import dataclasses
 from itertools import groupby
 from pathlib import Path
 
-from local_distill.cli import describe, setting_types
 from local_distill.config import TrainConfig
+from local_distill.settings import describe, setting_types
 
 TARGET = Path(__file__).parent.parent / "docs" / "flags.md"
 INTRODUCTION = """\
@@ -25,7 +25,7 @@ This page is written by `scripts/write_flag_tables.py` from `local_distill/confi
 def render() -> str:
     """The page."""
     parts = [INTRODUCTION]
-    types = setting_types()
+    types = setting_types(TrainConfig)
     for group, fields in groupby(dataclasses.fields(TrainConfig), key=lambda f: f.metadata["group"]):
         parts.append(f"\n## {group[0].upper()}{group[1:]}\n\n| flag | takes | |\n| --- | --- | --- |\n")
         for field in fields:

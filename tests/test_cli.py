@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from local_distill.cli import LATEST, describe, parse_config, read_yaml, setting_types
+from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.losses import make_loss
+from local_distill.settings import LATEST, describe, read_yaml, setting_types
 from local_distill.train_on_policy_local import write_settings
 from local_distill.updates import learning_rate_at
 
@@ -51,7 +52,7 @@ OTHER_VALUES = {int: "7", float: "0.125", str: "some text"}
 @pytest.mark.parametrize("spelling", ["--{}", "--{}=", "hyphens"])
 def test_every_flag_sets_its_setting(spelling):
     """Each on its own, past the checks of combinations, with a value that is not its default."""
-    for name, kind in setting_types().items():
+    for name, kind in setting_types(TrainConfig).items():
         choices = FIELDS[name].metadata["choices"]
         value = choices[-1] if choices else OTHER_VALUES.get(kind)
         flag = "--" + (name.replace("_", "-") if spelling == "hyphens" else name)
@@ -200,7 +201,7 @@ def test_defaults_too_come_back_from_the_file(tmp_path):
     write_settings(config, tmp_path)
     (written,) = tmp_path.iterdir()
     assert parse_config(["--config", str(written)]) == config
-    assert set(read_yaml(written)) <= set(FIELDS)
+    assert set(read_yaml(TrainConfig, written)) <= set(FIELDS)
 
 
 # --- help ----------------------------------------------------------------------------------------

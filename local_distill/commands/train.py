@@ -1,0 +1,26 @@
+"""local-distill train: the documented entry under a shorter name."""
+
+from __future__ import annotations
+
+from local_distill.cli import DESCRIPTION
+from local_distill.commands.command import Command
+from local_distill.config import TrainConfig
+
+USAGE = """\
+local-distill train --student_model MODEL --teacher_model MODEL [settings]
+
+examples:
+  local-distill train --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
+  local-distill train --config run.yaml --steps 200
+  accelerate launch --num_processes 2 -m local_distill train --config run.yaml
+"""
+
+
+def run(config: TrainConfig) -> int:
+    """Train. Returns the exit code."""
+    from local_distill.train_on_policy_local import train  # it imports torch, which takes seconds
+
+    return train(config)
+
+
+COMMAND = Command("train", TrainConfig, run, USAGE, DESCRIPTION)
