@@ -68,12 +68,13 @@ class LoraSettings:
 class AdapterFiles:
     """An adapter that was trained before, its settings read and its weights not yet.
 
-    path: as given. folder: where its files are. config: peft's.
+    path: as given. folder: where its files are. config: peft's. flag: what it was given as, for messages.
     """
 
     path: str
     folder: Path
     config: Any
+    flag: str = FLAG
 
     @property
     def rank(self) -> int:
@@ -107,7 +108,7 @@ class AdapterFiles:
         config.inference_mode = False
         config.init_lora_weights = True  # zeros, until its own weights are loaded
         config.base_model_name_or_path = None  # peft puts in what it is put on
-        with _peft_without_warnings(), model.device, in_one_line(FLAG, self.path, "it", "adapter"):
+        with _peft_without_warnings(), model.device, in_one_line(self.flag, self.path, "it", "adapter"):
             try:
                 adapted = get_peft_model(model, config)
             except ValueError as error:  # no module of these names
@@ -129,53 +130,53 @@ class AdapterFiles:
         made_for = f", made for {made_for}," if made_for else ""
         what = what if len(what) <= 240 else what[:239] + "…"
         return UserError(
-            f"{FLAG} {self.path}: this adapter{made_for} does not fit --student_model ({what}); give the model that "
-            "it was trained on"
+            f"{self.flag} {self.path}: this adapter{made_for} does not fit --student_model ({what}); give the model "
+            "that it was trained on"
         )
 
     def _on_the_head(self) -> UserError:
         return UserError(
-            f"{FLAG} {self.path}: changes the output head, which must stay as it is; merge the adapter into its base "
-            "with peft's merge_and_unload and save_pretrained, and give that folder as --student_model"
+            f"{self.flag} {self.path}: changes the output head, which must stay as it is; merge the adapter into its "
+            "base with peft's merge_and_unload and save_pretrained, and give that folder as --student_model"
         )
 
 
-def open_adapter(path: str) -> AdapterFiles:
+def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
     """The adapter in a local folder or under a hub id, of which its settings and weights alone are downloaded.
 
     Raises UserError when it is not one of low-rank products beside linear layers other than the head, in safetensors.
     """
     path = expanded(path)
-    folder = local_folder(FLAG, path, "adapter") or _downloaded(path)
+    folder = local_folder(flag, path, "adapter") or _downloaded(flag, path)
     if not (folder / SETTINGS).is_file():
         found = "a whole model, needs an adapter on one" if (folder / "config.json").is_file() else "not an adapter"
-        raise UserError(f"{FLAG} {path}: {found}, it has no {SETTINGS}; give the folder of a LoRA adapter")
-    with in_one_line(FLAG, path, SETTINGS, "adapter"):
+        raise UserError(f"{flag} {path}: {found}, it has no {SETTINGS}; give the folder of a LoRA adapter")
+    with in_one_line(flag, path, SETTINGS, "adapter"):
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         kind = settings["peft_type"]
     if kind != "LORA":
-        raise UserError(f"{FLAG} {path}: an adapter of the kind {kind}, needs LORA; give another")
-    _check_weights(path, folder)
-    with in_one_line(FLAG, path, SETTINGS, "adapter"), _peft_without_warnings():
+        raise UserError(f"{flag} {path}: an adapter of the kind {kind}, needs LORA; give another")
+    _check_weights(flag, path, folder)
+    with in_one_line(flag, path, SETTINGS, "adapter"), _peft_without_warnings():
         from peft import LoraConfig
 
         config = LoraConfig.from_pretrained(str(folder))
-    adapter = AdapterFiles(path, folder, config)
+    adapter = AdapterFiles(path, folder, config, flag)
     _check_settings(adapter)
     return adapter
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(flag: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    with in_one_line(FLAG, name, "it", "adapter"):
+    with in_one_line(flag, name, "it", "adapter"):
         return Path(snapshot_download(name, allow_patterns=[SETTINGS, WEIGHTS]))
 
 
-def _check_weights(path: str, folder: Path) -> None:
+def _check_weights(flag: str, path: str, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{FLAG} {path}: no {WEIGHTS} in it; weights in another format, such as adapter_model.bin, are pickles, "
+            f"{flag} {path}: no {WEIGHTS} in it; weights in another format, such as adapter_model.bin, are pickles, "
             "which can run code, and are not read; convert them where you trust them: load the adapter with peft and "
             "save_pretrained it"
         )
@@ -183,7 +184,7 @@ def _check_weights(path: str, folder: Path) -> None:
         with safe_open(folder / WEIGHTS, framework="pt"):  # compares the header with the file's length
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{FLAG} {path}: {WEIGHTS} is damaged or cut short; get the adapter again") from error
+        raise UserError(f"{flag} {path}: {WEIGHTS} is damaged or cut short; get the adapter again") from error
 
 
 def _check_settings(adapter: AdapterFiles) -> None:
@@ -198,8 +199,8 @@ def _check_settings(adapter: AdapterFiles) -> None:
     more += ["init_lora_weights"] if config.init_lora_weights not in STARTS_FROM_THE_BASE else []
     if more:
         raise UserError(
-            f"{FLAG} {adapter.path}: its {SETTINGS} sets {more[0]} to {getattr(config, more[0])!r}, needs an adapter "
-            "that leaves the model under it as it is; merge it into its base with peft's merge_and_unload and "
+            f"{adapter.flag} {adapter.path}: its {SETTINGS} sets {more[0]} to {getattr(config, more[0])!r}, needs an "
+            "adapter that leaves the model under it as it is; merge it into its base with peft's merge_and_unload and "
             "save_pretrained, and give that folder as --student_model"
         )
 

@@ -111,14 +111,14 @@ class Checkpointer:
                 _discard(final)
             partial.rename(final)
             _sync(self._output_dir)
-            for old in _step_folders(self._output_dir)[self._keep :]:
+            for old in step_folders(self._output_dir)[self._keep :]:
                 _discard(old)
         self._accelerator.wait_for_everyone()
 
 
 def last_saved(output_dir: Path) -> str:
     """In words, for a message: where the newest checkpoint is."""
-    folders = _step_folders(output_dir)
+    folders = step_folders(output_dir)
     return f"the last good checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
 
 
@@ -127,7 +127,7 @@ def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
 
     Raises UserError when there is none.
     """
-    folders = _step_folders(output_dir) if output_dir.is_dir() else []
+    folders = step_folders(output_dir) if output_dir.is_dir() else []
     notes: list[str] = []
     for folder in folders:
         try:
@@ -164,7 +164,7 @@ def set_aside_newer(output_dir: Path, step: int) -> list[Path]:
     Returns their new names; nothing is deleted.
     """
     renamed = []
-    for folder in _step_folders(output_dir):
+    for folder in step_folders(output_dir):
         if int(folder.name.removeprefix(PREFIX)) > step:
             target = folder.with_name(f"superseded-{folder.name}-{secrets.token_hex(2)}")
             renamed.append(folder.rename(target))
@@ -182,8 +182,8 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _step_folders(output_dir: Path) -> list[Path]:
-    """Newest first."""
+def step_folders(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by their names alone, newest first."""
     folders = [f for f in output_dir.glob(f"{PREFIX}*") if f.is_dir() and f.name.removeprefix(PREFIX).isdigit()]
     return sorted(folders, key=lambda f: int(f.name.removeprefix(PREFIX)), reverse=True)
 
