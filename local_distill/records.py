@@ -1,7 +1,10 @@
 """The JSONL files of a run: what every step measured, and what every evaluation said.
 
     metrics.jsonl       {"step": 7, "reverse_kl": 1.2, …} after each step, {"step": 10, "eval/reverse_kl": …}
-    completions.jsonl   {"step": 10, "reverse_kl": …, "completions": [{"prompt": …, "text": …}, …]}
+    completions.jsonl   {"step": 10, "reverse_kl": …, "completions": [{"prompt": …, "text": …, "pieces": […]}, …]}
+
+A piece is one token: {"text": " sky", "student": -0.4, "teacher": -1.9, "reverse_kl": 1.2, "top": [[" sky", -1.9], …]};
+see types.Piece. Files of older runs have none.
 
 ``step`` is the number of finished updates: 1 after the first, 0 for the evaluation before training.
 Knows nothing of terminals or experiment trackers.
@@ -18,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.types import Completion, Evaluation
+from local_distill.types import Completion, Evaluation, Piece
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -111,8 +114,18 @@ def training_totals(path: Path) -> tuple[int, float]:
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
-    completions = tuple(Completion(**_null_to_nan(each)) for each in record["completions"])
+    completions = tuple(_completion(each) for each in record["completions"])
     return Evaluation(**{**_null_to_nan(record), "completions": completions})
+
+
+def _completion(record: dict[str, Any]) -> Completion:
+    pieces = tuple(_piece(each) for each in record.get("pieces", ()))
+    return Completion(**{**_null_to_nan(record), "pieces": pieces})
+
+
+def _piece(record: dict[str, Any]) -> Piece:
+    top = tuple((text, math.nan if logprob is None else logprob) for text, logprob in record["top"])
+    return Piece(**{**_null_to_nan(record), "top": top})
 
 
 def _null_to_nan(record: dict[str, Any]) -> dict[str, Any]:

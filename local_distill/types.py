@@ -203,10 +203,28 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One token of a completion, in words.
+
+    text: what it adds to the text; a special token's own name. student, teacher: s_t and q_t, nats, temperature 1.
+    reverse_kl: the exact KL at that position where the teacher gives its whole distribution, else s_t − q_t, nats.
+    top: the teacher's likeliest tokens there with their log-probs, likeliest first, up to 5; empty where the teacher
+        cannot tell.
+    """
+
+    text: str
+    student: float
+    teacher: float
+    reverse_kl: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Completion:
     """A finished rollout, in words, for people to read.
 
     reverse_kl: mean of log p_student − log q_teacher over its tokens, nats per token.
+    pieces: its tokens one by one, special ones included; empty in files of older runs.
     """
 
     prompt: str
@@ -214,6 +232,7 @@ class Completion:
     tokens: int
     finish: Literal["stop", "length"]
     reverse_kl: float
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
