@@ -12,15 +12,15 @@ Knows nothing of terminals or experiment trackers.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from local_distill.errors import UserError
+from local_distill.jsonl import read_records, to_json
 from local_distill.types import Completion, Evaluation, Piece
 
 METRICS_FILE = "metrics.jsonl"
@@ -35,11 +35,6 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
         "eval/completion_tokens": evaluation.length,
         "eval/truncated": evaluation.truncated,
     }
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads: NaN and infinities, which JSON lacks, become null. One line unless indented."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 class JsonlWriter:
@@ -104,12 +99,12 @@ def read_evaluations(path: Path) -> list[Evaluation]:
 
     Raises UserError when a line other than the last is no record, OSError when there is no such file.
     """
-    return [_evaluation(record) for _, record in _records(path)]
+    return [_evaluation(record) for _, record in read_records(path)]
 
 
 def training_totals(path: Path) -> tuple[int, float]:
     """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl."""
-    steps = [record for _, record in _records(path) if "seconds/step" in record]
+    steps = [record for _, record in read_records(path) if "seconds/step" in record]
     return int(sum(step["tokens"] for step in steps)), float(sum(step["seconds/step"] for step in steps))
 
 
@@ -132,34 +127,10 @@ def _null_to_nan(record: dict[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in record.items()}
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of the file with the record it holds; a last line that a crash cut short is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and "step" in record:
-            yield line, record
-        elif number < len(lines):
-            raise UserError(f"{path}:{number}: not a JSON record; repair or remove that line")
-
-
 def _remove_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [f"{line}\n" for line, record in _records(path) if record["step"] <= step]
+    kept = [f"{line}\n" for line, record in read_records(path) if record["step"] <= step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)  # a crash leaves either the old file or the new one
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return value

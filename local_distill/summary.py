@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from local_distill.records import to_json
+from local_distill.jsonl import to_json
 from local_distill.terminal import clean, number, open_console, percent, shorten, with_error
 from local_distill.types import Completion, Evaluation
 
