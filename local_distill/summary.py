@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from local_distill.jsonl import to_json
-from local_distill.terminal import clean, number, open_console, percent, shorten, with_error
+from local_distill.terminal import open_console
 from local_distill.types import Completion, Evaluation
+from local_distill.wording import clean, duration, number, percent, shorten, with_error
 
 MARKDOWN_FILE = "summary.md"
 JSON_FILE = "summary.json"
@@ -157,16 +158,7 @@ def _facts(facts: Facts) -> list[tuple[str, ...]]:
 
 def _fact(name: str, value: str | int | float) -> tuple[str, str]:
     if name == "seconds":
-        return "wall-clock", _duration(float(value))
+        return "wall-clock", duration(float(value))
     if name == "tokens":
         return "completion tokens", number(float(value))
     return name.replace("_", " "), clean(str(value))
-
-
-def _duration(seconds: float) -> str:
-    """45 s, 12 min 3 s, 1 h 23 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import sys
-import unicodedata
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Protocol
@@ -29,51 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from local_distill.types import Completion, Evaluation
-
-
-def number(value: float) -> str:
-    """Three significant digits: 0.0450, 1.23, 128, 12.3k, 1.23e-05, nan."""
-    if not math.isfinite(value):
-        return str(value)
-    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * scale:  # what rounds to 1000 is written as 1.00k
-            return f"{value / scale:#.3g}".rstrip(".") + suffix
-    return f"{value:#.3g}".rstrip(".")
-
-
-def with_error(mean: float, standard_error: float) -> str:
-    """A mean and its standard error: 1.23 ± 0.045."""
-    return f"{number(mean)} ± {standard_error:.2g}"
-
-
-def percent(share: float) -> str:
-    """A share between 0 and 1: 12 %."""
-    return f"{100 * share:.0f} %"
-
-
-def clean(text: str) -> str:
-    """Text that can only be read: no escape sequence, no control or invisible character; "\\n" ends a line."""
-    lines = _ESCAPE_SEQUENCE.sub("", text).expandtabs(4).splitlines()
-    return "\n".join("".join(map(_printable, line)) for line in lines)
-
-
-def shorten(text: str, characters: int, lines: int) -> str:
-    """Clean text, at most this long; an ellipsis stands for what is cut, one empty line for several."""
-    whole = re.sub(r"\n\s*\n", "\n\n", clean(text).strip("\n"))
-    kept = "\n".join(whole.split("\n")[:lines])[:characters]
-    return kept if kept == whole else f"{kept.rstrip()} …"
-
-
-# CSI sequences, and the strings (titles, hyperlinks, …) that a terminal would swallow up to their end.
-_ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?")
-_JOINERS = "\u200c\u200d"  # invisible, but Persian and emoji are spelled with them
-
-
-def _printable(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cs":  # half of a surrogate pair, which no encoding can write
-        return "\N{REPLACEMENT CHARACTER}"
-    return "" if category in ("Cc", "Cf") and character not in _JOINERS else character
+from local_distill.wording import number, percent, shorten, with_error
 
 
 class Terminal(Protocol):

@@ -26,8 +26,9 @@ from accelerate.utils import LoggerType
 from local_distill.engine_gap import GapWatch
 from local_distill.errors import UserError
 from local_distill.records import RunFiles, evaluation_metrics
-from local_distill.terminal import Terminal, clean
+from local_distill.terminal import Terminal
 from local_distill.types import Evaluation
+from local_distill.wording import clean
 
 DEFAULT_PROJECT = "local-distill"
 LOG_DIR = "logs"  # in the run's folder, for trackers that write files: tensorboard, aim

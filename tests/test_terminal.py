@@ -16,13 +16,11 @@ from local_distill.terminal import (
     LiveTerminal,
     PlainTerminal,
     SilentTerminal,
-    clean,
-    number,
     open_console,
     open_terminal,
-    shorten,
 )
 from local_distill.types import Completion, Evaluation
+from local_distill.wording import clean, number, shorten
 
 METRICS = {
     "reverse_kl": 1.2345,
