@@ -83,10 +83,23 @@ def open_data_set(dataset: str, *, path: str | None, split: str, column: str | N
     is_local = local.exists()
     if column is None and not is_local:
         raise UserError(f"{where}: needs --prompt_column, the column with the prompts; its page on the hub shows them")
-    table = _load_local(local, split, where) if is_local else _load_hub(place, split, where)
+    table = load_table(place, split, where)
     column = _check_table(table, column, split, where)
     label = local.name if is_local and not path else dataset
     return RawPrompts(_rows(table, column, named is not None and named.first_turn, where, label), name=dataset)
+
+
+def load_table(place: str, split: str, where: str, subset: str | None = None) -> Any:
+    """The rows of a data set's split, from a local file or folder where there is one, else from the hub.
+
+    subset: for a set that is several; a local copy has it in a folder of that name, or is that folder.
+    Raises UserError, beginning with ``where``, when they cannot be loaded.
+    """
+    local = Path(place).expanduser()
+    if not local.exists():
+        return _load_hub(place, split, where, subset)
+    part = local / subset if subset else local
+    return _load_local(part if part.is_dir() else local, split, where)
 
 
 def _rows(table: Any, column: str, first_turn: bool, where: str, label: str) -> _DataSetRows:
@@ -113,12 +126,12 @@ def _check_name(dataset: str) -> None:
     )
 
 
-def _load_hub(hub_id: str, split: str, where: str) -> Any:
+def _load_hub(hub_id: str, split: str, where: str, subset: str | None) -> Any:
     remedy = (
         f"with no network, run `hf download {hub_id} --repo-type dataset --local-dir DIR` where there is one, "
         "and give --dataset_path DIR"
     )
-    return _load(hub_id, {}, split, where, remedy)
+    return _load(hub_id, {"name": subset} if subset else {}, split, where, remedy)
 
 
 def _load_local(path: Path, split: str, where: str) -> Any:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from local_distill.errors import UserError
 from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer, read_messages
@@ -28,14 +29,32 @@ def read_prompts_file(path: str) -> RawPrompts:
     """
     where = f"--prompts_file {path}"
     file = Path(path).expanduser()
-    text = _read_text(file, where)
     if file.suffix.lower() in JSON_SUFFIXES:
-        prompts = [_json_prompt(line, f"{file.name}:{n}", f"{where}: line {n}") for n, line in _lines(text)]
+        prompts = [_json_prompt(row, f"{file.name}:{n}", f"{where}: line {n}") for n, row in json_rows(file, where)]
     else:
-        prompts = _text_prompts(text, file.name)
+        prompts = _text_prompts(_read_text(file, where), file.name)
     if not prompts:
         raise UserError(f"{where}: no prompt in it; write one prompt a line")
     return RawPrompts(prompts, name=path, must_fit=True)
+
+
+def json_rows(file: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, its JSON object) of the lines that are not blank.
+
+    Raises UserError, beginning with ``where``, for a file that cannot be read and for a line that is something else.
+    """
+    for number, line in _lines(_read_text(file, where)):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{where}: line {number}: not JSON ({one_line(error)}); write one JSON object a line"
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f'{where}: line {number}: {type(row).__name__} given, needs a JSON object such as {{"prompt": "…"}}'
+            )
+        yield number, row
 
 
 def _read_text(file: Path, where: str) -> str:
@@ -72,13 +91,7 @@ def _text_prompts(text: str, name: str) -> list[RawPrompt]:
     return [RawPrompt(read_messages(line, name), f"{name}:{number}") for number, line in _lines(text)]
 
 
-def _json_prompt(line: str, origin: str, where: str) -> RawPrompt:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({one_line(error)}); write one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f'{where}: {type(row).__name__} given, needs a JSON object such as {{"prompt": "…"}}')
+def _json_prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
     keys = [key for key in ("prompt", "messages") if key in row]
     if len(keys) != 1:
         given = "both prompt and messages" if keys else f"keys {', '.join(row) or '(none)'}"

@@ -138,12 +138,12 @@ class PromptSource:
 
     def _dealt(self, place: int) -> Prompt:
         epoch, index = divmod(place, len(self))
-        order = _shuffled(len(self), f"seed {self.seed} epoch {epoch}") if epoch else range(len(self))
+        order = shuffled(len(self), f"seed {self.seed} epoch {epoch}") if epoch else range(len(self))
         return self.training[order[index]]
 
 
 @lru_cache(maxsize=4)
-def _shuffled(size: int, key: str) -> tuple[int, ...]:
+def shuffled(size: int, key: str) -> tuple[int, ...]:
     """A permutation of range(size), drawn from ``key`` alone."""
     # Only random() is promised to be the same in every Python version; shuffle() is not.
     draw = random.Random(key).random
@@ -155,7 +155,7 @@ def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tall
     # Written prompts are all looked at now, and in the file's order, so that its first mistake is what is reported.
     written = [_fitting(_render(raw, renderer, i), limits) for i in range(len(raw))] if raw.must_fit else None
     seen: set[tuple[int, ...]] = set()
-    for index in _shuffled(len(raw), f"seed {seed}"):
+    for index in shuffled(len(raw), f"seed {seed}"):
         tally.looked_at += 1
         prompt = written[index] if written else _render(raw, renderer, index)
         if prompt is None:
