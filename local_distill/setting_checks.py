@@ -43,26 +43,26 @@ def _check_ranges(config: TrainConfig) -> None:
         if value == "" and name not in _MAY_BE_EMPTY:  # as from a shell variable that is not set
             raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
     for name in _AT_LEAST_ONE:
-        _require(name, getattr(config, name), lambda v: v >= 1, "at least 1")
+        require(name, getattr(config, name), lambda v: v >= 1, "at least 1")
     for name in _AT_LEAST_ZERO:
-        _require(name, getattr(config, name), lambda v: v >= 0, "0 or more")
-    _require("seed", config.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
+        require(name, getattr(config, name), lambda v: v >= 0, "0 or more")
+    require("seed", config.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
     for name in ("lora_alpha", "ratio_cap", "server_timeout"):
-        _require(name, getattr(config, name), lambda v: v > 0, "above 0")
+        require(name, getattr(config, name), lambda v: v > 0, "above 0")
     needed = f"at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy"
-    _require("temperature", config.temperature, lambda v: v >= LOWEST_TEMPERATURE, needed)
-    _require("learning_rate", config.learning_rate or 0.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
+    require("temperature", config.temperature, lambda v: v >= LOWEST_TEMPERATURE, needed)
+    require("learning_rate", config.learning_rate or 0.0, lambda v: 0 < v <= 1, "above 0 and at most 1")
     for name in ("top_p", "rollouts_memory_share"):
-        _require(name, getattr(config, name), lambda v: 0 < v <= 1, "above 0 and at most 1")
-    _require("kl_discount", config.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
-    _require("lora_dropout", config.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
-    _require("ppo_clip", config.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
-    _require("jsd_beta", config.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
+        require(name, getattr(config, name), lambda v: 0 < v <= 1, "above 0 and at most 1")
+    require("kl_discount", config.kl_discount, lambda v: 0 <= v <= 1, "between 0 and 1")
+    require("lora_dropout", config.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
+    require("ppo_clip", config.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
+    require("jsd_beta", config.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
     for name in ("top_k", "microbatch_tokens"):
         if getattr(config, name) is not None:
-            _require(name, getattr(config, name), lambda v: v >= 1, "at least 1")
+            require(name, getattr(config, name), lambda v: v >= 1, "at least 1")
     if config.eval_prompts is not None:
-        _require("eval_prompts", config.eval_prompts, lambda v: v >= 0, "0 or more")
+        require("eval_prompts", config.eval_prompts, lambda v: v >= 0, "0 or more")
 
 
 def _check_combinations(config: TrainConfig) -> None:
@@ -156,7 +156,8 @@ def _check_loss(config: TrainConfig) -> None:
         )
 
 
-def _require(name: str, value: float, holds: Callable[[float], bool], needed: str, most: int = LARGEST) -> None:
+def require(name: str, value: float, holds: Callable[[float], bool], needed: str, most: int = LARGEST) -> None:
+    """Raise UserError unless the number given as --``name`` is finite, not above ``most``, and as ``holds`` says."""
     if isinstance(value, float):
         given, fits = f"{value:g}", math.isfinite(value)
         needed = needed if fits else f"a finite number, {needed}"
