@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from local_distill.types import Completion, Evaluation
-from local_distill.wording import number, percent, shorten, with_error
+from local_distill.wording import clean, number, percent, shorten, with_error
 
 
 class Terminal(Protocol):
