@@ -46,8 +46,8 @@ class Trained:
         """The model as one set of weights, on the CPU; merged in float32, then rounded once."""
         if self.adapter is None:
             return self.files.load(dtype)
-        merged: PreTrainedModel = self.load(torch.float32).merge_and_unload()
-        return merged.to(dtype)  # type: ignore[arg-type]
+        merged: PreTrainedModel = self.load(torch.float32).merge_and_unload()  # type: ignore[operator]
+        return merged.to(dtype)
 
 
 def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: str = LAST) -> Trained:
