@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -10,17 +11,22 @@ from accelerate import Accelerator
 
 from local_distill.distributed import most_anywhere
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAME = 2.0
 """Seconds within which a second signal is the first one again: schedulers tell every process, and launchers too."""
 
 
 class StopRequest:
-    """Takes the first SIGINT or SIGTERM as a wish to stop after the step; another one, later, stops at once."""
+    """Takes the first SIGINT or SIGTERM as a wish to stop after the step; another one, later, stops at once.
+
+    Python hands signals to its main thread alone: in any other, nothing is taken.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._noted = 0.0
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = STOPPING if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
 
     @property
     def requested(self) -> bool:
@@ -33,11 +39,6 @@ class StopRequest:
         if number:
             self.signal = signal.Signals(number)
         return number > 0
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number, as shells and schedulers expect; 0 when the run ended by itself."""
-        return 0 if self.signal is None else 128 + self.signal
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ import torch
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed otherwise warns at import
 
-import transformers
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
@@ -32,6 +31,7 @@ from local_distill.errors import RunError, UserError, exit_code_of
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
+from local_distill.isolation import process_left_as_found
 from local_distill.preflight import (
     RunFolder,
     check_checkpoint_is_here,
@@ -44,6 +44,7 @@ from local_distill.preflight import (
     open_run_folder,
 )
 from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.summary import show_summary, write_summary
 from local_distill.terminal import open_terminal
@@ -54,13 +55,21 @@ SETTINGS_FILE = "config.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
-    return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)))
+    return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)).exit_code)
 
 
-def train(config: TrainConfig) -> int:
-    """Distil as ``config`` says. Returns the exit code. Raises UserError for what the user can mend."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+def train(config: TrainConfig) -> TrainResult:
+    """Distil as ``config`` says, print what happens, and leave everything in the run's folder.
+
+    As often as wanted in one process, from any thread; Ctrl-C and SIGTERM are heeded in the main thread alone.
+    Raises UserError, in one line, for what the user can mend.
+    """
+    with process_left_as_found():
+        return run_training(config)
+
+
+def run_training(config: TrainConfig) -> TrainResult:
+    """``train`` in a process that has no state of accelerate's."""
     # The processes meet before anything is checked, so that a mistake on one machine ends all.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     inputs = on_every_process(lambda: check_inputs(config))
@@ -82,6 +91,7 @@ def train(config: TrainConfig) -> int:
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
     stop = StopRequest()
     with ExitStack() as closing:
+        closing.callback(stop.restore)
         site = Site(inputs, accelerator, terminal.say, closing)
         ahead = open_ahead(site)
         log = open_run_log(
@@ -94,12 +104,13 @@ def train(config: TrainConfig) -> int:
             write_settings(config, run.path)
         with ending_in_one_line(run.path):
             done = build_and_run(site, ahead, run, log, stop)
-    stop.restore()
+    result = TrainResult(run.path, done, stopped_by=stop.signal)
     if accelerator.is_main_process:
-        finish(config, run, done, stop)
+        result = with_evaluations(result)
+        finish(config, result)
     accelerator.wait_for_everyone()  # a launcher ends the others when one process ends with another code than 0
     accelerator.end_training()
-    return stop.exit_code
+    return result
 
 
 @contextmanager
@@ -156,26 +167,32 @@ def unused_lora_note(config: TrainConfig) -> str:
     return f"--{unused[0]} is not used: all weights are trained, an adapter wants --use_lora"
 
 
-def finish(config: TrainConfig, run: RunFolder, done: int, stop: StopRequest) -> None:
+def with_evaluations(result: TrainResult) -> TrainResult:
+    """The result with the run's first and last evaluation, where there are any."""
+    evaluations = read_evaluations(result.folder / COMPLETIONS_FILE)
+    return replace(result, before=evaluations[0], after=evaluations[-1]) if evaluations else result
+
+
+def finish(config: TrainConfig, result: TrainResult) -> None:
     """Say how it ended: the summary, or the command to go on with."""
-    if stop.signal is not None:
-        print(f"stopped by {stop.signal.name} after step {done}, which is saved in {run.path}; to go on, launch again:")
-        print(f"  python -m local_distill.train_on_policy_local --config {run.path / SETTINGS_FILE} --resume")
+    folder, stopped_by = result.folder, result.stopped_by
+    if stopped_by is not None:
+        ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
+        print(f"{ended}; to go on, launch again:")
+        print(f"  python -m local_distill.train_on_policy_local --config {folder / SETTINGS_FILE} --resume")
         return
-    evaluations = read_evaluations(run.path / COMPLETIONS_FILE)
-    before, after = (evaluations[0], evaluations[-1]) if evaluations else (None, None)
-    tokens, seconds = training_totals(run.path / METRICS_FILE)
+    tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {
         "student": config.student_model,
         "teacher": teacher_in_words(config),
         "loss": config.loss,
-        "steps": done,
+        "steps": result.steps,
         "tokens": tokens,
         "seconds": seconds,
-        "checkpoint": str(run.path / f"step-{done}"),
+        "checkpoint": str(result.checkpoint),
     }
-    show_summary(before, after, facts)
-    write_summary(run.path, before, after, facts)
+    show_summary(result.before, result.after, facts)
+    write_summary(folder, result.before, result.after, facts)
 
 
 def write_settings(config: TrainConfig, folder: Path) -> None:

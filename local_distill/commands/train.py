@@ -20,7 +20,7 @@ def run(config: TrainConfig) -> int:
     """Train. Returns the exit code."""
     from local_distill.train_on_policy_local import train  # it imports torch, which takes seconds
 
-    return train(config)
+    return train(config).exit_code
 
 
 COMMAND = Command("train", TrainConfig, run, USAGE, DESCRIPTION)

@@ -1,0 +1,56 @@
+"""A run inside somebody else's process, such as a notebook: what it changes for all is put back."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+
+
+@contextmanager
+def process_left_as_found() -> Iterator[None]:
+    """Run with accelerate's state unset, quiet libraries and random numbers of its own; then all is as before.
+
+    What stays: glibc's allocator settings (host_memory.py), and environment variables that libraries set.
+    """
+    with ExitStack() as undo:
+        undo.callback(gc.collect)  # models are parts of cycles; the next run wants their memory
+        for state in (PartialState, AcceleratorState, GradientState):
+            undo.enter_context(_set_aside(state._shared_state))
+        undo.enter_context(_quiet_transformers())
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        gpus = range(torch.cuda.device_count()) if in_use else ()
+        undo.enter_context(torch.random.fork_rng(gpus))
+        yield
+
+
+@contextmanager
+def _set_aside(shared: dict[str, Any]) -> Iterator[None]:
+    """accelerate keeps one state for the whole process, in which another precision cannot be asked for."""
+    found = dict(shared)
+    shared.clear()
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(found)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
