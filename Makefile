@@ -9,7 +9,7 @@ MODELS := models
 VLLM := .venv-vllm
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-lora test test-servers lint docs clean
+.PHONY: demo demo-lora test test-servers test-harness lint docs clean
 
 demo: $(MODELS)/.made
 	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo.yaml --output_dir $(DEMO_RUN)
@@ -19,6 +19,11 @@ demo-lora: $(MODELS)/.made
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# 350 MB more: scipy, scikit-learn and the harness's own tasks.
+test-harness: $(VENV)/.test
+	$(PIP) --editable '.[harness]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/evaluating/test_harness.py
 
 test-servers: $(VENV)/.test $(MODELS)/.made $(VLLM)/.made
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/servers
@@ -47,7 +52,7 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) torch setuptools wheel
 	$(PIP) --no-build-isolation deepspeed
-	$(PIP) --editable '.[dev,deepspeed,wandb,tensorboard]'
+	$(PIP) --editable '.[dev,deepspeed,wandb,tensorboard,eval]'
 	touch $@
 
 $(MODELS)/.made: $(VENV)/.run scripts/make_smollm2_pair.py
