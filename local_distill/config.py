@@ -186,6 +186,9 @@ class TrainConfig:
         1,
         fixed=True,
     )
+    force: bool = _training(
+        "Go on, with a warning, where a run cannot fit the memory by its plan (local-distill plan).", False
+    )
     seed: int = _training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
 
     use_lora: bool = _lora("Train a low-rank adapter and freeze the model.", False, fixed=True)

@@ -81,7 +81,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
         stops=stops,
         pad_id=pad_token(student.tokenizer, stops),
         prompts=prompts,
-        lora=_adapter(config),
+        lora=open_lora(config),
         trackers=tuple(trackers),
         teacher_sharding=sharding,
     )
@@ -130,7 +130,8 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> P
     )
 
 
-def _adapter(config: TrainConfig) -> Adapter | None:
+def open_lora(config: TrainConfig) -> Adapter | None:
+    """The student's adapter: a new one, one that was trained before, or none."""
     if not config.use_lora:
         return None
     if config.init_adapter:

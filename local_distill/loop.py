@@ -92,6 +92,7 @@ def distil(
             substeps = on_every_process(partial(_score, teacher, collate(rollouts)))
         with clock.phase("train"):
             metrics = learner.update(substeps, step)
+        del substeps  # with a teacher's whole distribution, as much as activations: not while the next step samples
 
         done = step + 1
         metrics |= clock.metrics()

@@ -51,8 +51,7 @@ class ModelFiles:
 
     def skeleton(self) -> PreTrainedModel:
         """The model without memory for its weights: shapes alone, on the meta device."""
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.trust_remote_code)
+        return skeleton_of(self.config, self.trust_remote_code)
 
     def with_weights_of(self, folder: Path) -> ModelFiles:
         """The same model, its weights to be read from a folder where they were saved: a checkpoint."""
@@ -140,6 +139,30 @@ def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
     generation = gguf_files.generation_settings(config, tokenizer)
     _switch_off_dropout(config)
     return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
+
+
+def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration alone of a hub id, a GGUF file, or a folder that need hold nothing else; without dropout.
+
+    Raises UserError naming ``flag`` when it is not that of a causal language model.
+    """
+    path = expanded(path)
+    gguf = gguf_files.find_gguf(flag, Path(path))
+    where, name = gguf_files.where_to_read(gguf) if gguf else (path, {})
+    if gguf is None and (folder := local_folder(flag, path)) and not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {path}: not a model folder, it has no config.json; give a transformers model folder")
+    with in_one_line(flag, path, "its configuration"):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **name)
+    if not trust_remote_code:
+        _check_causal(flag, path, config)
+    _switch_off_dropout(config)
+    return config
+
+
+def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """A model without memory for its weights: shapes alone, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
