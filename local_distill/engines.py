@@ -16,6 +16,7 @@ from torch import nn
 from local_distill.batching import share_of_process
 from local_distill.config import TrainConfig
 from local_distill.distributed import on_every_process, on_main_process
+from local_distill.evaluation import SHOWN_TOP
 from local_distill.inputs import Inputs
 from local_distill.losses import Loss, TeacherView
 from local_distill.quantization import quantization_config
@@ -224,8 +225,8 @@ def open_teacher(site: Site, student: TokenScorer, loss: Loss, ahead: Ahead) -> 
     if config.teacher_kind == "zero3":
         assert inputs.teacher_sharding is not None
         sharded = load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size)
-        plain = LocalTeacher(sharded, device)
-        return (TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else plain), plain
+        reader = TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else LocalTeacher(sharded, device)
+        return reader, TopTokensTeacher(sharded, device, SHOWN_TOP)
     scorer: WholeScorer = BaseOfStudent(student) if config.teacher_kind == "self" else _load_whole(site)
     whole = WholeDistributionTeacher(scorer, device)
     readers: dict[TeacherView, Teacher] = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,12 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.batching import MicroBatches, collate, share_of_process
+from local_distill.comparison import Comparison, compare
 from local_distill.distributed import gather_lists, on_every_process
-from local_distill.losses import exact_reverse_kl
-from local_distill.types import Completion, Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher
+from local_distill.pieces import texts_of
+from local_distill.types import Completion, Evaluation, Piece, Prompt, Rollout, RolloutEngine, Teacher
 
 SHOWN = 4
 """Held-out prompts whose completions are kept for people to read."""
+
+SHOWN_TOP = 5
+"""The teacher's likeliest tokens that are shown beside each token of those."""
+
+DECIMALS = 5
+"""Of what is written for each token: files of half the size, and finer than float32 log-probs are."""
 
 DRAW = -1
 """The step whose random numbers every evaluation draws: no training step's, and the same at each evaluation,
@@ -40,12 +46,15 @@ class NoEvaluation:
         del step
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """One rollout and the sum of its tokens' reverse KL, nats."""
+class _Sample(NamedTuple):
+    """One rollout in numbers. divergence: its tokens' reverse KL, summed, nats."""
 
-    rollout: Rollout
+    tokens: int
+    truncated: bool
     divergence: float
+
+
+T = TypeVar("T")
 
 
 class HeldOutEvaluator:
@@ -83,53 +92,68 @@ class HeldOutEvaluator:
 
     def evaluate(self, step: int) -> Evaluation:
         """See Evaluator."""
-        sampled = self._score(self._sampler, self._prompts)
-        reverse_kl, standard_error = ratio_of_sums(
-            [s.divergence for s in sampled], [len(s.rollout.completion) for s in sampled]
-        )
+        samples = self._score(self._sampler, self._prompts, _in_numbers)
+        tokens = [sample.tokens for sample in samples]
+        reverse_kl, standard_error = ratio_of_sums([sample.divergence for sample in samples], tokens)
         return Evaluation(
             step=step,
             reverse_kl=reverse_kl,
             standard_error=standard_error,
-            length=sum(len(s.rollout.completion) for s in sampled) / len(sampled),
-            truncated=sum(s.rollout.finish == "length" for s in sampled) / len(sampled),
-            completions=tuple(self._in_words(s) for s in self._score(self._reader, self._prompts[:SHOWN])),
+            length=sum(tokens) / len(samples),
+            truncated=sum(sample.truncated for sample in samples) / len(samples),
+            completions=tuple(self._score(self._reader, self._prompts[:SHOWN], self._in_words, SHOWN_TOP)),
         )
 
     @torch.no_grad()
-    def _score(self, engine: RolloutEngine, prompts: Sequence[Prompt]) -> list[_Scored]:
-        """Sample and score the prompts, shared out over the processes; all results on all of them, in order."""
+    def _score(
+        self,
+        engine: RolloutEngine,
+        prompts: Sequence[Prompt],
+        tell: Callable[[Rollout, Comparison], T],
+        top: int = 0,
+    ) -> list[T]:
+        """Sample and score the prompts, shared out over the processes; what ``tell`` makes of each rollout, in the
+        order of the prompts, on all processes."""
         accelerator = self._accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
         rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=self._teacher.prepare))
         busiest = -(-len(prompts) // accelerator.num_processes)
-        scored: list[_Scored] = []
+        told: list[tuple[int, T]] = []
         self._student.eval()
         for part in self._micro_batches.split(rollouts, -(-busiest // self._micro_batch)):
             batch = self._teacher.score(collate(part, self._pad_id))
-            divergence = self._divergence(batch)  # (N,) nats
-            sums = [d.double().sum() for d in torch.split(divergence, list(batch.tokens.lengths))]
-            scored += [_Scored(rollout, float(total)) for rollout, total in zip(part, sums, strict=False)]
-        return sorted(gather_lists(accelerator, scored), key=lambda s: s.rollout.position)
+            each = compare(self._student, batch, top).split(batch.tokens.lengths)
+            told += [(rollout.position, tell(rollout, one)) for rollout, one in zip(part, each, strict=False)]
+        return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]
 
-    def _divergence(self, batch: ScoredBatch) -> Tensor:
-        """At every completion token, (N,) nats: the exact reverse KL where the teacher gives its whole
-        distribution, else the one-sample estimate s_t − q_t. Both have the same expectation."""
-        if batch.states is not None:
-            exact: Tensor = self._student(batch.tokens, exact_reverse_kl(batch.states))
-            return exact
-        sampled: Tensor = self._student(batch.tokens).logprobs - batch.sampled_logprobs
-        return sampled
-
-    def _in_words(self, scored: _Scored) -> Completion:
-        rollout = scored.rollout
+    def _in_words(self, rollout: Rollout, compared: Comparison) -> Completion:
         return Completion(
             prompt=rollout.prompt.text,
             text=self._tokenizer.decode(rollout.completion, skip_special_tokens=True),
             tokens=len(rollout.completion),
             finish=rollout.finish,
-            reverse_kl=scored.divergence / max(len(rollout.completion), 1),
+            reverse_kl=float(compared.reverse_kl.double().sum()) / max(len(rollout.completion), 1),
+            pieces=pieces_of(self._tokenizer, rollout.completion.tolist(), compared),
         )
+
+
+def _in_numbers(rollout: Rollout, compared: Comparison) -> _Sample:
+    tokens = len(rollout.completion)
+    return _Sample(tokens, rollout.finish == "length", float(compared.reverse_kl.double().sum()))
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], compared: Comparison) -> tuple[Piece, ...]:
+    """The tokens of one completion with what both models make of them, for people to read."""
+    texts = texts_of(tokenizer, ids, compared.likeliest.tolist())
+    numbers = map(_rounded, (compared.student, compared.teacher, compared.reverse_kl, compared.likeliest_logprobs))
+    return tuple(
+        Piece(text, s, q, reverse_kl, tuple(zip(likeliest, logprobs, strict=True)))
+        for (text, likeliest), s, q, reverse_kl, logprobs in zip(texts, *numbers, strict=True)
+    )
+
+
+def _rounded(numbers: Tensor) -> Any:
+    return numbers.double().round(decimals=DECIMALS).tolist()
 
 
 def ratio_of_sums(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:

@@ -9,7 +9,6 @@ student and the teacher differ there; those numbers come from what the loss has 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, Protocol
@@ -32,11 +31,7 @@ from local_distill.head_loss import ChunkLoss, SummedLoss, summed_loss
 from local_distill.logprobs import (
     Head,
     TopTokens,
-    distributions,
-    exact_arithmetic,
-    matmul_dtype,
     read_tokens,
-    softmax_dtype,
 )
 from local_distill.objectives import (
     PPO,
@@ -241,24 +236,6 @@ def k3(delta: Tensor) -> Tensor:
     """exp(−δ) − 1 + δ, (n,): an estimate of KL(p‖q) from samples of p that is never negative and varies less than
     δ does where p and q are close (Schulman, joschu.net/blog/kl-approx.html)."""
     return torch.expm1(-delta) + delta
-
-
-def exact_reverse_kl(teacher: HeadStates) -> Callable[[Tensor, Head, Tensor], Tensor]:
-    """A reading that gives KL(student‖teacher) at every position, (N,) nats, and no gradient; for evaluation."""
-    return partial(_read_reverse_kl, teacher)
-
-
-@torch.no_grad()
-def _read_reverse_kl(teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    del targets
-    dtype = matmul_dtype(hidden)
-    found = hidden.new_empty(len(hidden), dtype=softmax_dtype(dtype))
-    with exact_arithmetic(hidden):
-        ours = distributions(hidden, head, dtype, None)
-        theirs = distributions(teacher.hidden, teacher.head, teacher.hidden.dtype, None)
-        for (part, p), (_, q) in zip(ours, theirs, strict=True):
-            found[part] = vecdot(p.probs, p.logprobs - q.logprobs)
-    return found
 
 
 def summarise(means: dict[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from local_distill.records import read_evaluations
 from tests.launching import (
     ENTRY,
     ROOT,
@@ -70,6 +71,24 @@ def test_two_processes_give_the_run_of_one(models, alone, together):
     assert max((ours[n] - theirs[n]).abs().mean() for n in start) < 2e-5
 
 
+def test_two_processes_read_the_completions_of_one_token_by_token(alone, together):
+    """Before training, when the weights are the same: which process had which prompt does not show."""
+    ours, theirs = (read_evaluations(run / "completions.jsonl")[0].completions for run in (together, alone))
+    assert [c.prompt for c in ours] == [c.prompt for c in theirs]
+    assert_same_pieces(ours, theirs)
+
+
+def assert_same_pieces(ours, theirs):
+    pairs = [pair for a, b in zip(ours, theirs, strict=True) for pair in zip(a.pieces, b.pieces, strict=True)]
+    assert len(pairs) > 20
+    for a, b in pairs:
+        assert a.text == b.text
+        assert (a.student, a.teacher) == pytest.approx((b.student, b.teacher), abs=1e-4)
+        assert len(a.top) == 5
+        assert [p for _, p in a.top] == pytest.approx([p for _, p in b.top], abs=1e-4)
+        assert a.top[0][0] == b.top[0][0]
+
+
 def test_a_run_of_two_processes_resumes_bit_for_bit(models, together, tmp_path):
     broken = ["--output_dir", str(tmp_path / "broken")]
     launch([*models, *SETTINGS, *broken, "--steps", "1"])
@@ -89,6 +108,7 @@ def test_a_teacher_sharded_by_zero3_beside_a_ddp_student_gives_the_same_run(mode
     launch([*models, *SETTINGS, "--steps", "3", "--teacher_ds_zero3", "--output_dir", str(folder)])
     steps = [[line for line in metrics(run) if "loss" in line] for run in (folder, alone)]
     assert_same_numbers(*steps)
+    assert_same_pieces(*(read_evaluations(run / "completions.jsonl")[0].completions for run in (folder, alone)))
     # A sharded teacher is judged by its log-probs of the sampled tokens, a whole one by its whole distribution.
     sampled, exact = ([line for line in metrics(run) if "loss" not in line] for run in (folder, alone))
     for ours, theirs in zip(sampled, exact, strict=True):

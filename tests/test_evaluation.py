@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from local_distill.evaluation import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.scorer import TokenScorer
-from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
+from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.types import Prompt
 from tests.models import llama_config, make_model, make_tokenizer
 from tests.test_scorer import V, dense
@@ -97,6 +98,50 @@ def test_a_teacher_with_its_whole_distribution_is_judged_exactly():
         divergences.append((s.exp() * (s - q)).sum(-1))
     assert found.reverse_kl == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-4)
     assert found.standard_error < evaluator(student, teacher)[0].evaluate(0).standard_error
+
+
+def read_again(completion, prompt, student):
+    """The tokens of a completion that was decoded, by sampling them again: greedily, as ``evaluator``'s reader does."""
+    ids = torch.tensor([prompt.ids])
+    found = student.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6,
+        eos_token_id=list(range(0, V, 16)), pad_token_id=0,
+    )[0, len(prompt.ids) :]  # fmt: skip
+    assert len(found) == completion.tokens
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "likeliest"),
+    [(WholeDistributionTeacher, 5), (LocalTeacher, 0), (partial(TopTokensTeacher, k=3), 3)],
+    ids=["whole", "tokens", "top"],
+)
+@pytest.mark.parametrize("micro_batch", [1, 100])
+def test_each_token_carries_what_both_models_make_of_it(kind, likeliest, micro_batch):
+    """Against all logits in float64; a completion read one position too early or too late is nats away."""
+    student, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
+    completions = evaluator(student, teacher, kind=kind, micro_batch=micro_batch)[0].evaluate(0).completions
+    tokenizer = make_tokenizer()
+    exact = [make_model(llama_config(), seed).double() for seed in (1, 2)]
+    for prompt, completion in zip(PROMPTS, completions, strict=False):
+        ids = read_again(completion, prompt, student)
+        whole, first = torch.cat([torch.tensor(prompt.ids), ids])[None], len(prompt.ids)
+        with torch.no_grad():
+            s, q = (m(input_ids=whole).logits[0, first - 1 : -1].log_softmax(-1) for m in exact)
+        own = torch.arange(len(ids)), ids
+        reverse_kl = (s.exp() * (s - q)).sum(-1) if kind is WholeDistributionTeacher else (s - q)[own]
+        pieces = completion.pieces
+        assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
+        assert [piece.student for piece in pieces] == pytest.approx(s[own].tolist(), abs=2e-5)
+        assert [piece.teacher for piece in pieces] == pytest.approx(q[own].tolist(), abs=2e-5)
+        assert [piece.reverse_kl for piece in pieces] == pytest.approx(reverse_kl.tolist(), abs=2e-5)
+        assert completion.reverse_kl == pytest.approx(sum(p.reverse_kl for p in pieces) / len(pieces), abs=2e-5)
+        for i, piece in enumerate(pieces):
+            best = q[i].topk(likeliest)
+            assert [logprob for _, logprob in piece.top] == pytest.approx(best.values.tolist(), abs=2e-5)
+            alone = [tokenizer.decode([token]) for token in best.indices.tolist()]
+            if i == 0:  # later on, a byte may complete a character that began before
+                assert [text for text, _ in piece.top] == alone
 
 
 def test_every_evaluation_draws_the_same_numbers():
