@@ -1,0 +1,164 @@
+"""Everything that an evaluation is given, opened and checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from local_distill.errors import UserError
+from local_distill.evaluating.settings import MATH, SELF, EvalSettings
+from local_distill.evaluating.tasks import MATH_TEMPLATE, PLACE, Columns, Task, asked, is_written, open_tasks, readable
+from local_distill.evaluating.verifying import Verifier, open_verifier
+from local_distill.models import ModelFiles, open_model
+from local_distill.preflight import Precision, resolve_precision
+from local_distill.prompts import Renderer, parse_template_kwargs
+from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.trained import Trained, open_trained
+from local_distill.types import Prompt
+
+FLAG = "MODEL"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate. name: as it is called in files and tables. prompts: of each task, as this model reads them.
+
+    vocab_size: tokens that it may draw; with a teacher, those that both have. stops: which end a completion.
+    """
+
+    name: str
+    trained: Trained
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    vocab_size: int
+    stops: StopTokens
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows up."""
+        return pad_token(self.trained.files.tokenizer, self.stops)
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """teacher: None without one, or for one behind a server or under the adapters. verifier: None where no task has
+    answers."""
+
+    settings: EvalSettings
+    precision: Precision
+    tasks: tuple[Task, ...]
+    verifier: Verifier | None
+    subjects: tuple[Subject, ...]
+    teacher: ModelFiles | None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the answers depend on, the questions themselves included."""
+        flags = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.metadata["fixed"]}
+        said = hashlib.sha256()
+        for task in self.tasks:
+            for question in task.questions:
+                said.update(repr((task.name, question.messages, question.answer)).encode("utf-8", "backslashreplace"))
+        return {**flags, "questions": said.hexdigest()[:16]}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        prompts = (prompt for each in self.subjects for rows in each.prompts.values() for prompt in rows)
+        return self.settings.max_new_tokens + max((len(prompt.ids) for prompt in prompts), default=0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people."""
+        stops = (f"{each.name}: {each.stops.note}" for each in self.subjects if each.stops.note)
+        notes = [self.precision.note, *stops, *(note for task in self.tasks for note in task.notes)]
+        return tuple(filter(None, notes))
+
+
+def check_inputs(settings: EvalSettings) -> EvalInputs:
+    """Open everything but the weights. Raises UserError at the first thing that is wrong."""
+    precision = resolve_precision(settings.dtype)
+    if settings.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            "--tasks: needs lm-evaluation-harness, which is not installed; pip install 'local-distill[harness]'"
+        )
+    tasks = open_tasks(
+        dataset=settings.dataset,
+        dataset_path=settings.dataset_path,
+        dataset_split=settings.dataset_split,
+        prompts_file=settings.prompts_file,
+        columns=Columns(settings.question_column, settings.answer_column),
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+    for task in tasks:
+        if not task.verified and not settings.measures_kl:
+            raise UserError(
+                f"{task.name}: has no answers to verify, and there is no --teacher_model to measure the reverse KL "
+                "against; give one, or --answer_column"
+            )
+    trained = [open_trained(FLAG, path, settings.trust_remote_code, settings.step) for path in settings.models]
+    names = [_name(path, each) for path, each in zip(settings.models, trained, strict=True)]
+    teacher = None
+    if settings.teacher_model not in (None, SELF) and not settings.teacher_url:
+        teacher = open_model("--teacher_model", str(settings.teacher_model), settings.trust_remote_code)
+    if settings.teacher_model == SELF:
+        for name, each in zip(names, trained, strict=True):
+            if each.adapter is None:
+                raise UserError(f"--teacher_model self: {name} has no adapter; name the teacher")
+    verifier = open_verifier(settings.answers) if any(task.verified for task in tasks) else None
+    if verifier:
+        try:
+            tasks = [readable(task, verifier, must_read=is_written(task.name)) for task in tasks]
+        except BaseException:
+            verifier.close()
+            raise
+    subjects = tuple(_subject(name, each, teacher, tasks, settings) for name, each in zip(names, trained, strict=True))
+    return EvalInputs(settings, precision, tuple(tasks), verifier, subjects, teacher)
+
+
+def _name(path: str, trained: Trained) -> str:
+    return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
+
+
+def _subject(
+    name: str, trained: Trained, teacher: ModelFiles | None, tasks: Sequence[Task], settings: EvalSettings
+) -> Subject:
+    files, other = trained.files, teacher or trained.files
+    if teacher is not None:
+        check_same_tokens(files.tokenizer, teacher.tokenizer)
+    renderer = Renderer(
+        files.tokenizer,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+        template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
+        fallback_template=other.tokenizer.chat_template,
+    )
+    contexts = [length for length in (files.context_length, other.context_length) if length]
+    return Subject(
+        name,
+        trained,
+        {task.name: _prompts(name, task, renderer, min(contexts, default=None), settings) for task in tasks},
+        shared_vocabulary(files.config, other.config, files.tokenizer),
+        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both"),
+    )
+
+
+def _prompts(
+    name: str, task: Task, renderer: Renderer, context: int | None, settings: EvalSettings
+) -> tuple[Prompt, ...]:
+    """The task's questions as one model reads them. Raises UserError for one that leaves no room for an answer."""
+    template = settings.prompt_template or (MATH_TEMPLATE if task.verified and settings.answers == MATH else PLACE)
+    prompts = []
+    for question in task.questions:
+        raw = asked(question, template)
+        prompt = Prompt(renderer.render(raw), raw.text, raw.origin, raw.answer)
+        if context is not None and len(prompt.ids) + settings.max_new_tokens > context:
+            raise UserError(
+                f"--max_new_tokens: {settings.max_new_tokens} given, {prompt.origin} has {len(prompt.ids)} tokens and "
+                f"the context of {name} holds {context}; lower it, or leave that question out"
+            )
+        prompts.append(prompt)
+    return tuple(prompts)

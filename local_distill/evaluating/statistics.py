@@ -1,0 +1,123 @@
+"""Means with their standard errors, and paired differences with a p-value. The unit is always the question.
+
+Samples of one question are not independent, so no formula here counts them as if they were: they are averaged first.
+Source of the clustered and paired errors: Miller (2024), Adding Error Bars to Evals, arXiv 2411.00640.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mpmath
+import torch
+
+from local_distill.evaluation import ratio_of_sums
+
+NAN = float("nan")
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error; NaN where one question cannot tell."""
+
+    mean: float
+    standard_error: float
+
+
+class Difference(NamedTuple):
+    """After − before over the same questions. p_value: two-sided, of there being none."""
+
+    mean: float
+    standard_error: float
+    p_value: float
+
+
+class Total(NamedTuple):
+    """Of one completion: the sum over its tokens, and how many there are."""
+
+    sum: float
+    tokens: int
+
+
+def mean_over_questions(values: Sequence[float]) -> Estimate:
+    """x̄ = Σ x_q / n and √(Σ (x_q − x̄)² / (n (n − 1))), of one number x_q a question.
+
+    With x_q the share of a question's samples that are right, this is pass@1 with the error clustered by question.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Estimate(mean, NAN)
+    return Estimate(mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n * (n - 1))))
+
+
+def pass_at_k(correct: int, samples: int, k: int) -> float:
+    """1 − C(n − c, k) / C(n, k): the probability that k of the n samples, drawn without replacement, hold a right one.
+
+    Unbiased for the probability that one of k fresh samples is right. Chen et al. (2021), arXiv 2107.03374.
+    """
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def paired_difference(before: Sequence[int], after: Sequence[int], samples: int) -> Difference:
+    """Of pass@1, from how many of its ``samples`` answers are right at each question; p from ``sign_flip_p``."""
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    return Difference(*mean_over_questions([change / samples for change in changes]), sign_flip_p(changes))
+
+
+def sign_flip_p(changes: Sequence[int]) -> float:
+    """P(|Σ ±d_q| ≥ |Σ d_q|) where each sign is a fair coin: the exact permutation test for pairs, two-sided.
+
+    Were both models alike, each question's change could as well have been its opposite. All sign patterns are counted,
+    by convolution. With one answer a question it is McNemar's exact test: a binomial over the questions that changed.
+    Sources: Fisher (1935), The Design of Experiments, § 21; McNemar (1947), Psychometrika 12.
+    """
+    sizes = [abs(change) for change in changes if change]
+    reach = sum(sizes)
+    chances = torch.zeros(2 * reach + 1, dtype=torch.float64)  # of the sums −reach … reach
+    chances[reach] = 1.0
+    for size in sizes:
+        moved = torch.zeros_like(chances)
+        moved[size:] += chances[:-size] / 2
+        moved[:-size] += chances[size:] / 2
+        chances = moved
+    found = abs(sum(changes))
+    sums = torch.arange(-reach, reach + 1)
+    return min(1.0, float(chances[sums.abs() >= found].sum()))
+
+
+def paired_ratios(before: Sequence[Total], after: Sequence[Total]) -> Difference:
+    """Of Σ sums / Σ tokens, over completions of the same prompts; the error linearised, as in ``ratio_of_sums``.
+
+    With R the ratio and c̄ the mean length of each side, prompt i moves the difference by
+    r_i = (s_i − R c_i) / c̄ after − the same before; the error is √(Σ r_i² / (n (n − 1))), p from Student's t with
+    n − 1 degrees of freedom.
+    """
+    n = len(before)
+    mean = _ratio(after) - _ratio(before)
+    if n < 2:
+        return Difference(mean, NAN, NAN)
+    moves = [b - a for a, b in zip(_influences(before), _influences(after), strict=True)]
+    error = math.sqrt(math.fsum(move * move for move in moves) / (n * (n - 1)))
+    return Difference(mean, error, student_t_p(mean / error, n - 1) if error else (NAN if mean else 1.0))
+
+
+def student_t_p(t: float, freedom: int) -> float:
+    """P(|T| ≥ |t|) for Student's T: the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½)."""
+    return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
+
+
+def mean_per_token(totals: Sequence[Total]) -> Estimate:
+    """Σ sums / Σ tokens with its standard error, the completions taken as independent."""
+    return Estimate(*ratio_of_sums([total.sum for total in totals], [total.tokens for total in totals]))
+
+
+def _ratio(totals: Sequence[Total]) -> float:
+    return mean_per_token(totals).mean
+
+
+def _influences(totals: Sequence[Total]) -> list[float]:
+    """By how much each completion moves the ratio, times n."""
+    ratio, length = _ratio(totals), sum(total.tokens for total in totals) / len(totals)
+    return [(total.sum - ratio * total.tokens) / length for total in totals]
