@@ -11,11 +11,11 @@ DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo demo-lora test test-servers test-harness lint docs clean
 
-demo: $(MODELS)/.made
-	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo.yaml --output_dir $(DEMO_RUN)
+demo: $(VENV)/.run
+	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
 
-demo-lora: $(MODELS)/.made
-	$(BIN)/python -m local_distill.train_on_policy_local --config examples/demo_lora.yaml --output_dir $(DEMO_RUN)
+demo-lora: $(VENV)/.run
+	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN) --lora
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -55,8 +55,8 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev,docs,deepspeed,wandb,tensorboard,eval]'
 	touch $@
 
-$(MODELS)/.made: $(VENV)/.run scripts/make_smollm2_pair.py
-	$(BIN)/python scripts/make_smollm2_pair.py $(MODELS)
+$(MODELS)/.made: $(VENV)/.run local_distill/demo/pair.py
+	$(BIN)/local-distill demo --models $(MODELS) --models_only
 	touch $@
 
 # An environment of its own: vLLM needs another transformers.

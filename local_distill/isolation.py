@@ -23,7 +23,7 @@ def process_left_as_found() -> Iterator[None]:
         undo.callback(gc.collect)  # models are parts of cycles; the next run wants their memory
         for state in (PartialState, AcceleratorState, GradientState):
             undo.enter_context(_set_aside(state._shared_state))
-        undo.enter_context(_quiet_transformers())
+        undo.enter_context(quiet_transformers())
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         gpus = range(torch.cuda.device_count()) if in_use else ()
         undo.enter_context(torch.random.fork_rng(gpus))
@@ -43,7 +43,8 @@ def _set_aside(shared: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Errors alone, and no progress bars."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

