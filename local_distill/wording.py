@@ -54,11 +54,12 @@ def shorten(text: str, characters: int, lines: int) -> str:
 
 # CSI sequences, and the strings (titles, hyperlinks, …) that a terminal would swallow up to their end.
 _ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?")
-_JOINERS = "\u200c\u200d"  # invisible, but Persian and emoji are spelled with them
+JOINERS = "\u200c\u200d"
+"""Invisible, but Persian and emoji are spelled with them."""
 
 
 def _printable(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cs":  # half of a surrogate pair, which no encoding can write
         return "\N{REPLACEMENT CHARACTER}"
-    return "" if category in ("Cc", "Cf") and character not in _JOINERS else character
+    return "" if category in ("Cc", "Cf") and character not in JOINERS else character

@@ -1,0 +1,4 @@
+// The page begins.
+
+charts.start();
+heatMap.start();

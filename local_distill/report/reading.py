@@ -1,0 +1,110 @@
+"""A run's folder → what there is to tell of it.
+
+A run that was killed, resumed, or written by an older version reads as well: what is missing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from local_distill.errors import UserError
+from local_distill.jsonl import read_records
+
+METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
+SETTINGS_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+
+HELD_OUT = "eval/"
+"""What the metrics of an evaluation begin with."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of one run say.
+
+    steps: the metrics of each training step, by "step"; evaluations: those on held-out prompts, "eval/…".
+    samples: the lines of completions.jsonl, each a "step" with its "completions". settings: of config.yaml.
+    environment: name → value; empty where the run left none.
+    """
+
+    name: str
+    path: Path
+    steps: Sequence[Record]
+    evaluations: Sequence[Record]
+    samples: Sequence[Record]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its completions were written token by token."""
+        return any(completion.get("pieces") for sample in self.samples for completion in sample["completions"])
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs in these folders. Raises UserError for a folder that is no run, or is given twice."""
+    folders = [Path(path).expanduser() for path in paths]
+    for folder in folders:
+        if sum(folder.resolve() == other.resolve() for other in folders) > 1:
+            raise UserError(f"{folder}: given twice; name each run once")
+    last_parts = [folder.resolve().name for folder in folders]
+    unambiguous = len(set(last_parts)) == len(folders)
+    return [
+        read_run(folder, last if unambiguous else str(folder)) for folder, last in zip(folders, last_parts, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """The run in ``folder``. Raises UserError when it is none, or when one of its files cannot be read."""
+    if not (folder / METRICS_FILE).is_file():
+        what = f"no {METRICS_FILE} in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; give the folder of a run, such as runs/<date-time>")
+    metrics = _by_step(folder / METRICS_FILE)
+    if not metrics:
+        raise UserError(f"{folder / METRICS_FILE}: nothing measured yet; wait for the run's first step")
+    return Run(
+        name=name or folder.resolve().name,
+        path=folder,
+        steps=[record for record in metrics if _is_step(record)],
+        evaluations=[record for record in metrics if not _is_step(record)],
+        samples=_by_step(folder / COMPLETIONS_FILE) if (folder / COMPLETIONS_FILE).is_file() else [],
+        settings=_mapping(folder / SETTINGS_FILE),
+        environment=_mapping(folder / ENVIRONMENT_FILE),
+    )
+
+
+def _is_step(record: Record) -> bool:
+    return not any(name.startswith(HELD_OUT) for name in record)
+
+
+def _by_step(path: Path) -> list[Record]:
+    """The records, in the order of their steps; of two about the same step and the same thing, the later one."""
+    try:
+        records = [record for _, record in read_records(path)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from error
+    last = {(record["step"], _is_step(record)): record for record in records}
+    return sorted(last.values(), key=lambda record: record["step"])
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of names and values; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: needs to hold names and values; mend or remove it")
+    return content

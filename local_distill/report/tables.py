@@ -1,0 +1,171 @@
+"""What a page says in words and numbers: how the runs ended, their settings, their completions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from local_distill.config import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainConfig
+from local_distill.report.reading import Record, Run
+from local_distill.wording import clean, duration, number, percent, with_error
+
+ABSENT = "–"
+NAMED_APART = ("student_model", "teacher_model", "output_dir")
+"""Settings without a default, which every run gives."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, as text. before, after: held-out reverse KL ± its standard error, nats/token.
+
+    left: after as a share of before. state: "finished", or how far it came.
+    """
+
+    run: str
+    student: str
+    teacher: str
+    loss: str
+    before: str
+    after: str
+    left: str
+    length: str
+    truncated: str
+    steps: str
+    tokens: str
+    seconds: str
+    rate: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A name with its value in each run. default: what it is where nobody said; None where there is no such thing."""
+
+    name: str
+    values: tuple[str, ...]
+    default: str | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs differ in it."""
+        return len(set(self.values)) > 1
+
+    @property
+    def given(self) -> bool:
+        """Whether any run has another value than the default."""
+        return any(value != self.default for value in self.values)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A completion as it stands on the page. when: "before", "after 12 steps"."""
+
+    run: str
+    when: str
+    text: str
+    measured: str
+
+
+def outcome_of(run: Run) -> Outcome:
+    """How the run ended, as far as its files tell."""
+    first, last = (run.evaluations[0], run.evaluations[-1]) if run.evaluations else ({}, {})
+    done = run.steps[-1]["step"] if run.steps else 0
+    tokens, seconds = _total(run, "tokens"), _total(run, "seconds/step")
+    planned = run.settings.get("steps")
+    return Outcome(
+        run=run.name,
+        student=_model(run, "student_model"),
+        teacher=_model(run, "teacher_model"),
+        loss=str(run.settings.get("loss", ABSENT)),
+        before=_divergence(first),
+        after=_divergence(last) if last is not first else ABSENT,
+        left=_share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl")) if last is not first else ABSENT,
+        length=_written(last, "eval/completion_tokens", number),
+        truncated=_written(last, "eval/truncated", percent),
+        steps=str(done),
+        tokens=number(tokens) if tokens >= 1000 else f"{tokens:.0f}",
+        seconds=duration(seconds),
+        rate=number(tokens / seconds) if seconds else ABSENT,
+        state="finished" if done == planned or not planned else f"stopped after step {done} of {planned}",
+    )
+
+
+def settings_rows(runs: Sequence[Run]) -> list[Row]:
+    """Every setting of the runs, those that somebody gave first."""
+    names = dict.fromkeys(
+        [field.name for field in fields(TrainConfig)] + [name for run in runs for name in run.settings]
+    )
+    rows = [
+        Row(name, tuple(_plain(run.settings.get(name)) for run in runs), _plain(_default(name, runs[0].settings)))
+        for name in names
+        if any(name in run.settings for run in runs)
+    ]
+    return sorted(rows, key=lambda row: (not row.given, row.name not in NAMED_APART))
+
+
+def environment_rows(runs: Sequence[Run]) -> list[Row]:
+    """What the runs ran on."""
+    names = dict.fromkeys(name for run in runs for name in run.environment)
+    return [Row(name, tuple(_plain(run.environment.get(name)) for run in runs)) for name in names]
+
+
+def completions_by_prompt(runs: Sequence[Run]) -> dict[str, list[Shown]]:
+    """For each held-out prompt, what each run made of it before its first step and after its last."""
+    shown: dict[str, list[Shown]] = {}
+    for run in runs:
+        for sample in (*run.samples[:1], *run.samples[1:][-1:]):
+            for completion in sample["completions"]:
+                shown.setdefault(clean(completion["prompt"]), []).append(_shown(run.name, sample["step"], completion))
+    return shown
+
+
+def _shown(run: str, step: int, completion: Record) -> Shown:
+    divergence = completion.get("reverse_kl")
+    measured = f"{completion['tokens']} tokens, reverse KL {ABSENT if divergence is None else number(divergence)}"
+    when = "before" if step == 0 else f"after {step} step{'s' if step > 1 else ''}"
+    return Shown(run=run, when=when, text=clean(completion["text"]), measured=measured)
+
+
+def _model(run: Run, setting: str) -> str:
+    given = run.settings.get(setting)
+    if given or setting != "teacher_model":
+        return str(given or ABSENT)
+    if run.settings.get("teacher_backend") == "self":
+        return "itself without its adapter"
+    return str(run.settings.get("teacher_url") or ABSENT)
+
+
+def _divergence(record: Mapping[str, Any]) -> str:
+    mean, error = record.get("eval/reverse_kl"), record.get("eval/reverse_kl_se")
+    if mean is None:
+        return ABSENT
+    return number(mean) if error is None else with_error(mean, error)
+
+
+def _share(before: float | None, after: float | None) -> str:
+    return percent(after / before) if before and after is not None else ABSENT
+
+
+def _written(record: Mapping[str, Any], name: str, write: Any) -> str:
+    value = record.get(name)
+    return ABSENT if value is None else str(write(value))
+
+
+def _total(run: Run, name: str) -> float:
+    return sum(float(record.get(name) or 0) for record in run.steps)
+
+
+def _default(name: str, settings: Mapping[str, Any]) -> Any:
+    if name == "learning_rate":
+        return LORA_LEARNING_RATE if settings.get("use_lora") else FULL_LEARNING_RATE
+    return next((field.default for field in fields(TrainConfig) if field.name == name), None)
+
+
+def _plain(value: Any) -> str:
+    """A value as it is written in a file of settings."""
+    if value is None or value == "":
+        return ABSENT
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else clean(str(value))
