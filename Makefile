@@ -52,7 +52,7 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) torch setuptools wheel
 	$(PIP) --no-build-isolation deepspeed
-	$(PIP) --editable '.[dev,docs,deepspeed,wandb,tensorboard,eval]'
+	$(PIP) --editable '.[dev,docs,deepspeed,wandb,tensorboard,trackio,swanlab,eval]'
 	touch $@
 
 $(MODELS)/.made: $(VENV)/.run local_distill/demo/pair.py

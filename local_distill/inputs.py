@@ -15,7 +15,7 @@ from local_distill.quantization import check_quantization
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.teachers.zero3 import zero3_config
 from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
-from local_distill.tracking import check_wandb, tracker_names
+from local_distill.trackers.choosing import check_wandb, tracker_names
 
 
 @dataclass(frozen=True)

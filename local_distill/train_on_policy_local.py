@@ -27,6 +27,7 @@ from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.distributed import on_every_process, on_main_process
 from local_distill.engines import Site, open_ahead
+from local_distill.environment import write_environment
 from local_distill.errors import RunError, UserError, exit_code_of
 from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
@@ -102,6 +103,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         announce(inputs, accelerator, run, log)
         if accelerator.is_main_process:
             write_settings(config, run.path)
+            write_environment(run.path, accelerator.num_processes, resumed=run.checkpoint is not None)
         with ending_in_one_line(run.path):
             done = build_and_run(site, ahead, run, log, stop)
     result = TrainResult(run.path, done, stopped_by=stop.signal)

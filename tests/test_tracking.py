@@ -16,10 +16,11 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 
-from local_distill import tracking
 from local_distill.errors import UserError
 from local_distill.terminal import PlainTerminal, SilentTerminal
-from local_distill.tracking import RunLog, check_wandb, open_run_log, tracker_names
+from local_distill.trackers import choosing
+from local_distill.trackers.choosing import check_wandb, tracker_names
+from local_distill.tracking import RunLog, open_run_log
 from local_distill.types import Completion, Evaluation
 
 CONFIG = {"steps": 3, "learning_rate": 1e-4, "use_lora": True, "dataset": None, "betas": (0.9, 0.95), "dir": Path("x")}
@@ -127,7 +128,7 @@ def test_an_unknown_tracker(given: str, message: str) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setattr(choosing, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     assert tracker_names(None, "tensorboard") == ["tensorboard"]
     with pytest.raises(UserError, match=r"--trackers: the package comet-ml is not installed; pip install comet-ml"):
         tracker_names(None, "comet_ml")
