@@ -37,7 +37,7 @@ def show(
 
 
 def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: Sequence[Compared]) -> Table:
-    table = Table(title, box=SIMPLE_HEAD)
+    table = Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for place, model in enumerate(measured):
         table.add_column(Text(clean(model.model)), justify="right", overflow="fold")
         if place:
@@ -55,7 +55,7 @@ def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: 
 
 
 def _of_harness(on_harness: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("lm-evaluation-harness", box=SIMPLE_HEAD)
+    table = Table("", title="lm-evaluation-harness", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for model in on_harness:
         table.add_column(Text(clean(model)), justify="right", overflow="fold")
     rows = {(task, metric): None for tasks in on_harness.values() for task in tasks for metric in tasks[task]}

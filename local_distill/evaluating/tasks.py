@@ -125,20 +125,15 @@ def asked(question: RawPrompt, template: str) -> RawPrompt:
 def _open(name: str, path: str | None, split: str | None, columns: Columns, limit: int | None, seed: int) -> Task:
     where = f"--dataset_path {path}" if path else f"--dataset {name}"
     named = next((task for known, task in NAMED_TASKS.items() if name in (known, task.hub_id)), None)
-    place = Path(path or (named.hub_id if named else name)).expanduser()
+    place = Path(path or name).expanduser()
     if path and not place.exists():
         raise UserError(f"{where}: no such file or folder; give the folder or file that holds the copy of {name}")
-    if place.is_file() and place.suffix.lower() == ".jsonl":
-        lines = list(json_rows(place, where))[:limit]
-        if not lines:
-            raise UserError(f"{where}: no question in it; write one JSON object a line")
-        found = _columns(list(lines[0][1]), columns, f"{where}: line {lines[0][0]}")
-        rows = [_question(row, found, f"{place.name}:{n}", f"{where}: line {n}") for n, row in lines]
-        return _task(name, where, rows)
+    if named is None and is_written(name) and place.suffix.lower() == ".jsonl":
+        return _written(name, place, where, columns, limit)
     if named is None and not place.exists():
         _check_name(name)
     table = load_table(
-        str(place) if place.exists() else named.hub_id if named else name,
+        path or (named.hub_id if named else name),
         split or (named.split if named else "test"),
         where,
         named.subset if named else None,
@@ -149,7 +144,19 @@ def _open(name: str, path: str | None, split: str | None, columns: Columns, limi
     if named and named.dealt:
         order = shuffled(len(table), f"seed {seed}")[::-1]
     chosen = order[: limit or (named.most if named else None)]
-    rows = [_question(table[i], found, f"{name}[{i}]", f"{where}: row {i}") for i in chosen]
+    if not chosen:
+        raise UserError(f"{where}: no question in it; needs at least one row")
+    return _task(name, where, [_question(table[i], found, f"{name}[{i}]", f"{where}: row {i}") for i in chosen])
+
+
+def _written(name: str, file: Path, where: str, columns: Columns, limit: int | None) -> Task:
+    """A JSONL file of the user's own, whose mistakes are told by their lines."""
+    lines = list(json_rows(file, where))[:limit]
+    if not lines:
+        raise UserError(f"{where}: no question in it; write one JSON object a line")
+    first, row = lines[0]
+    found = _columns(list(row), columns, f"{where}: line {first}")
+    rows = [_question(row, found, f"{file.name}:{n}", f"{where}: line {n}") for n, row in lines]
     return _task(name, where, rows)
 
 
