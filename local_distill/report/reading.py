@@ -6,7 +6,7 @@ A run that was killed, resumed, or written by an older version reads as well: wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Run:
 
     steps: the metrics of each training step, by "step"; evaluations: those on held-out prompts, "eval/…".
     samples: the lines of completions.jsonl, each a "step" with its "completions". settings: of config.yaml.
-    environment: name → value; empty where the run left none.
+    starts: what it ran on, each time that it was started; empty where the run left no word of that.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Run:
     evaluations: Sequence[Record]
     samples: Sequence[Record]
     settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    starts: Sequence[Mapping[str, Any]]
 
     @property
     def has_tokens(self) -> bool:
@@ -78,7 +78,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         evaluations=[record for record in metrics if not _is_step(record)],
         samples=_by_step(folder / COMPLETIONS_FILE) if (folder / COMPLETIONS_FILE).is_file() else [],
         settings=_mapping(folder / SETTINGS_FILE),
-        environment=_mapping(folder / ENVIRONMENT_FILE),
+        starts=_starts(folder / ENVIRONMENT_FILE),
     )
 
 
@@ -97,14 +97,25 @@ def _by_step(path: Path) -> list[Record]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file of names and values; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error
+    """A YAML file of names and values; empty where there is no such file."""
+    content = _content(path, yaml.safe_load, {})
     if not isinstance(content, dict):
         raise UserError(f"{path}: needs to hold names and values; mend or remove it")
     return content
+
+
+def _starts(path: Path) -> list[Mapping[str, Any]]:
+    """A JSON list of records, one for each start of the run; empty where there is no such file."""
+    content = _content(path, json.loads, [])
+    if not (isinstance(content, list) and all(isinstance(each, dict) for each in content)):
+        raise UserError(f"{path}: needs to hold a list of JSON records; mend or remove it")
+    return content
+
+
+def _content(path: Path, parse: Callable[[str], Any], absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -105,9 +105,31 @@ def settings_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def environment_rows(runs: Sequence[Run]) -> list[Row]:
-    """What the runs ran on."""
-    names = dict.fromkeys(name for run in runs for name in run.environment)
-    return [Row(name, tuple(_plain(run.environment.get(name)) for run in runs)) for name in names]
+    """What the runs ran on; "old → new" where a run went on with something else."""
+    starts = [[dict(_flat(start)) for start in run.starts] for run in runs]
+    names = dict.fromkeys(name for run in starts for start in run for name in start)
+    return [Row(name, tuple(_over_starts(name, run) for run in starts)) for name in names]
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of a record in a record: packages torch, cpu model."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        elif isinstance(value, list):
+            yield prefix + name, "; ".join(_listed(each) for each in value) or ABSENT
+        else:
+            yield prefix + name, _plain(value)
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(text for _, text in _flat(value)) if isinstance(value, Mapping) else _plain(value)
+
+
+def _over_starts(name: str, starts: Sequence[Mapping[str, str]]) -> str:
+    values = [start.get(name, ABSENT) for start in starts]
+    changes = [value for value, before in zip(values, [None, *values], strict=False) if value != before]
+    return " → ".join(changes) or ABSENT
 
 
 def completions_by_prompt(runs: Sequence[Run]) -> dict[str, list[Shown]]:
