@@ -45,6 +45,7 @@ from local_distill.preflight import (
     open_run_folder,
 )
 from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.report.page import told_of
 from local_distill.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.summary import show_summary, write_summary
@@ -182,6 +183,7 @@ def finish(config: TrainConfig, result: TrainResult) -> None:
         ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
         print(f"{ended}; to go on, launch again:")
         print(f"  python -m local_distill.train_on_policy_local --config {folder / SETTINGS_FILE} --resume")
+        print(told_of(folder))
         return
     tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {
@@ -195,6 +197,7 @@ def finish(config: TrainConfig, result: TrainResult) -> None:
     }
     show_summary(result.before, result.after, facts)
     write_summary(folder, result.before, result.after, facts)
+    print(told_of(folder))
 
 
 def write_settings(config: TrainConfig, folder: Path) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from local_distill import __version__
 from local_distill.errors import UserError
@@ -66,9 +65,9 @@ def render(runs: Sequence[Run]) -> str:
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         script_hash=_hash(scripts),
         style_hash=_hash(styles),
-        scripts=Markup(scripts),
-        styles=Markup(styles),
-        data=Markup(data_json(runs)),
+        scripts=scripts,
+        styles=styles,
+        data=data_json(runs),
         runs=runs,
         outcomes=[outcome_of(run) for run in runs],
         settings=settings_rows(runs),
