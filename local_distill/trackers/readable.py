@@ -20,7 +20,6 @@ MARKDOWN_TOKENS = 256
 """Tokens of one completion that Markdown shows; all of them are in completions.jsonl."""
 
 _ABOVE, _BELOW = "214,69,65", "65,105,225"  # red where the student is surer than the teacher, blue where it is less
-_TOP_LEFT_OUT = "{} more tokens are in completions.jsonl"
 # As character references, punctuation means nothing to Markdown or to HTML.
 _PUNCTUATION = str.maketrans({each: f"&#{ord(each)};" for each in string.punctuation if each != ","})
 
@@ -62,12 +61,12 @@ def _markdown_of(completion: Completion) -> Iterator[str]:
         yield f"| {_inert(_visible(piece.text))} | {numbers} | {likeliest} |"
     more = len(completion.pieces) - MARKDOWN_TOKENS
     if more > 0:
-        yield f"\n{_TOP_LEFT_OUT.format(more)}"
+        yield f"\n{more} more tokens are in completions.jsonl"
 
 
 def _coloured_token(piece: Piece) -> str:
     shown = "\n".join(map(clean, piece.text.split("\n")))  # clean alone takes a newline at the end for the end
-    share = min(abs(piece.reverse_kl) / FULL_COLOUR, 1.0) if math.isfinite(piece.reverse_kl) else 0.0
+    share = 0.0 if math.isnan(piece.reverse_kl) else min(abs(piece.reverse_kl) / FULL_COLOUR, 1.0)
     colour = f"rgba({_ABOVE if piece.reverse_kl > 0 else _BELOW},{share:.2f})"
     return f'<span style="background:{colour}" title="{html.escape(_explained(piece))}">{html.escape(shown)}</span>'
 

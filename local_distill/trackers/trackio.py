@@ -29,3 +29,9 @@ class TrackioSink(TrackerSink):
 
         table = trackio.Table(columns=list(COLUMNS), data=rows(evaluation))
         self._tracker.log({COMPLETIONS: table, PER_TOKEN: trackio.Html(page(evaluation))}, step=evaluation.step)
+
+    def _finish(self) -> None:
+        """Trackio's own word for it also forgets the run, which would be finished again at exit."""
+        import trackio
+
+        trackio.finish()
