@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -87,7 +88,11 @@ def evaluate(settings: EvalSettings) -> int:
         for note in inputs.notes:
             say(note)
         say(f"answers go to {site.output.path}")
-        on_harness = {subject.name: _ask(site, subject, console.is_terminal) for subject in inputs.subjects}
+        try:
+            on_harness = {subject.name: _ask(site, subject, console.is_terminal) for subject in inputs.subjects}
+        except KeyboardInterrupt:
+            say(f"stopped; the same command with --output {site.output.path} goes on from here")
+            return 128 + signal.SIGINT
     measured = [measure(subject.name, inputs, site.output) for subject in inputs.subjects]
     compared = [each for after in measured[1:] for each in differences(measured[0], after)]
     site.output.write_results(to_record(inputs, measured, compared, on_harness))

@@ -23,7 +23,9 @@ def show(
     console: Console, inputs: EvalInputs, measured: Sequence[ModelResults], compared: Sequence[Compared],
     on_harness: Mapping[str, Mapping[str, Any]],
 ) -> None:  # fmt: skip
-    """A table for each task: models side by side, the difference of each from the first behind it."""
+    """The models by number, then a table for each task: side by side, the difference from the first behind each."""
+    for place, model in enumerate(measured, start=1):
+        console.print(Text(f"{place}  {clean(model.model)}"), soft_wrap=True)
     for task in inputs.tasks:
         samples = inputs.settings.samples
         each = f", {samples} answers each" if task.verified and samples > 1 else ""
@@ -38,10 +40,10 @@ def show(
 
 def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: Sequence[Compared]) -> Table:
     table = Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for place, model in enumerate(measured):
-        table.add_column(Text(clean(model.model)), justify="right", overflow="fold")
-        if place:
-            table.add_column("difference", justify="right")
+    for place in range(1, len(measured) + 1):
+        table.add_column(str(place), justify="right")
+        if place > 1:
+            table.add_column(f"{place} − 1", justify="right")
     first = measured[0].tasks[task]
     for metric in first.metrics:
         cells = [_estimate(metric, first.metrics[metric])]
@@ -56,8 +58,8 @@ def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: 
 
 def _of_harness(on_harness: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table("", title="lm-evaluation-harness", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for model in on_harness:
-        table.add_column(Text(clean(model)), justify="right", overflow="fold")
+    for place in range(1, len(on_harness) + 1):
+        table.add_column(str(place), justify="right")
     rows = {(task, metric): None for tasks in on_harness.values() for task in tasks for metric in tasks[task]}
     for task, metric in rows:
         found = [tasks.get(task, {}).get(metric) for tasks in on_harness.values()]
