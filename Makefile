@@ -9,7 +9,7 @@ MODELS := models
 VLLM := .venv-vllm
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-lora test test-servers test-harness lint docs clean
+.PHONY: demo demo-lora test test-servers test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -35,6 +35,9 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python scripts/write_flag_tables.py
+
+site: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(MODELS) build *.egg-info
