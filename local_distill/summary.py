@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -39,8 +39,8 @@ def write_summary(output_dir: Path, before: Evaluation | None, after: Evaluation
         tokens trained on) are written for people; the rest is shown as it is.
     """
     record = {
-        "before": asdict(before) if before else None,
-        "after": asdict(after) if after else None,
+        "before": _in_json(before) if before else None,
+        "after": _in_json(after) if after else None,
         "reverse_kl_ratio": _ratio(before.reverse_kl, after.reverse_kl) if before and after else None,
         "facts": dict(facts),
     }
@@ -85,6 +85,11 @@ def _grid(rows: list[tuple[str, ...]]) -> Table:
     for label, value in rows:
         grid.add_row(Text(label, style="dim"), Text(value, overflow="fold"))
     return grid
+
+
+def _in_json(evaluation: Evaluation) -> dict[str, object]:
+    """All but the tokens one by one, which completions.jsonl has: megabytes where completions are long."""
+    return asdict(replace(evaluation, completions=tuple(replace(c, pieces=()) for c in evaluation.completions)))
 
 
 def _markdown(before: Evaluation | None, after: Evaluation | None, facts: Facts) -> str:
