@@ -27,6 +27,8 @@ _AT_LEAST_ZERO = (
     "kl_coef", "weight_decay", "warmup_steps", "max_grad_norm", "save_every", "eval_every", "profile",
     "server_patience",
 )  # fmt: skip
+_NAMED_RUNS = ("wandb", "trackio", "swanlab")
+"""Trackers whose runs have a name."""
 _MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 
@@ -81,7 +83,7 @@ def _check_combinations(config: TrainConfig) -> None:
         raise UserError(
             "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
         )
-    if config.wandb_name and not (config.wandb_project or "wandb" in (config.trackers or "")):
+    if config.wandb_name and not (config.wandb_project or any(t in (config.trackers or "") for t in _NAMED_RUNS)):
         raise UserError(
             "--wandb_name: given without --wandb_project, so nothing is logged there; add it, or drop the name"
         )

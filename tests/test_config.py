@@ -40,6 +40,7 @@ def test_documented_defaults():
         {"num_substeps": 8, "batch_size": 8},
         {"system_prompt": "", "wandb_name": "", "trackers": ""},
         {"wandb_name": "mine", "trackers": "tensorboard,wandb"},
+        {"wandb_name": "mine", "trackers": "trackio"},
         {"dataset": "tulu3", "dataset_path": "x", "prompt_column": "q"},
         {"temperature": 1, "kl_coef": 2},  # whole numbers where any number will do
     ],
