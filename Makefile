@@ -1,5 +1,6 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
 # make test   set up, then run all checks and the tests that need no server
+# make test-browser   see to a headless Chromium, and try the report in it
 # make test-servers   set up vLLM on the processor as well, and run the tests against real servers
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ MODELS := models
 VLLM := .venv-vllm
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo demo-lora test test-servers test-harness lint docs site clean
+.PHONY: demo demo-lora test test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -27,6 +28,11 @@ test-harness: $(VENV)/.test
 
 test-servers: $(VENV)/.test $(MODELS)/.made $(VLLM)/.made
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/servers
+
+test-browser: $(VENV)/.test
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python scripts/set_up_browser.py $(VENV)/browser
+	OMP_NUM_THREADS=1 LOCAL_DISTILL_BROWSER=$(VENV)/browser $(BIN)/python -m pytest tests/browser
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
