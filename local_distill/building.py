@@ -17,6 +17,7 @@ from local_distill.config import TrainConfig
 from local_distill.distributed import most_anywhere, on_every_process
 from local_distill.engine_gap import EngineGap
 from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
+from local_distill.evaluating.held_out import verifier_of
 from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
 from local_distill.halving import HalveMicroBatches
 from local_distill.inputs import Inputs
@@ -68,7 +69,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
         collate=collate,
         teacher=teacher,
         learner=make_learner(config, accelerator, updates, loss, HalveMicroBatches(micro_batches, log.say)),
-        evaluator=make_evaluator(inputs, accelerator, updates, judge, samplers, micro_batches),
+        evaluator=make_evaluator(site, updates, judge, samplers, micro_batches),
         saver=make_checkpointer(inputs, accelerator, updates, model, run),
         log=log,
         schedule=make_schedule(config, run),
@@ -131,13 +132,15 @@ def make_learner(
 
 
 def make_evaluator(
-    inputs: Inputs, accelerator: Accelerator, updates: Updates, teacher: Teacher,
-    samplers: MakeEngine, micro_batches: MicroBatches,
-) -> Evaluator:  # fmt: skip
+    site: Site, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
+) -> Evaluator:
     """Evaluation on the prompts that were held out, in batches no larger than training's."""
-    config, held_out = inputs.config, inputs.prompts.held_out
-    if not held_out:
+    config, inputs, accelerator = site.config, site.inputs, site.accelerator
+    if not inputs.prompts.held_out:
         return NoEvaluation()
+    held_out, verifier = verifier_of(inputs.prompts.held_out, site.say)
+    if verifier:
+        site.closing.callback(verifier.close)
     busiest = -(-config.batch_size // (config.num_substeps * accelerator.num_processes)) * config.group_size
     return HeldOutEvaluator(
         accelerator,
@@ -150,6 +153,7 @@ def make_evaluator(
         pad_id=inputs.pad_id,
         micro_batch=max(1, busiest // config.grad_accum),
         micro_batches=micro_batches,
+        verifier=verifier,
     )
 
 

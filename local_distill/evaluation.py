@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.batching import MicroBatches, collate, share_of_process
 from local_distill.comparison import Comparison, compare
 from local_distill.distributed import gather_lists, on_every_process
+from local_distill.evaluating.statistics import mean_over_questions, ratio_of_sums
+from local_distill.evaluating.verifying import Verifier
 from local_distill.pieces import texts_of
 from local_distill.types import Completion, Evaluation, Piece, Prompt, Rollout, RolloutEngine, Teacher
 
@@ -47,11 +49,12 @@ class NoEvaluation:
 
 
 class _Sample(NamedTuple):
-    """One rollout in numbers. divergence: its tokens' reverse KL, summed, nats."""
+    """One rollout in numbers. divergence: its tokens' reverse KL, summed, nats. correct: None where nothing says."""
 
     tokens: int
     truncated: bool
     divergence: float
+    correct: bool | None
 
 
 T = TypeVar("T")
@@ -63,7 +66,8 @@ class HeldOutEvaluator:
     sampler: one rollout a prompt at temperature 1 and top-p 1: the expectation of s_t − q_t over the
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.
     reader: one completion a prompt for people to read. micro_batch: most rollouts that are scored together,
-    within the bounds of ``micro_batches``.
+    within the bounds of ``micro_batches``. verifier: compares samples with the answers of the prompts that have one;
+    None where accuracy is not measured.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class HeldOutEvaluator:
         pad_id: int,
         micro_batch: int,
         micro_batches: MicroBatches,
+        verifier: Verifier | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._student = student
@@ -89,12 +94,15 @@ class HeldOutEvaluator:
         self._pad_id = pad_id
         self._micro_batch = micro_batch
         self._micro_batches = micro_batches
+        self._verifier = verifier
 
     def evaluate(self, step: int) -> Evaluation:
         """See Evaluator."""
-        samples = self._score(self._sampler, self._prompts, _in_numbers)
+        samples = self._score(self._sampler, self._prompts, self._in_numbers)
         tokens = [sample.tokens for sample in samples]
         reverse_kl, standard_error = ratio_of_sums([sample.divergence for sample in samples], tokens)
+        verdicts = [float(sample.correct) for sample in samples if sample.correct is not None]
+        accuracy = mean_over_questions(verdicts)
         return Evaluation(
             step=step,
             reverse_kl=reverse_kl,
@@ -102,6 +110,8 @@ class HeldOutEvaluator:
             length=sum(tokens) / len(samples),
             truncated=sum(sample.truncated for sample in samples) / len(samples),
             completions=tuple(self._score(self._reader, self._prompts[:SHOWN], self._in_words, SHOWN_TOP)),
+            accuracy=accuracy.mean,
+            accuracy_standard_error=accuracy.standard_error,
         )
 
     @torch.no_grad()
@@ -126,6 +136,16 @@ class HeldOutEvaluator:
             told += [(rollout.position, tell(rollout, one)) for rollout, one in zip(part, each, strict=False)]
         return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]
 
+    def _in_numbers(self, rollout: Rollout, compared: Comparison) -> _Sample:
+        divergence = float(compared.reverse_kl.double().sum())
+        return _Sample(len(rollout.completion), rollout.finish == "length", divergence, self._is_correct(rollout))
+
+    def _is_correct(self, rollout: Rollout) -> bool | None:
+        if self._verifier is None or rollout.prompt.answer is None:
+            return None
+        text = str(self._tokenizer.decode(rollout.completion, skip_special_tokens=True))
+        return self._verifier.verdict(text, rollout.prompt.answer).correct
+
     def _in_words(self, rollout: Rollout, compared: Comparison) -> Completion:
         return Completion(
             prompt=rollout.prompt.text,
@@ -135,11 +155,6 @@ class HeldOutEvaluator:
             reverse_kl=float(compared.reverse_kl.double().sum()) / max(len(rollout.completion), 1),
             pieces=pieces_of(self._tokenizer, rollout.completion.tolist(), compared),
         )
-
-
-def _in_numbers(rollout: Rollout, compared: Comparison) -> _Sample:
-    tokens = len(rollout.completion)
-    return _Sample(tokens, rollout.finish == "length", float(compared.reverse_kl.double().sum()))
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], compared: Comparison) -> tuple[Piece, ...]:
@@ -154,16 +169,3 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], compared: 
 
 def _rounded(numbers: Tensor) -> Any:
     return numbers.double().round(decimals=DECIMALS).tolist()
-
-
-def ratio_of_sums(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Σ sums / Σ counts and its standard error, the pairs taken as independent (linearised ratio estimator).
-
-    Tokens of one completion are not independent, so the completions are what is counted.
-    """
-    n, total = len(counts), max(sum(counts), 1)
-    mean = sum(sums) / total
-    if n < 2:
-        return mean, float("nan")
-    residuals = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
-    return mean, float((residuals * n / (n - 1)) ** 0.5 / total)

@@ -29,11 +29,17 @@ COMPLETIONS_FILE = "completions.jsonl"
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """The numbers of an evaluation under the names that every file and tracker gives them."""
-    return {
+    metrics = {
         "eval/reverse_kl": evaluation.reverse_kl,
         "eval/reverse_kl_se": evaluation.standard_error,
         "eval/completion_tokens": evaluation.length,
         "eval/truncated": evaluation.truncated,
+    }
+    if math.isnan(evaluation.accuracy):
+        return metrics
+    return metrics | {
+        "eval/accuracy": evaluation.accuracy,
+        "eval/accuracy_se": evaluation.accuracy_standard_error,
     }
 
 

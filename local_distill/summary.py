@@ -5,6 +5,7 @@ summary.md is for people, summary.json for programs, and ``show_summary`` for th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from rich.text import Text
 from local_distill.jsonl import to_json
 from local_distill.terminal import open_console
 from local_distill.types import Completion, Evaluation
-from local_distill.wording import clean, duration, number, percent, shorten, with_error
+from local_distill.wording import clean, duration, number, percent, share_with_error, shorten, with_error
 
 MARKDOWN_FILE = "summary.md"
 JSON_FILE = "summary.json"
@@ -131,12 +132,19 @@ def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tup
     def ratio(name: str) -> str:
         return number(_ratio(getattr(before, name), getattr(after, name))) if before and after else _ABSENT
 
+    def accuracy(each: Evaluation | None) -> str:
+        if each is None or math.isnan(each.accuracy):
+            return _ABSENT
+        return share_with_error(each.accuracy, each.accuracy_standard_error)
+
+    verified = [("accuracy (verified)", accuracy(before), accuracy(after), "")]
     return [
         (
             "reverse KL (nats/token)",
             *(with_error(each.reverse_kl, each.standard_error) if each else _ABSENT for each in both),
             ratio("reverse_kl"),
         ),
+        *(verified if any(each and not math.isnan(each.accuracy) for each in both) else []),
         ("completion length (tokens)", *(number(each.length) if each else _ABSENT for each in both), ratio("length")),
         ("truncated", *(percent(each.truncated) if each else _ABSENT for each in both), ""),
     ]

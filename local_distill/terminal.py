@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from local_distill.types import Completion, Evaluation
-from local_distill.wording import clean, number, percent, shorten, with_error
+from local_distill.wording import clean, number, percent, share_with_error, shorten, with_error
 
 
 class Terminal(Protocol):
@@ -216,7 +216,10 @@ def _row(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> Text:
 
 def _in_words(evaluation: Evaluation) -> str:
     reverse_kl = with_error(evaluation.reverse_kl, evaluation.standard_error)
+    accuracy = ""
+    if not math.isnan(evaluation.accuracy):
+        accuracy = f"accuracy {share_with_error(evaluation.accuracy, evaluation.accuracy_standard_error)}  "
     return (
-        f"step {evaluation.step}  held-out reverse KL {reverse_kl}  length {number(evaluation.length)}  "
+        f"step {evaluation.step}  held-out reverse KL {reverse_kl}  {accuracy}length {number(evaluation.length)}  "
         f"truncated {percent(evaluation.truncated)}"
     )

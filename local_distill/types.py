@@ -6,6 +6,7 @@ never changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -243,6 +244,7 @@ class Evaluation:
         estimate of KL(student‖teacher); standard_error: of that mean, prompts taken as independent.
     length: mean completion tokens. truncated: share of completions that max_new_tokens ended.
     completions: the same few prompts at every evaluation, in the same order, with the same random numbers.
+    accuracy: share of the samples that are right, of the prompts that have an answer; NaN where that is not measured.
     """
 
     step: int
@@ -251,3 +253,5 @@ class Evaluation:
     length: float
     truncated: float
     completions: tuple[Completion, ...]
+    accuracy: float = math.nan
+    accuracy_standard_error: float = math.nan

@@ -30,6 +30,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def share_with_error(share: float, standard_error: float) -> str:
+    """The same with its standard error, in percentage points: 12.5 % ± 3.1."""
+    return f"{100 * share:.1f} % ± {100 * standard_error:.1f}"
+
+
 def duration(seconds: float) -> str:
     """45 s, 12 min 3 s, 1 h 23 min."""
     minutes, rest = divmod(round(seconds), 60)

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import mpmath
 import torch
 
-from local_distill.evaluation import ratio_of_sums
-
-NAN = float("nan")
+NAN = math.nan
 
 
 class Estimate(NamedTuple):
@@ -46,6 +44,8 @@ def mean_over_questions(values: Sequence[float]) -> Estimate:
     With x_q the share of a question's samples that are right, this is pass@1 with the error clustered by question.
     """
     n = len(values)
+    if n == 0:
+        return Estimate(NAN, NAN)
     mean = math.fsum(values) / n
     if n < 2:
         return Estimate(mean, NAN)
@@ -106,6 +106,19 @@ def paired_ratios(before: Sequence[Total], after: Sequence[Total]) -> Difference
 def student_t_p(t: float, freedom: int) -> float:
     """P(|T| ≥ |t|) for Student's T: the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½)."""
     return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
+
+
+def ratio_of_sums(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Σ sums / Σ counts and its standard error, the pairs taken as independent (linearised ratio estimator).
+
+    Tokens of one completion are not independent, so the completions are what is counted.
+    """
+    n, total = len(counts), max(sum(counts), 1)
+    mean = sum(sums) / total
+    if n < 2:
+        return mean, NAN
+    residuals = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    return mean, float((residuals * n / (n - 1)) ** 0.5 / total)
 
 
 def mean_per_token(totals: Sequence[Total]) -> Estimate:

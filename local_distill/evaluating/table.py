@@ -14,7 +14,7 @@ from rich.text import Text
 from local_distill.evaluating.inputs import EvalInputs
 from local_distill.evaluating.results import REVERSE_KL, Compared, Measured, ModelResults
 from local_distill.evaluating.statistics import Difference, Estimate
-from local_distill.wording import clean, number, percent, with_error
+from local_distill.wording import clean, number, percent, share_with_error, with_error
 
 LABELS = {REVERSE_KL: "reverse KL (nats/token)"}
 
@@ -84,7 +84,7 @@ def _truncated(task: Measured) -> str:
 def _estimate(metric: str, estimate: Estimate) -> str:
     if metric == REVERSE_KL:
         return with_error(*estimate)
-    return f"{100 * estimate.mean:.1f} % ± {100 * estimate.standard_error:.1f}"
+    return share_with_error(*estimate)
 
 
 def _difference(metric: str, difference: Difference) -> str:
