@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from local_distill.errors import UserError
 from local_distill.records import JsonlWriter, RunFiles, read_evaluations, training_totals
-from local_distill.types import Completion, Evaluation
+from local_distill.types import Completion, Evaluation, Piece
 
 
 def evaluation(step: int, text: str = "Paris.", reverse_kl: float = 1.5) -> Evaluation:
@@ -113,6 +114,46 @@ def test_evaluations_come_back_as_they_were(tmp_path: Path) -> None:
         files.evaluation(each)
     files.close()
     assert read_evaluations(tmp_path / "completions.jsonl") == written
+
+
+def test_tokens_come_back_as_they_were(tmp_path: Path) -> None:
+    pieces = (
+        Piece(" sky", -0.5, -2.25, 1.5, ((" sea", -0.25), ("\ufffd", -2.0))),
+        Piece("", -1.0, -math.inf, math.inf, (("\ud83d", -math.inf),)),
+        Piece("<|im_end|>", -0.125, -0.25, 0.125),
+    )
+    first = evaluation(0)
+    written = replace(first, completions=(replace(first.completions[0], pieces=pieces), *first.completions))
+    files = RunFiles(tmp_path, None)
+    files.evaluation(written)
+    files.close()
+    path = tmp_path / "completions.jsonl"
+    (whole, none) = json.loads(path.read_text(encoding="utf-8"))["completions"]
+    assert whole["pieces"][0] == {
+        "text": " sky", "student": -0.5, "teacher": -2.25, "reverse_kl": 1.5, "top": [[" sea", -0.25], ["\ufffd", -2.0]]
+    }  # fmt: skip
+    assert whole["pieces"][1] == {
+        "text": "", "student": -1.0, "teacher": None, "reverse_kl": None, "top": [["\ud83d", None]]
+    }  # fmt: skip
+    assert none["pieces"] == []
+    (read,) = read_evaluations(path)
+    assert read.completions[0].pieces[::2] == pieces[::2]
+    assert read.completions[0].pieces[1].text == ""
+    assert math.isnan(read.completions[0].pieces[1].teacher)
+    assert math.isnan(read.completions[0].pieces[1].top[0][1])
+    assert read.completions[1] == first.completions[0]
+
+
+def test_a_file_from_before_tokens_were_kept_is_read(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path, None)
+    files.evaluation(evaluation(0))
+    files.close()
+    path = tmp_path / "completions.jsonl"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for completion in record["completions"]:
+        del completion["pieces"]
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert read_evaluations(path) == [evaluation(0)]
 
 
 def test_nan_comes_back_as_nan(tmp_path: Path) -> None:
