@@ -63,7 +63,6 @@ def build_parser(
         prog=prog,
         usage=usage,
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # only what is really given overrides the YAML file
         allow_abbrev=False,
         add_help=add_help,
@@ -184,6 +183,7 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:
         return
     more: dict[str, Any] = {"nargs": "?", "const": LATEST} if field.name == "resume" else {}
     choices = field.metadata["choices"]
+    more |= {"choices": choices} if choices else {}  # for shells that complete; the type has checked them before
     plain = {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
     metavar = f"{{{','.join(choices)}}}" if choices else plain
     group.add_argument(

@@ -23,8 +23,8 @@ examples:
   local-distill demo --models ~/models --models_only
 """
 DESCRIPTION = (
-    "A model that lost a third of its layers learns to write again from what it was: 99 M parameters learn from 135 M, "
-    "in about three minutes on two processor cores."
+    "A model that lost a third of its layers learns to write again from what it was: 99 M parameters from 135 M, three "
+    "minutes on two processor cores."
 )
 
 _demo = partial(option, "demo")
