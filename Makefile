@@ -1,4 +1,5 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
+# make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
 # make test   set up, then run all checks and the tests that need no server
 # make test-browser   see to a headless Chromium, and try the report in it
 # make test-servers   set up vLLM on the processor as well, and run the tests against real servers
@@ -9,14 +10,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 MODELS := models
 VLLM := .venv-vllm
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+REPAIR_RUN ?= runs/repair
 
-.PHONY: demo demo-lora test test-servers test-browser test-harness lint docs site clean
+.PHONY: demo demo-lora repair test test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
 
 demo-lora: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN) --lora
+
+repair: $(MODELS)/.made
+	PYTHON=$(BIN)/python MODEL=$(MODELS)/smollm2-135m-instruct bash examples/repair/run.sh $(REPAIR_RUN)
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
