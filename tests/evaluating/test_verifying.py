@@ -41,6 +41,7 @@ def math_verifier():
         ("12", r"\boxed{12\text{ dollars}}"),
         (r"5\text{ cm}", r"\boxed{5}"),
         ("50\\%", r"\boxed{0.5}"),
+        ("50\\%", r"\boxed{50}"),
         ("[-2,7]", r"$[-2,7]$"),
         (r"\left( 3, \frac{\pi}{2} \right)", r"\boxed{(3,\pi/2)}"),
         ("x^2+2x", "$x(x+2)$"),
@@ -65,6 +66,8 @@ def test_what_is_right_as_mathematics(math_verifier, reference, completion):
         ("42", "The answer is 43."),
         ("3", "-3"),
         ("[1,2]", "$(1,2)$"),
+        ("12", r"\boxed{12 dollars}"),
+        (r"(1,\infty)", "$x>1$"),
         (r"3\sqrt{2}", "3"),
         ("3", r"\boxed{3\sqrt{2}}"),
         ("listen", r"\boxed{silent}"),  # a product of the same letters
