@@ -1,0 +1,101 @@
+"""What was said, and how it is rendered for the next answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from local_distill.chatting.answering import Token
+from local_distill.comparison import Comparison
+from local_distill.evaluation import pieces_of
+from local_distill.prompts import Message, RawPrompt, Renderer
+from local_distill.types import Piece
+
+Finish = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, whole or as far as it came.
+
+    text: without special tokens. tokens: their number. reverse_kl: mean nats a token, None where nobody judged;
+    pieces: then its tokens one by one, special ones included.
+    """
+
+    text: str
+    tokens: int
+    finish: Finish
+    reverse_kl: float | None = None
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and what was answered. teacher: the teacher's own answer to the same conversation."""
+
+    question: str
+    student: Answer
+    teacher: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How a conversation becomes tokens. template, template_kwargs: see Renderer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    fallback_template: str | None = None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, so that earlier turns can be told."""
+        return bool(self.tokenizer.chat_template or self.fallback_template)
+
+    def renderer(self, system_prompt: str | None) -> Renderer:
+        """Raises UserError where a system prompt needs a chat template and there is none."""
+        return Renderer(
+            self.tokenizer,
+            system_prompt=system_prompt,
+            template_kwargs=self.template_kwargs,
+            fallback_template=self.fallback_template,
+        )
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said so far. Without a chat template each question is continued by itself."""
+
+    system_prompt: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def messages(self) -> list[Message]:
+        """All of it as chat messages, the student's answers among them, the system prompt not."""
+        pairs = (
+            (Message(role="user", content=turn.question), Message(role="assistant", content=turn.student.text))
+            for turn in self.turns
+        )
+        return [message for pair in pairs for message in pair]
+
+    def prompt(self, question: str, speech: Speech) -> tuple[int, ...]:
+        """Token ids up to where the answer to ``question`` begins. Raises UserError where the template refuses."""
+        earlier = self.messages() if speech.has_template else []
+        asked = (*earlier, Message(role="user", content=question))
+        return speech.renderer(self.system_prompt).render(RawPrompt(asked, "this conversation"))
+
+    def with_turn(self, turn: Turn) -> Conversation:
+        """The conversation after one more turn."""
+        return replace(self, turns=(*self.turns, turn))
+
+
+def finished_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Token], finish: Finish, text: str) -> Answer:
+    """The tokens of an answer as one, for people to read. text: of all of them."""
+    judged = [token.compared for token in tokens if token.compared is not None]
+    if not judged:
+        return Answer(text, len(tokens), finish)
+    compared = Comparison(*(torch.cat(column) for column in zip(*judged, strict=True)))
+    pieces = pieces_of(tokenizer, [token.id for token in tokens], compared)
+    return Answer(text, len(tokens), finish, float(compared.reverse_kl.mean()), pieces)

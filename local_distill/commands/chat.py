@@ -1,0 +1,72 @@
+"""local-distill chat: talk to a model, beside its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from local_distill.commands.command import Command
+from local_distill.setting_checks import LOWEST_TEMPERATURE, require
+from local_distill.settings import argument, option
+
+USAGE = """\
+local-distill chat MODEL [settings]
+
+examples:
+  local-distill chat runs/first                          # the last step of a run; an adapter on its base
+  local-distill chat runs/first --step best --teacher_model Qwen/Qwen3-4B
+  local-distill chat runs/first --teacher_model self     # an adapter beside the model it was put on
+  echo "What is the capital of France?" | local-distill chat Qwen/Qwen3-0.6B
+
+In a terminal, /help lists what can be said to the program instead of the model. With a teacher, each token of the
+student's is coloured by the reverse KL at that place: none below 0.05 nats, yellow, red from 5.
+Piped in, each line is a question or a command; piped out, each answer is a line, its own line ends written as \\n.
+"""
+
+_model = partial(option, "models")
+_sampling = partial(option, "sampling")
+_prompt = partial(option, "prompts")
+_output = partial(option, "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """Settings of ``local-distill chat``. Raises UserError for what is out of its range."""
+
+    model: str = argument("A hub id, a model folder, a run, a step folder of a run, an adapter, a GGUF file.")
+    step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")
+    teacher_model: str | None = _model(
+        "Answers as well, and colours the student's tokens. self: the model that MODEL's adapter was put on."
+    )
+    dtype: str = _model(
+        "Precision of the weights. auto: bf16 on a GPU that has it, else fp32.",
+        "auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    device: str = _model("Where both models are: cpu, cuda, cuda:1, mps. auto: a GPU if there is one.", "auto")
+    trust_remote_code: bool = _model("Run code that comes with a model.", False)
+    temperature: float = _sampling("Of the answers; colours are always those of temperature 1.", 0.7)
+    top_p: float = _sampling("Draw from the likeliest tokens that together have this probability.", 0.9)
+    max_new_tokens: int = _sampling("Longest answer in tokens.", 512)
+    seed: int = _sampling("The same seed and questions give the same answers.", 0)
+    system_prompt: str | None = _prompt("Put before the conversation.")
+    chat_template_kwargs: str | None = _prompt("JSON object of variables for the chat template.")
+    numbers: bool = _output("Write each token's reverse KL behind it, in brackets.", False)
+
+    def __post_init__(self) -> None:
+        require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, f"at least {LOWEST_TEMPERATURE:g}")
+        require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
+        require("max_new_tokens", self.max_new_tokens, lambda v: v >= 1, "at least 1")
+        require("seed", self.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
+
+
+def run(settings: ChatSettings) -> int:
+    """Chat until the questions end. Returns the exit code."""
+    from local_distill.chatting.opening import chat  # it imports torch, which takes seconds
+    from local_distill.isolation import quiet_transformers
+
+    with quiet_transformers():
+        return chat(settings)
+
+
+COMMAND = Command("chat", ChatSettings, run, USAGE, "Talk to a model in the terminal, beside its teacher.")
