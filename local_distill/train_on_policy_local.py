@@ -33,6 +33,7 @@ from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.interruption import StopRequest
 from local_distill.isolation import process_left_as_found
+from local_distill.planning.checking import check_memory
 from local_distill.preflight import (
     RunFolder,
     check_checkpoint_is_here,
@@ -91,6 +92,7 @@ def run_training(config: TrainConfig) -> TrainResult:
     needed = checkpoint_bytes(inputs.student, inputs.lora)
     on_main_process(accelerator, lambda: check_disk_space(run.path, needed, config.keep_checkpoints))
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
+    on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
     stop = StopRequest()
     with ExitStack() as closing:
         closing.callback(stop.restore)

@@ -1,0 +1,80 @@
+"""From the settings of a run to what is planned."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from transformers import PretrainedConfig
+
+from local_distill.config import TrainConfig
+from local_distill.errors import UserError
+from local_distill.inputs import Inputs, open_lora
+from local_distill.models import open_config
+from local_distill.planning.costs import Lengths
+from local_distill.planning.machine import Machine, free_for_a_run, gpus, this_machine
+from local_distill.planning.memory import Run
+from local_distill.planning.settings import PlanSettings
+from local_distill.preflight import resolve_precision
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def open_run(settings: PlanSettings) -> Run:
+    """What ``local-distill plan`` is asked about, from configurations alone. Raises UserError."""
+    machine = _machine(settings)
+    dtype = _dtype(settings, machine)
+    if settings.zero2 and dtype == torch.float32:
+        raise UserError("--zero2: DeepSpeed shards a low-precision student; add --dtype bf16")
+    student = open_config("--student_model", settings.student_model, settings.trust_remote_code)
+    teacher = None
+    if settings.teacher_kind in ("local", "zero3"):
+        teacher = open_config("--teacher_model", settings.teacher_model, settings.trust_remote_code)
+    contexts = [length for config in (student, teacher) if config is not None and (length := _context(config))]
+    if contexts and min(contexts) - settings.max_new_tokens < 1:
+        raise UserError(
+            f"--max_new_tokens: {settings.max_new_tokens} given, but the context holds {min(contexts)} tokens, prompt "
+            "included; lower it"
+        )
+    room = [length - settings.max_new_tokens for length in contexts]
+    lengths = Lengths(min([settings.max_prompt_tokens, *room]), settings.max_new_tokens)
+    return Run(settings, student, teacher, open_lora(settings), dtype, settings.zero2, lengths, machine)
+
+
+def run_that_starts(inputs: Inputs, accelerator: Accelerator) -> Run:
+    """What ``train`` is about to do, on what is free now; of its longest prompt, one token is sampled for certain."""
+    prompts = (*inputs.prompts.training, *inputs.prompts.held_out)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    config = inputs.config
+    has_its_own = config.teacher_kind in ("local", "zero3")
+    return Run(
+        config,
+        inputs.student.config,
+        inputs.teacher.config if has_its_own else None,
+        inputs.lora,
+        inputs.precision.dtype,
+        accelerator.state.deepspeed_plugin is not None,
+        Lengths(longest, 1),
+        free_for_a_run(accelerator.device, accelerator.num_processes),
+    )
+
+
+def _machine(settings: PlanSettings) -> Machine:
+    if settings.gpu_memory is not None:
+        return gpus(settings.gpus or 1, settings.gpu_memory)
+    here = this_machine()
+    if settings.gpus is None:
+        return here
+    if here.device != "cuda":
+        raise UserError(f"--gpus: {settings.gpus} given, there is none here; say how large they are with --gpu_memory")
+    return gpus(settings.gpus, here.memory / 2**30)
+
+
+def _dtype(settings: TrainConfig, machine: Machine) -> torch.dtype:
+    """``--dtype`` on that machine; auto is bf16 on a GPU that is not here."""
+    if machine.device == "cpu":
+        return resolve_precision(settings.dtype).dtype
+    return DTYPES["bf16" if settings.dtype == "auto" else settings.dtype]
+
+
+def _context(config: PretrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
