@@ -1,0 +1,68 @@
+"""local-distill export: a trained model as others use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from local_distill.commands.command import Command
+from local_distill.errors import UserError
+from local_distill.settings import argument, option
+
+USAGE = """\
+local-distill export RUN [settings]
+
+examples:
+  local-distill export runs/first                            # into runs/first/export-step-100
+  local-distill export runs/first --step best --dtype fp16 --output_dir my-model
+  local-distill export runs/first --gguf q8_0 --gguf_converter ~/llama.cpp/convert_hf_to_gguf.py
+  local-distill export runs/first --push_to_hub me/my-model --private
+
+What was written is loaded again and compared with the trained model. Nothing leaves this machine without --push_to_hub.
+"""
+
+_model = partial(option, "model")
+_output = partial(option, "output")
+_gguf = partial(option, "GGUF")
+_hub = partial(option, "hub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Settings of ``local-distill export``. Raises UserError when they contradict each other."""
+
+    run: str = argument("A run, a step folder of a run, an adapter or a model.")
+    step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")
+    trust_remote_code: bool = _model("Run code that comes with a model.", False)
+    dtype: str = _output("Precision of the weights.", "bf16", choices=("bf16", "fp16", "fp32"))
+    output_dir: str | None = _output("Folder to write, new or empty. Default: export-step-N in the run.")
+    max_shard_size: str = _output("Largest file of weights.", "5GB")
+    gguf: str = _gguf(
+        "Write a GGUF file as well, for llama.cpp and Ollama.", "none", choices=("none", "q8_0", "f16", "bf16", "f32")
+    )
+    gguf_converter: str | None = _gguf(
+        "llama.cpp's convert_hf_to_gguf.py. Default: the one in LLAMA_CPP_DIR, else in PATH."
+    )
+    push_to_hub: str | None = _hub("Upload as this model, owner/name; with the token of hf auth login, or HF_TOKEN.")
+    private: bool = _hub("For you alone.", False)
+
+    def __post_init__(self) -> None:
+        if self.gguf_converter is not None and self.gguf == "none":
+            raise UserError("--gguf_converter: given without --gguf; add --gguf q8_0, or drop it")
+        if self.private and self.push_to_hub is None:
+            raise UserError("--private: given without --push_to_hub; add it, or drop the switch")
+        if self.push_to_hub == "":
+            raise UserError("--push_to_hub: empty text given; give owner/name, or leave the flag out")
+
+
+def run(settings: ExportSettings) -> int:
+    """Export. Returns the exit code."""
+    from local_distill.exporting.export import export  # it imports torch, which takes seconds
+    from local_distill.isolation import quiet_transformers
+
+    with quiet_transformers():
+        export(settings, say=print)
+    return 0
+
+
+COMMAND = Command("export", ExportSettings, run, USAGE, "Merged weights with a model card; GGUF; the hub.")

@@ -1,0 +1,108 @@
+"""What a run left behind that its model card tells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from local_distill.config import TrainConfig
+from local_distill.environment import ENVIRONMENT_FILE, command_line
+from local_distill.errors import UserError
+from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
+from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.trained import Trained
+from local_distill.types import Evaluation
+
+SETTINGS_FILE = "config.yaml"
+NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")
+"""Settings that say nothing of the model."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """settings: of the run, {} for a model that was not trained here. evaluations: up to the exported step, oldest
+    first. tokens, seconds: trained on and spent by the whole run. packages: name → version.
+    base: what it was made from, as it was given. adapter: whether an adapter was merged."""
+
+    base: str
+    adapter: bool
+    step: int | None
+    settings: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    tokens: int
+    seconds: float
+    packages: dict[str, str]
+
+    @property
+    def teacher(self) -> str:
+        """Who was learned from, in words; empty where it is not known."""
+        if self.settings.get("teacher_backend") == "self":
+            return "itself without its adapter"
+        return str(self.settings.get("teacher_model") or ("a served model" if self.settings.get("teacher_url") else ""))
+
+    @property
+    def data(self) -> str:
+        """Where the prompts came from, in words; empty where it is not known."""
+        if self.settings.get("prompts_file"):
+            return f"a file of prompts ({Path(self.settings['prompts_file']).name})"
+        return str(self.settings.get("dataset") or ("built-in prompts" if self.settings else ""))
+
+    @property
+    def hub_data_set(self) -> str | None:
+        """The hub id of the data set, where it has one."""
+        name = self.settings.get("dataset")
+        return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name)
+
+    @property
+    def command(self) -> str:
+        """What trains it again, without passwords and keys of URLs; empty where it is not known."""
+        defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+        words = ["local-distill", "train"]
+        for name, value in self.settings.items():
+            if name in NOT_TOLD or value == defaults.get(name):
+                continue
+            words += [f"--{name}"] if value is True else [f"--no-{name}"] if value is False else [f"--{name}={value}"]
+        return command_line(words) if self.settings else ""
+
+
+def hub_id(name: str | None) -> str | None:
+    """``name`` where it can be a hub id (owner/name) and is no folder here."""
+    return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def facts_of(trained: Trained) -> Facts:
+    """Everything that is there; what is not is left out. Raises UserError for a file that is damaged."""
+    run, step = trained.run, trained.step
+    settings = _settings(run / SETTINGS_FILE) if run else {}
+    evaluations: list[Evaluation] = []
+    tokens, seconds, packages = 0, 0.0, {}
+    if run and (run / COMPLETIONS_FILE).is_file():
+        evaluations = [each for each in read_evaluations(run / COMPLETIONS_FILE) if step is None or each.step <= step]
+    if run and (run / METRICS_FILE).is_file():
+        tokens, seconds = training_totals(run / METRICS_FILE)
+    if run and (run / ENVIRONMENT_FILE).is_file():
+        packages = _packages(run / ENVIRONMENT_FILE)
+    base = str(settings.get("student_model") or trained.files.path)
+    return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); mend or remove it") from error
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _packages(path: Path) -> dict[str, str]:
+    try:
+        newest: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))[-1]["packages"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: damaged; mend or remove it") from error
+    return newest
