@@ -157,7 +157,7 @@ def test_the_keyboard_walks_from_token_to_token(opened):
 
 def test_a_tap_shows_them_too_without_covering_the_token(opened):
     report = opened(width=360, has_touch=True, is_mobile=True)
-    report.page.evaluate("document.querySelector('.token').scrollIntoView({block: 'end'})")
+    report.token(0, 5).evaluate("token => token.scrollIntoView({ block: 'end' })")
     report.token(0, 5).tap()
     assert report.page.is_visible("#inspector")
     token, box = report.token(0, 5).bounding_box(), report.page.locator("#inspector").bounding_box()
@@ -229,8 +229,10 @@ def test_the_x_axis_counts_what_it_is_asked_to(opened):
     steps = first.screenshot()
     report.page.select_option("#x-axis", "seconds")
     assert first.screenshot() != steps
-    report.page.locator(".chart .u-over").first.hover()
-    assert "time in steps (s)" in report.page.locator(".u-legend").first.inner_text()
+    over = report.page.locator(".chart .u-over").first
+    over.hover(position={"x": over.bounding_box()["width"] - 2, "y": 20})
+    legend = report.page.locator(".u-legend").first.inner_text()
+    assert re.search(r"time in steps \(s\)\s*40\D", legend), "20 steps of 2 s"
 
 
 def test_the_legend_tells_the_number_under_the_cursor(opened, folder):
@@ -238,9 +240,13 @@ def test_the_legend_tells_the_number_under_the_cursor(opened, folder):
     over = report.page.locator(".chart .u-over").first
     box = over.bounding_box()
     over.hover(position={"x": box["width"] - 2, "y": 20})
-    legend = report.page.locator(".u-legend").first.inner_text()
+    legend = report.page.locator(".u-legend").first
     last = records_of(folder / "completions.jsonl")[-1]
-    assert f"{last['reverse_kl']:.3f} ± {last['standard_error']:.4f}" in legend.replace("\n", " ")
+    assert f"{last['reverse_kl']:.3f} ± {last['standard_error']:.4f}" in legend.inner_text().replace("\n", " ")
+    over.hover(position={"x": box["width"] * 0.55, "y": 20})
+    assert re.search(r"steps\s*11\D", legend.inner_text())
+    nearest = records_of(folder / "completions.jsonl")[2]["reverse_kl"]
+    assert f"{nearest:.3f} ±" in legend.inner_text(), "that of step 10, the evaluation beside it"
 
 
 def test_another_run_can_be_chosen(opened):
