@@ -36,6 +36,11 @@ def test_the_error_is_the_spread_of_the_mean_over_evaluations():
     assert sum(naive) / len(naive) < 0.72 * spread
 
 
+def test_the_error_of_a_few_numbers():
+    assert mean_over_questions([0.0, 1.0]) == (0.5, 0.5)
+    assert mean_over_questions([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(14 / 6)))
+
+
 def test_one_question_has_no_error():
     mean, error = mean_over_questions([0.25])
     assert mean == 0.25
