@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from local_distill import __version__
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -60,6 +62,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "local_distill").rglob("*") if path.is_file()}
     assert held == {name for name in package if "__pycache__" not in name}
+    assert wheel.name == f"local_distill-{__version__}-py3-none-any.whl"
     assert {"local_distill/py.typed", "local_distill/demo/demo.yaml", "local_distill/prompts/builtin.txt"} <= held
 
 
