@@ -76,6 +76,20 @@ def test_functions_that_measure_are_not_trained_on(script):
     assert functions.training_functions(0) == trained != functions.training_functions(1)
 
 
+def test_a_function_like_a_held_out_one_is_not_trained_on(script, tmp_path, monkeypatch):
+    functions = script("functions")
+    held, like, other = (
+        f'def {name}(a):\n    """{text} the number."""\n    return {name}\n'
+        for name, text in (("f", "Return"), ("g", "Return"), ("h", "Double"))
+    )
+    (tmp_path / "held.py").write_text(held)
+    (tmp_path / "trained.py").write_text(like + other)
+    monkeypatch.setattr(functions, "HELD_OUT", ("held",))
+    monkeypatch.setattr(functions, "folder", lambda: tmp_path)
+    assert [each.code for each in functions.held_out_functions()] == ["def f(a):\n    return f"]
+    assert [each.code for each in functions.training_functions(0)] == ["def h(a):\n    return h"]
+
+
 def test_a_function_is_asked_for_by_its_first_paragraph_and_answered_without_its_docstring(script, tmp_path):
     functions = script("functions")
     (tmp_path / "module.py").write_text(
@@ -162,17 +176,17 @@ def write_lines(file, rows):
 def test_the_table_says_what_was_measured(script, tmp_path):
     table = script("table")
     right = {"m": [1, 1, 1, 0], "d": [0, 0, 0, 0], "r": [1, 0, 1, 1]}
-    order = [2, 0, 3, 1]
+    order = {"m": [2, 0, 3, 1], "d": [0, 1, 2, 3], "r": [3, 2, 1, 0]}
     write_lines(
         tmp_path / "questions" / "answers.jsonl",
-        [{"model": m, "question": q, "correct": bool(right[m][q])} for m in right for q in order],
+        [{"model": m, "question": q, "correct": bool(right[m][q])} for m in right for q in order[m]],
     )
     write_lines(
         tmp_path / "chat" / "reverse_kl.jsonl",
         [
             {"model": m, "question": q, "reverse_kl": k * (q + 1), "tokens": 4}
             for k, m in enumerate(right)
-            for q in order
+            for q in order[m]
         ],
     )
     (tmp_path / "code.json").write_text(
@@ -184,7 +198,9 @@ def test_the_table_says_what_was_measured(script, tmp_path):
     assert [change.mean for change in answers.changes] == [-0.75, 0.75, 0]
     # McNemar's exact test of three changes, all one way: 2 · ½³.
     assert [change.p_value for change in answers.changes] == pytest.approx([0.25, 0.25, 1])
+    assert answers.changes[2].standard_error == pytest.approx(math.sqrt(2 / 12)), "one question lost, one won"
     kl = table.reverse_kl(tmp_path / "chat")
+    assert kl.changes[1].standard_error == pytest.approx(math.sqrt(0.3125 / 12)), "paired: of 1/4, 2/4, 3/4 and 1"
     assert [value.mean for value in kl.values] == pytest.approx([0, 10 / 16, 20 / 16])
     text = table.markdown([answers, kl, table.code_loss(tmp_path / "code.json")])
     assert "| questions answered | 0.750 ± 0.250 | 0.000 ± 0.000 | 0.750 ± 0.250 | -0.750 ± 0.250 (p 0.25) |" in text
