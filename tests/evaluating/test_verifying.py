@@ -152,6 +152,7 @@ def test_the_process_needs_no_torch():
     [
         ("Paris", "I think so.\nAnswer: **Paris.**", True),
         ("Paris", "The answer is paris", True),
+        ("Paris", "The answer is Rome.\nNo. The answer is Paris.", True),
         ("Paris", "It is a large city.\n\nPARIS!\n", True),
         ("Paris", "Paris\nor Rome", False),
         ("Paris", "It is Paris.", False),
