@@ -114,6 +114,19 @@ def test_what_another_token_would_have_added(tokenizer: PreTrainedTokenizerFast)
     assert found[4][:2] == (" the", tokenizer.eos_token)
 
 
+def test_a_token_may_end_one_character_and_begin_another() -> None:
+    """Byte-level vocabularies have a space with the first byte of what follows."""
+    vocab = {byte: i for i, byte in enumerate(["Ġ", "å", "¤", "©", "§", "Ġå"])}  # E5 A4 A9 is 天, E5 A4 A7 is 大
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "å")]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = tokenizer.convert_tokens_to_ids(["Ġå", "¤", "©", "Ġå", "¤", "©"])
+    would_be = tokenizer.convert_tokens_to_ids("§")
+    assert list(texts_of(tokenizer, ids, [[would_be]] * 6))[1:] == [
+        ("", ("�",)), ("天", ("大",)), (" ", ("�",)), ("", ("�",)), ("天", ("大",))
+    ]  # fmt: skip
+
+
 def test_the_work_grows_with_the_length_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, decoded = make_tokenizer(), []
     plain = tokenizer.decode
