@@ -22,8 +22,8 @@ FOLDER_VARIABLE = "LLAMA_CPP_DIR"
 TOLERANCE = {"f32": 0.25, "bf16": 0.25, "f16": 0.25, "q8_0": 0.4}
 """Mean nats from the trained model; the export's own rounding is in it."""
 REMEDY = (
-    "git clone --depth 1 https://github.com/ggml-org/llama.cpp, pip install its "
-    f"requirements/requirements-convert_hf_to_gguf.txt, and name the script, or set {FOLDER_VARIABLE} to the folder"
+    "git clone --depth 1 https://github.com/ggml-org/llama.cpp, pip install sentencepiece protobuf, and name the "
+    f"script as --gguf_converter, or set {FOLDER_VARIABLE} to the folder"
 )
 
 
@@ -42,7 +42,7 @@ def find_converter(given: str | None) -> Path:
         return path
     found = shutil.which(SCRIPT)
     if found is None:
-        raise UserError(f"--gguf: needs llama.cpp's {SCRIPT}, and --gguf_converter does not name it; {REMEDY}")
+        raise UserError(f"--gguf: needs llama.cpp's {SCRIPT}, which is not in PATH; {REMEDY}")
     return Path(found)
 
 
@@ -53,7 +53,10 @@ def convert(converter: Path, folder: Path, kind: str) -> Path:
     ended = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode != 0 or not target.is_file():
         last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
-        raise UserError(f"--gguf {kind}: {converter} failed with code {ended.returncode} ({last.strip()}); {REMEDY}")
+        raise UserError(
+            f"--gguf {kind}: {converter} failed with code {ended.returncode} ({last.strip()[:240]}); it needs its own "
+            f"packages, and an architecture and a tokenizer that it knows; {REMEDY}"
+        )
     return target
 
 

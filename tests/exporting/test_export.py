@@ -218,4 +218,4 @@ def test_help_is_quick():
         "import sys; from local_distill.commands import load; [load(n).parser() for n in ('chat', 'export')]; "
         "sys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr == ""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr.strip() == ""
