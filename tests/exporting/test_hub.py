@@ -92,7 +92,7 @@ def test_every_file_arrives(hub, tmp_path, capfd):
     assert hub.created is None, "only looked at"
     address = push(tmp_path, "me/model", True, client(hub))
     assert address.endswith("/me/model")
-    assert (hub.created["name"], hub.created["organization"], hub.created.get("visibility")) == (
+    assert (hub.created["name"], hub.created["organization"], hub.created["visibility"]) == (
         "model",
         "me",
         "private",
