@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 class HeldOutEvaluator:
-    """Unbiased reverse KL on held-out prompts, and a few completions in words.
+    """Reverse KL on held-out prompts, and a few completions in words.
 
     sampler: one rollout a prompt at temperature 1 and top-p 1: the expectation of s_t − q_t over the
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.

@@ -240,7 +240,7 @@ class Completion:
 class Evaluation:
     """What the held-out prompts say of the student after ``step`` updates.
 
-    reverse_kl: nats per token, over samples at temperature 1 and top-p 1, so that it is an unbiased
+    reverse_kl: nats per token, over samples at temperature 1 and top-p 1, so that it is a consistent
         estimate of KL(student‖teacher); standard_error: of that mean, prompts taken as independent.
     length: mean completion tokens. truncated: share of completions that max_new_tokens ended.
     completions: the same few prompts at every evaluation, in the same order, with the same random numbers.

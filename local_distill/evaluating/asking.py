@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.batching import MicroBatches, collate
 from local_distill.comparison import compare
+from local_distill.errors import UserError
 from local_distill.evaluating.output import Answer, Divergence, Journal, OutputFolder
 from local_distill.evaluating.verifying import Verifier
 from local_distill.evaluation import DRAW
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.choosing import Greedy, NucleusSampling
 from local_distill.types import Prompt, Rollout, RolloutEngine, Teacher
 
 ANSWERS_DRAW = -2
 """The step whose random numbers answers draw: no training step's, and not those of the reverse KL."""
 SCORED_TOGETHER = 4096
 """Most tokens that are scored at a time, padding included."""
-GREEDY = NucleusSampling(1.0, 1e-9)
 
 MakeEngine = Callable[..., RolloutEngine]
 """A RolloutEngine, once it is told how to ``choose`` and the ``group_size``."""
@@ -31,7 +32,7 @@ MakeEngine = Callable[..., RolloutEngine]
 
 def choice_of(temperature: float, top_p: float) -> NucleusSampling:
     """How answers are drawn; temperature 0 is greedy."""
-    return NucleusSampling(temperature, top_p) if temperature else GREEDY
+    return NucleusSampling(temperature, top_p) if temperature else Greedy()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,17 @@ class Scoring:
                 batch = self.teacher.score(collate(part, self.pad_id))
                 with self.autocast():
                     compared = compare(self.student, batch).split(batch.tokens.lengths)
-                yield from ((r, float(each.reverse_kl.double().sum())) for r, each in zip(part, compared, strict=True))
+                yield from ((r, _total(r, each.reverse_kl)) for r, each in zip(part, compared, strict=True))
+
+
+def _total(rollout: Rollout, reverse_kl: Tensor) -> float:
+    total = float(reverse_kl.double().sum())
+    if not math.isfinite(total):
+        raise UserError(
+            f"{rollout.prompt.origin}: the reverse KL of this completion is {total}: the model or its teacher give "
+            "log-probs that are not finite in this precision; use --dtype fp32"
+        )
+    return total
 
 
 def diverge_all(

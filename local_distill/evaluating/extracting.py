@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-THOUGHT_ENDS = "</think>"
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
 GSM8K_MARK = "####"
 _ANNOUNCED = re.compile(r"answer\b[*_\s]*(?:is\b|:)[*_\s:]*", re.IGNORECASE)
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -13,12 +13,17 @@ _WORD = re.compile(
     rf"[{_IDEOGRAPH}]|(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?|[^\W_{_IDEOGRAPH}]+(?:['’][^\W_{_IDEOGRAPH}]+)*"
 )
 _IN_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}]*)\}")
+_NUMBER_ALONE = re.compile(r"[*\s$]*-?[*\s$]*\d[\d,]*(?:\.\d+)?[\s%*$.]*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are characters, not braces
+_GAP = re.compile(r"\\,|\\ |~| ")
+_THOUSANDS_APART = re.compile(rf"-?\d{{1,3}}(?:(?:{_GAP.pattern})\d{{3}})+")
 _WORDS_ONLY = re.compile(r"(?:[^\W\d_]{3,}|no)(?:[ -][^\W\d_]+)*", re.IGNORECASE)
 
 
 def said(completion: str) -> str:
-    """A completion without the thoughts before it, with plain minus signs."""
-    return completion.rpartition(THOUGHT_ENDS)[2].replace("−", "-")
+    """A completion without its thoughts, of which the last may be unfinished, with plain minus and dollar signs."""
+    after = completion.rpartition(THOUGHT_ENDS)[2]
+    return after.partition(THOUGHT_BEGINS)[0].replace("−", "-").replace("\\$", "$")
 
 
 def announced(completion: str) -> str:
@@ -36,10 +41,10 @@ def last_boxed(text: str) -> str | None:
     """What is inside the last whole \\boxed{…}; None where there is none."""
     for start in reversed([found.end() for found in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
         depth = 1
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
+        for brace in _BRACE.finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
-                return text[start:place]
+                return text[start : brace.start()]
     return None
 
 
@@ -47,6 +52,18 @@ def after_mark(text: str) -> str:
     """What follows the last "####" on its line, as GSM8K writes answers; all of a text without one."""
     _, mark, after = text.rpartition(GSM8K_MARK)
     return after.strip().split("\n")[0] if mark and after.strip() else text
+
+
+def marked_number(text: str) -> str:
+    """A number alone after the last "####" on its line; all of any other text: Markdown has headings of that look."""
+    after = after_mark(text)
+    return re.sub(r"[*$\s]", "", after) if after is not text and _NUMBER_ALONE.fullmatch(after) else text
+
+
+def without_gaps(boxed: str) -> str:
+    """A number whose thousands stand apart, such as ``70\\,000``, in one piece; anything else as it is."""
+    number = _THOUSANDS_APART.fullmatch(boxed.strip())
+    return _GAP.sub("", boxed) if number else boxed
 
 
 def words(text: str) -> str:

@@ -100,11 +100,15 @@ def paired_ratios(before: Sequence[Total], after: Sequence[Total]) -> Difference
         return Difference(mean, NAN, NAN)
     moves = [b - a for a, b in zip(_influences(before), _influences(after), strict=True)]
     error = math.sqrt(math.fsum(move * move for move in moves) / (n * (n - 1)))
-    return Difference(mean, error, student_t_p(mean / error, n - 1) if error else (NAN if mean else 1.0))
+    if not error:
+        return Difference(mean, error, NAN if mean else 1.0)
+    return Difference(mean, error, student_t_p(mean / error, n - 1))
 
 
 def student_t_p(t: float, freedom: int) -> float:
-    """P(|T| ≥ |t|) for Student's T: the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½)."""
+    """P(|T| ≥ |t|) for Student's T: the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½); NaN for a NaN."""
+    if math.isnan(t):  # mpmath would look for it without end
+        return NAN
     return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 

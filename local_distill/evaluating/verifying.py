@@ -21,8 +21,10 @@ from local_distill.evaluating.extracting import (
     announced,
     as_words,
     last_boxed,
+    marked_number,
     said,
     without_commands,
+    without_gaps,
     words,
 )
 
@@ -108,8 +110,8 @@ class ContainsVerifier:
 class MathVerifier:
     """Equal as mathematics, by math-verify; a reference in words is compared as words.
 
-    The answer is what is in the last whole \\boxed{…}; else after the last "####"; else what math-verify finds: what
-    is announced ("the answer is …"), or the last expression. patience: seconds for one answer.
+    The answer is what is in the last whole \\boxed{…}; else a number alone after the last "####"; else what
+    math-verify finds: what is announced ("the answer is …"), or the last expression. patience: seconds for one answer.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
@@ -128,7 +130,7 @@ class MathVerifier:
         if (in_words := as_words(expected)) is not None:
             found = announced(completion) if boxed is None else without_commands(boxed).strip()
             return Verdict(found, words(found) == words(in_words))
-        answer = after_mark(text) if boxed is None else f"\\boxed{{{boxed}}}"
+        answer = marked_number(text) if boxed is None else f"\\boxed{{{without_gaps(boxed)}}}"
         result = self._compare(expected, answer)
         return Verdict(result.get("extracted", boxed or ""), result.get("correct", False))
 

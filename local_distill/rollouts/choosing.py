@@ -17,8 +17,7 @@ class NucleusSampling:
     """Temperature, then top-p, then one draw by inverting the cumulative distribution.
 
     One uniform number decides a row's token whatever else is in the batch, which is what lets the
-    same seed give the same rollouts for any batch size and any number of processes. A top_p close to
-    zero is greedy decoding.
+    same seed give the same rollouts for any batch size and any number of processes.
     """
 
     temperature: float
@@ -59,6 +58,20 @@ class NucleusSampling:
         floor = nucleus_floor(probs, self.top_p)
         kept = probs.where(probs >= floor, 0.0).sum(-1)
         return (chosen - kept.log()).where(chosen.exp() >= floor.squeeze(1), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Greedy(NucleusSampling):
+    """The likeliest token, and of several that tie the first. Other engines go by its top_p, which is almost 0."""
+
+    temperature: float = 1.0
+    top_p: float = 1e-9
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (n,) int64 and their m_t (n,), which is 0: nothing else can be chosen."""
+        del uniforms
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros(tokens.shape, device=logits.device)
 
 
 def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:

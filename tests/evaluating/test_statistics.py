@@ -123,3 +123,9 @@ def test_the_error_of_a_difference_of_ratios_is_the_jackknifes():
 def test_the_same_completions_do_not_differ():
     same = _completions(random.Random(3), 5, 1.0)
     assert paired_ratios(same, same) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_sum_that_is_not_finite_gives_no_p_value_and_no_endless_search(broken):
+    before = [Total(1.0, 3), Total(2.0, 4), Total(0.5, 2)]
+    assert math.isnan(paired_ratios(before, [Total(broken, 3), *before[1:]]).p_value)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from local_distill.rollouts import choosing
-from local_distill.rollouts.choosing import NucleusSampling, nucleus_floor, uniform_stream
+from local_distill.rollouts.choosing import Greedy, NucleusSampling, nucleus_floor, uniform_stream
 
 
 def truncated(logits, temperature, top_p):
@@ -68,3 +68,10 @@ def test_streams_depend_on_every_part_of_the_key_and_nothing_else():
     others = [uniform_stream(5, *key) for key in [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0), (12, 3, 4)]]
     assert not any(torch.equal(first, other) for other in others)
     assert torch.equal(first[:3], uniform_stream(3, 1, 2, 3, 4)), "a longer completion begins with the same draws"
+
+
+def test_greedy_takes_the_first_of_those_that_tie_whatever_the_number_drawn():
+    logits = torch.tensor([[0.0, 2.0, 2.0, 1.0]]).expand(3, 4)
+    tokens, logprobs = Greedy()(logits, torch.tensor([0.0, 0.5, 0.99]))
+    assert tokens.tolist() == [1, 1, 1]
+    assert logprobs.tolist() == [0.0, 0.0, 0.0]
