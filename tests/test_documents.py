@@ -5,9 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from local_distill import __version__
 from local_distill.cli import parse_config
+from local_distill.commands import COMMANDS, load
 from local_distill.config import TrainConfig
+from local_distill.settings import flags_of
 from scripts.write_flag_tables import TARGET, render
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +23,7 @@ READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 def test_every_example_is_a_run_that_can_be_asked_for(path):
     config = parse_config(["--config", str(path)])
     assert config.student_model
-    assert config.teacher_model
+    assert config.teacher_model or config.teacher_backend == "self"
 
 
 def test_there_are_recipes_for_every_student_size_that_the_readme_advises_on():
@@ -39,7 +43,8 @@ def test_readmes_name_every_flag_and_no_other(readme):
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     assert fields - named == set()
     launcher = {"config", "config_file", "num_processes", "deepspeed_config_file", "use_deepspeed", "help"}
-    assert named - fields - launcher == set()
+    others = {flag.name for name in COMMANDS for flag in flags_of(load(name).settings)}
+    assert named - fields - others - launcher == set()
 
 
 def test_the_two_readmes_hold_the_same_commands_and_headings():
@@ -56,3 +61,18 @@ def test_the_two_readmes_hold_the_same_commands_and_headings():
 def test_links_inside_the_project_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tree_of_the_architecture_page_has_every_file_and_folder_of_the_package():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page[page.index("    local_distill/\n") : page.index("    tests/")]
+    named = set(re.findall(r"[\w/.]+(?:\.\w+|/)", tree))
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / "local_distill").iterdir()}
+    assert {name for name in there if not name.startswith("__") and name != "py.typed"} <= named
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}] - {citation['date-released']}\n" in changes
