@@ -218,8 +218,8 @@ class Costs:
 
         def act(tally: Tally) -> _Decoding:
             with self._decoding():
-                cache, _ = self._read_prompts(rows, self._lengths.whole - 1)
-                copies = tally.now - _bytes_of(cache)
+                cache, last = self._read_prompts(rows, self._lengths.whole - 1)
+                copies = tally.now - _bytes_of(cache) - last.untyped_storage().nbytes()
                 tally.forget_peak()
                 logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
                 self._choose(logits, torch.zeros(rows, dtype=torch.float64))
