@@ -185,6 +185,8 @@ def test_other_questions_in_the_same_file_are_refused(evaluate, folders, questio
 
 def test_a_server_samples_and_no_weights_are_loaded(evaluate, folders, questions, monkeypatch):
     fake = FakeVLLM(300, make_tokenizer().encode)
+    logprobs = {"tokens": [f"token_id:{i}" for i in (5, 6, 0)], "token_logprobs": [-1.0] * 3}
+    fake.change = lambda choice: choice.update(token_ids=[5, 6, 0], logprobs=logprobs)
     monkeypatch.setattr(Trained, "load", None)
     words = ["--dataset", questions, "--answers", "contains", "--rollouts_url", fake.url]
     code, _, answers, printed = evaluate("out", folders["student"], *words)
@@ -195,7 +197,10 @@ def test_a_server_samples_and_no_weights_are_loaded(evaluate, folders, questions
         tuple(make_tokenizer()(question)["input_ids"]) for question in QUESTIONS
     )
     assert all(body["model"] == "base" and body["top_p"] < 1e-6 and body["max_tokens"] == NEW for body in bodies)
-    assert [answer["engine"] for answer in answers] == ["vllm"] * 5
+    said = make_tokenizer().decode([5, 6])  # without its end token
+    assert [(a["completion"], a["tokens"], a["finish"], a["engine"]) for a in answers] == [
+        (said, 3, "stop", "vllm")
+    ] * 5
     assert "where it is called base" in printed.out
     code, *_, printed = evaluate("two", folders["student"], folders["teacher"], *words)
     assert code == 2
