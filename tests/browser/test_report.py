@@ -92,7 +92,9 @@ def opened(browser, pages):
     contexts = []
 
     def open_page(which="one", width=1440, scheme="light", **more):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more)
+        viewport = {"width": width, "height": 900}
+        # In the POSIX locale some Chromiums call their language en-US@posix, which their own Intl refuses.
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, locale="en-US", **more)
         contexts.append(context)
         return Report(context.new_page(), pages[which])
 
