@@ -203,6 +203,6 @@ def test_the_table_says_what_was_measured(script, tmp_path):
     assert kl.changes[1].standard_error == pytest.approx(math.sqrt(0.3125 / 12)), "paired: of 1/4, 2/4, 3/4 and 1"
     assert [value.mean for value in kl.values] == pytest.approx([0, 10 / 16, 20 / 16])
     text = table.markdown([answers, kl, table.code_loss(tmp_path / "code.json")])
-    assert "| questions answered | 0.750 ± 0.250 | 0.000 ± 0.000 | 0.750 ± 0.250 | -0.750 ± 0.250 (p 0.25) |" in text
+    assert "| questions answered | 0.750 ± 0.250 | 0.000 ± 0.000 | 0.750 ± 0.250 | -0.750 ± 0.250 (p = 0.25) |" in text
     assert "| loss on unseen functions | 2.000 ± 0.000 | 1.000 ± 0.000 | 1.250 ± 0.000 |" in text
     assert "Of what was learned about unseen functions, 75% is kept." in text

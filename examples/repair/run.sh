@@ -16,4 +16,4 @@ stages=("$model" "$run/drifted" "$run/repaired")
     --max_new_tokens 48 --output "$run/chat"
 "$python" $here/code_loss.py "$run/code_loss.json" "${stages[@]}"
 "$python" $here/table.py "$run"
-"$python" -m local_distill report "$run/repaired"
+echo "The report of the repair: $run/repaired/report.html. All of it took $((SECONDS / 60)) min $((SECONDS % 60)) s."

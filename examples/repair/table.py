@@ -61,7 +61,7 @@ def markdown(rows: list[Row]) -> str:
     lines = [heading, ["---"] * len(heading)]
     for row in rows:
         values = [f"{each.mean:.3f} ± {each.standard_error:.3f}" for each in row.values]
-        changes = [f"{each.mean:+.3f} ± {each.standard_error:.3f} (p {each.p_value:.2g})" for each in row.changes]
+        changes = [f"{each.mean:+.3f} ± {each.standard_error:.3f} ({_p(each.p_value)})" for each in row.changes]
         lines.append([row.name, *values, *changes])
     learned, _, kept = (change.mean for change in rows[-1].changes)
     said = f"Of what was learned about unseen functions, {kept / learned:.0%} is kept."
@@ -70,6 +70,10 @@ def markdown(rows: list[Row]) -> str:
 
 def _per_token(name: str, totals: list[list[Total]]) -> Row:
     return Row(name, [mean_per_token(each) for each in totals], [paired_ratios(*pair) for pair in _pairs(totals)])
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def _pairs(stages: list) -> list[tuple]:
