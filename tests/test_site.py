@@ -1,0 +1,52 @@
+"""The documentation as a site: it builds with every link checked, and needs no network to be read."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build(ROOT, tmp_path_factory.mktemp("site"))
+
+
+def build(root, target):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    done = subprocess.run(command, cwd=root, env={"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_every_page_is_there_in_both_languages(site):
+    assert all((site / "zh" / f"{name}.html").is_file() for name in ("index", "quickstart", "faq"))
+    sources = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert all((site / page).is_file() for page in sources)
+
+
+def test_links_that_leave_the_docs_arrive_in_the_site(site):
+    assert 'href="examples/demo.yaml"' in (site / "results.html").read_text(encoding="utf-8")
+    assert (site / "examples" / "demo.yaml").read_bytes() == (ROOT / "examples" / "demo.yaml").read_bytes()
+    assert 'href="quickstart.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)"|<link[^>]*\shref="([^"]+)"', text)
+        assert not [url for pair in loaded for url in pair if re.match(r"(https?:)?//", url)], page
+
+
+@pytest.mark.parametrize("broken", ["nowhere.md", "method.md#no-such-heading", "../examples/nowhere.yaml"])
+def test_a_broken_link_is_found(tmp_path, broken):
+    copy = tmp_path / "repository"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".*", "models", "runs", "build", "tests"))
+    with (copy / "docs" / "faq.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n[gone]({broken})\n")
+    with pytest.raises(AssertionError, match=re.escape(broken)):
+        build(copy, tmp_path / "site")
