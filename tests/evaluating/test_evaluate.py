@@ -16,6 +16,7 @@ from local_distill.rollouts.choosing import uniform_stream
 from local_distill.trained import Trained
 from tests.fake_vllm import FakeVLLM
 from tests.models import make_tokenizer
+from tests.serving.protocol_server import serving
 
 QUESTIONS = ["why is the sky blue", "what is tea", "how quick is a fox", "why rain", "what is lazy"]
 NEW = 8
@@ -104,28 +105,38 @@ def test_two_models_are_compared_question_by_question(evaluate, folders, questio
     assert f"p {expected.p_value:.2f}" in printed.out
 
 
-def test_the_reverse_kl_is_that_of_the_dense_formula_on_the_models_own_samples(evaluate, folders, tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS))
-    code, results, _, _ = evaluate(
-        "out", folders["student"], "--prompts_file", "prompts.txt", "--teacher_model", folders["teacher"]
-    )
-    assert code == 0
+def sampled(folders):
+    """At each token that the student draws for the questions: the exact reverse KL, and s − q of the drawn token."""
     student, teacher = (AutoModelForCausalLM.from_pretrained(folders[name]).eval() for name in ("student", "teacher"))
-    tokenizer, total, tokens = make_tokenizer(), 0.0, 0
+    tokenizer, exact, drawn = make_tokenizer(), [], []
     for place, question in enumerate(QUESTIONS):
-        prompt = tokenizer(question)["input_ids"]
-        ids = list(prompt)
+        ids = list(tokenizer(question)["input_ids"])
         for uniform in uniform_stream(NEW, 0, DRAW, place, 0):
             with torch.no_grad():
                 p, q = (m(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1) for m in (student, teacher))
-            total, tokens = total + float((p.exp() * (p - q)).sum()), tokens + 1
             ids.append(int(torch.searchsorted(p.exp().cumsum(0), uniform, right=True)))
+            exact.append(float((p.exp() * (p - q)).sum()))
+            drawn.append(float(p[ids[-1]] - q[ids[-1]]))
             if ids[-1] == tokenizer.eos_token_id:
                 break
+    return exact, drawn
+
+
+def test_the_reverse_kl_is_that_of_the_dense_formula_on_the_models_own_samples(evaluate, folders, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS))
+    asked = [folders["student"], "--prompts_file", "prompts.txt"]
+    exact, drawn = sampled(folders)
+    code, results, _, _ = evaluate("out", *asked, "--teacher_model", folders["teacher"])
+    assert code == 0
     (found,) = next(iter(results["models"].values())).values()
-    assert found["reverse_kl"] == pytest.approx(total / tokens, rel=1e-4)
-    assert found["length"] == pytest.approx(tokens / 5)
+    assert found["reverse_kl"] == pytest.approx(sum(exact) / len(exact), rel=1e-4)
+    assert found["length"] == pytest.approx(len(exact) / 5)
     assert "accuracy" not in found
+    with serving(AutoModelForCausalLM.from_pretrained(folders["teacher"]).eval(), make_tokenizer()) as server:
+        code, results, _, _ = evaluate("served", *asked, "--teacher_url", server.url)
+    assert code == 0
+    (found,) = next(iter(results["models"].values())).values()
+    assert found["reverse_kl"] == pytest.approx(sum(drawn) / len(drawn), rel=1e-4)
 
 
 def test_the_teacher_may_be_the_model_under_the_adapter(evaluate, folders, tmp_path):
