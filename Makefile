@@ -47,8 +47,9 @@ lint: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python scripts/write_flag_tables.py
 
+# Not --quiet, which hides the warnings from strict mode.
 site: $(VENV)/.test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(MODELS) build *.egg-info
