@@ -224,6 +224,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(pair, run_comman
     done = max(r["step"] for r in metrics(tmp_path / "run"))
     assert (tmp_path / "run" / f"step-{done}" / "manifest.json").is_file(), "the step that was under way is saved"
     assert "Traceback" not in err
+    assert "report: run/report.html" in out.splitlines()
+    assert (tmp_path / "run" / "report.html").is_file()
     command = next(line for line in out.splitlines() if "--resume" in line)
     words = command.split("-m local_distill.train_on_policy_local ")[1].split()
     code, out, _ = run_command([*words, "--steps", str(done + 1)])
