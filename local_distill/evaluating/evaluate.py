@@ -93,6 +93,11 @@ def evaluate(settings: EvalSettings) -> int:
         except KeyboardInterrupt:
             say(f"stopped; the same command with --output {site.output.path} goes on from here")
             return 128 + signal.SIGINT
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
+                f"{site.output.path}"
+            ) from error
     measured = [measure(subject.name, inputs, site.output) for subject in inputs.subjects]
     compared = [each for after in measured[1:] for each in differences(measured[0], after)]
     site.output.write_results(to_record(inputs, measured, compared, on_harness))
