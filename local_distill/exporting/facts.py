@@ -26,7 +26,7 @@ NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode",
 class Facts:
     """settings: of the run, {} for a model that was not trained here. evaluations: up to the exported step, oldest
     first. tokens, seconds: trained on and spent by the whole run. packages: name → version.
-    base: what it was made from, as it was given. adapter: whether an adapter was merged."""
+    base: what it was made from, a hub id or the name of a folder. adapter: whether an adapter was merged."""
 
     base: str
     adapter: bool
@@ -42,7 +42,9 @@ class Facts:
         """Who was learned from, in words; empty where it is not known."""
         if self.settings.get("teacher_backend") == "self":
             return "itself without its adapter"
-        return str(self.settings.get("teacher_model") or ("a served model" if self.settings.get("teacher_url") else ""))
+        return public(
+            self.settings.get("teacher_model") or ("a served model" if self.settings.get("teacher_url") else "")
+        )
 
     @property
     def data(self) -> str:
@@ -65,8 +67,15 @@ class Facts:
         for name, value in self.settings.items():
             if name in NOT_TOLD or value == defaults.get(name):
                 continue
-            words += [f"--{name}"] if value is True else [f"--no-{name}"] if value is False else [f"--{name}={value}"]
+            switched = {True: f"--{name}", False: f"--no-{name}"}
+            words.append(switched[value] if isinstance(value, bool) else f"--{name}={public(value)}")
         return command_line(words) if self.settings else ""
+
+
+def public(value: object) -> str:
+    """A setting as everybody may read it: of a path through the owner's own folders, its last name."""
+    text = str(value)
+    return Path(text).name if text.startswith(("/", "~")) or Path(text).is_absolute() else text
 
 
 def hub_id(name: str | None) -> str | None:
@@ -86,7 +95,7 @@ def facts_of(trained: Trained) -> Facts:
         tokens, seconds = training_totals(run / METRICS_FILE)
     if run and (run / ENVIRONMENT_FILE).is_file():
         packages = _packages(run / ENVIRONMENT_FILE)
-    base = str(settings.get("student_model") or trained.files.path)
+    base = public(settings.get("student_model") or trained.files.path)
     return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
 
 

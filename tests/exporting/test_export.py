@@ -117,7 +117,8 @@ def test_the_card_tells_what_the_run_knows_and_leaves_gaps_for_the_owner(run, ca
     for each in (before, after):
         assert f"{each['reverse_kl']:#.3g}" in card.text
         assert f"± {each['standard_error']:.2g}" in card.text
-    assert str(folders["teacher"]) in card.text
+    assert f"`{folders['teacher'].name}`" in card.text
+    assert str(folders["teacher"].parent) not in str(card), "what the owner's folders are called is nobody's business"
     assert "torch 1.2.3-of-this-test" in card.text
     assert "--use_lora --lora_r=4" in card.text
     assert card.text.count("TODO (owner)") >= 3
