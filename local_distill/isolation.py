@@ -21,7 +21,8 @@ def process_left_as_found() -> Iterator[None]:
     """
     with ExitStack() as undo:
         undo.callback(gc.collect)  # models are parts of cycles; the next run wants their memory
-        for state in (PartialState, AcceleratorState, GradientState):
+        met = torch.distributed.is_available() and torch.distributed.is_initialized()  # processes meet only once
+        for state in (AcceleratorState, GradientState) if met else (PartialState, AcceleratorState, GradientState):
             undo.enter_context(_set_aside(state._shared_state))
         undo.enter_context(quiet_transformers())
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -19,6 +19,8 @@ from local_distill.scorer import TokenScorer
 
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO-2 reduces at a time: DeepSpeed's own number, where the student is not smaller."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -110,7 +112,9 @@ class TorchUpdates:
             self._optimizer.step()  # the fp16 scaler skips an infinite gradient by itself, and learns from it
         elif scaler is not None:
             scaler.update()  # the gradient was fine, the loss was not: forget this update
-        self._optimizer.zero_grad(set_to_none=True)
+        # Of several processes the gradients stay where they are, in the buckets of data parallelism: dropped, they would
+        # be allocated again beside them by the next update's first micro-batch.
+        self._optimizer.zero_grad(set_to_none=self._accelerator.num_processes == 1)
         self.version += finite
         return Applied(grad_norm, finite)
 
@@ -157,11 +161,18 @@ class DeepSpeedUpdates:
         self._scorer = scorer
         self.version = 0
         # The engine casts the weights it is given, masters included; a resumed student's are kept to be put back.
-        self._masters = {name: p.detach().clone() for name, p in _trainable(scorer) if p.dtype == torch.float32}
+        # In the machine's memory: on the device they would be as much again as a data-parallel student takes.
+        self._masters = {
+            name: p.detach().to("cpu", copy=True) for name, p in _trainable(scorer) if p.dtype == torch.float32
+        }
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["gradient_clipping"] = max_grad_norm
         settings["gradient_accumulation_steps"] = 1  # we set the boundary ourselves
         settings["train_micro_batch_size_per_gpu"] = 1  # unused by the engine, which insists on a number
+        zero = settings["zero_optimization"]
+        if zero.get("reduce_bucket_size", "auto") == "auto":  # DeepSpeed allocates two, of 1 GB each by default
+            trained = sum(p.numel() for _, p in _trainable(scorer))
+            zero["reduce_bucket_size"] = min(LARGEST_BUCKET, trained)
         self.student, _ = accelerator.prepare(scorer, optimizer)
         self._link_moments()
 
@@ -177,6 +188,7 @@ class DeepSpeedUpdates:
         zero = self.student.optimizer
         _set_learning_rate(zero.optimizer, learning_rate)
         del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
+        self._masters = {}  # a student that trains is past being put back
         self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
         grad_norm = self.student.get_global_grad_norm()
         self.version += not zero.overflow
@@ -205,7 +217,7 @@ class DeepSpeedUpdates:
 
         for name, parameter in _trainable(self._scorer):
             if name in self._masters:
-                safe_set_full_fp32_param(parameter, self._masters[name])
+                safe_set_full_fp32_param(parameter, self._masters[name].to(parameter.device))
         self._masters = {}
         for name, parameter in _trainable(self._scorer):
             for key in MOMENTS:
