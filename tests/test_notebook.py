@@ -25,7 +25,7 @@ def test_the_notebook_runs_and_leaves_what_it_names(executed, tmp_path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1, "the curve"
     printed = "".join(output["text"] for output in outputs if output.output_type == "stream")
     (run,) = (tmp_path / "runs").iterdir()
-    assert f"runs/{run.name}/report.html" in printed
+    assert f"page:    runs/{run.name}/report.html\n" in printed
     assert (run / "report.html").is_file()
     assert (run / "step-2" / "model.safetensors").is_file()
     assert printed.count("before:") >= 3
