@@ -112,8 +112,8 @@ class TorchUpdates:
             self._optimizer.step()  # the fp16 scaler skips an infinite gradient by itself, and learns from it
         elif scaler is not None:
             scaler.update()  # the gradient was fine, the loss was not: forget this update
-        # Of several processes the gradients stay where they are, in the buckets of data parallelism: dropped, they would
-        # be allocated again beside them by the next update's first micro-batch.
+        # Of several processes the gradients stay where they are, in the buckets of data parallelism: dropped, they
+        # would be allocated again beside them by the next update's first micro-batch.
         self._optimizer.zero_grad(set_to_none=self._accelerator.num_processes == 1)
         self.version += finite
         return Applied(grad_norm, finite)
