@@ -20,7 +20,7 @@ SMOLLM2 = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
 
 @pytest.mark.skipif("LLAMA_CPP_DIR" not in os.environ, reason="needs llama.cpp's converter: set LLAMA_CPP_DIR")
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs a tokenizer that the converter knows: make demo")
-@pytest.mark.parametrize(("kind", "most"), [("f32", 1e-4), ("q8_0", 0.2)])
+@pytest.mark.parametrize(("kind", "most"), [("f32", 1e-4), ("q8_0", 0.1)])
 def test_the_file_is_the_model(tmp_path, kind, most):
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
     model = save_model(
@@ -36,7 +36,7 @@ def test_the_file_is_the_model(tmp_path, kind, most):
             open_model("MODEL", str(path), trust_remote_code=False).load(torch.float32)(ids).logits
             for path in (file, model)
         )
-    assert (found - expected).abs().max() < most
+    assert (found - expected).abs().mean() < most
 
 
 def test_the_difference_is_weighed_by_probability():
