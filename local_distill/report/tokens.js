@@ -23,7 +23,7 @@ const heatMap = (() => {
   // The value at which the colour is full: most of the run's tokens are below it, a few outliers are not.
   function fullColour() {
     const sizes = all(run.evaluations).map(({ completion, i }) => Math.abs(value(completion, i) ?? 0)).sort((a, b) => a - b);
-    return Math.max(1, Math.ceil(sizes[Math.floor(0.97 * (sizes.length - 1))] ?? 1));
+    return Math.max(1, Math.ceil(sizes[Math.floor(0.92 * (sizes.length - 1))] ?? 1));
   }
 
   // The text of a token in the flow: a line's end is seen, and so is a token that adds nothing yet.
