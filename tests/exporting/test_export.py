@@ -193,9 +193,9 @@ import sys
 from pathlib import Path
 folder, _, kind, _, target = sys.argv[1:]
 assert (Path(folder) / "model.safetensors").is_file()
+Path(target).write_bytes({content})
 if kind == "f16":
     sys.exit("Model FooForCausalLM is not supported")
-Path(target).write_bytes({content})
 """
 
 
