@@ -55,6 +55,8 @@ ROWS: dict[str, dict[str, str | None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--student", default=COMMON["student_model"])
+    parser.add_argument("--teacher", default=COMMON["teacher_model"])
     parser.add_argument("--phases", action="store_true", help="watch each phase apart")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args, settings = parser.parse_known_args()
@@ -65,9 +67,10 @@ def main() -> None:
     print("GiB, predicted / measured\n")
     print(f"| run | libraries | {' | '.join(phases)} | peak | off by |")
     print("| --- | --- | --- | --- |" + " --- |" * len(phases))
+    models = {"student_model": args.student, "teacher_model": args.teacher}
     for name, changed in ROWS.items():
         if args.only in name:
-            print(row(name, words(changed), phases), flush=True)
+            print(row(name, words({**models, **changed}), phases), flush=True)
 
 
 def words(changed: dict[str, str | None]) -> list[str]:
