@@ -49,6 +49,12 @@ def test_a_gpu_begins_with_what_fits_and_a_processor_with_what_is_set():
     assert not on_cpu.fits
 
 
+def test_a_gpu_begins_with_the_rollouts_that_fit_at_a_time():
+    five = Memory(run(lengths=(12, 400))).sampling(5).bytes
+    plan = make_plan(Memory(on(five * 1.001, lengths=(12, 400))))
+    assert plan.rollouts == plan.most_rollouts == 5 < as_set(plan.run)[1]
+
+
 def test_how_much_at_a_time_follows_from_the_settings():
     # 8 prompts of 2 rollouts of 32 tokens
     assert as_set(run()) == (16, 16)
