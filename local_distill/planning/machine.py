@@ -14,6 +14,8 @@ CUDA_CONTEXT = 0.6 * GIB
 """Of a process on a GPU, outside of the allocator: kernels, cuBLAS. Estimated."""
 COMMUNICATION = 0.4 * GIB
 """NCCL's buffers where there are several processes. Estimated."""
+USABLE = 0.98
+"""GiB that CUDA shows of a card for each GB it is sold with: 23.5 of a card of 24, 79 of one of 80."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Machine:
     words: str
 
 
-def gpus(number: int, memory_gib: float) -> Machine:
-    """GPUs that are planned for."""
-    words = f"{number} GPU{'s' * (number > 1)} of {memory_gib:.4g} GB"
-    return Machine("cuda", number, memory_gib * GIB, cuda_libraries(number), words)
+def gpus(number: int, gigabytes: float) -> Machine:
+    """GPUs that are planned for. gigabytes: as they are sold."""
+    words = f"{number} GPU{'s' * (number > 1)} of {gigabytes:.4g} GB"
+    return Machine("cuda", number, gigabytes * USABLE * GIB, cuda_libraries(number), words)
 
 
 def this_machine() -> Machine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig
@@ -66,7 +68,7 @@ def _machine(settings: PlanSettings) -> Machine:
         return here
     if here.device != "cuda":
         raise UserError(f"--gpus: {settings.gpus} given, there is none here; say how large they are with --gpu_memory")
-    return gpus(settings.gpus, here.memory / 2**30)
+    return replace(gpus(settings.gpus, here.memory / 2**30), memory=here.memory)
 
 
 def _dtype(settings: TrainConfig, machine: Machine) -> torch.dtype:

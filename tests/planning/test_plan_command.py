@@ -29,7 +29,7 @@ def test_a_plan_from_a_yaml_file_and_flags_for_gpus_that_are_not_here(pair, tmp_
     found = json.loads(out)
     assert code == 0
     assert found["fits"]
-    assert (found["device"], found["processes"], found["memory"]) == ("cuda", 2, 80 * 2**30)
+    assert (found["device"], found["processes"], found["memory"]) == ("cuda", 2, 0.98 * 80 * 2**30)
     assert found["parameters"]["student"] == 4_022_468_096 - 35 * (4_022_468_096 - 151_936 * 2560 - 2560) // 36
     assert found["totals"] == {name: pytest.approx(sum(parts.values())) for name, parts in found["phases"].items()}
     assert list(found["totals"]) == ["loading", "sampling", "scoring", "training"]
