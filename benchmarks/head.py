@@ -18,11 +18,11 @@ import time
 import torch
 from torch import Tensor
 
-from local_distill.divergences import reverse_kl
-from local_distill.host_memory import keep_freed_memory
-from local_distill.logprobs import Head, chunks
-from local_distill.losses import SampledTokenLoss, WholeDistributionLoss
-from local_distill.objectives import policy_gradient
+from local_distill.losses.divergences import reverse_kl
+from local_distill.losses.logprobs import Head, chunks
+from local_distill.losses.named import SampledTokenLoss, WholeDistributionLoss
+from local_distill.losses.objectives import policy_gradient
+from local_distill.running.host_memory import keep_freed_memory
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
 
 CONTENDERS = ("ours", "dense", "products")

@@ -122,8 +122,8 @@ def predict(settings: list[str], libraries: float) -> dict[str, float]:
 def train_and_watch(told: Path, phases: bool, settings: list[str]) -> None:
     """Train in this process; write down the most bytes at the points that are asked for."""
     from local_distill import building, loop, train_on_policy_local
-    from local_distill.measuring import StepClock, _peak_resident_bytes
     from local_distill.planning.machine import resident
+    from local_distill.watching.measuring import StepClock, _peak_resident_bytes
 
     found: dict[str, float] = {}
     names = dict(zip(("sample", "score", "train"), PHASES[1:], strict=True))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from local_distill.config import TrainConfig
     from local_distill.errors import UserError
-    from local_distill.result import TrainResult
+    from local_distill.running.result import TrainResult
     from local_distill.train_on_policy_local import train
     from local_distill.types import Completion, Evaluation
 
@@ -27,7 +27,7 @@ _HOMES = {
     "Completion": "types",
     "Evaluation": "types",
     "TrainConfig": "config",
-    "TrainResult": "result",
+    "TrainResult": "running.result",
     "UserError": "errors",
     "train": "train_on_policy_local",
 }

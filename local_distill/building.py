@@ -10,31 +10,31 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from local_distill.adapters import load_lora
-from local_distill.batching import MicroBatches, split_substeps
-from local_distill.checkpoint import Checkpointer
 from local_distill.config import TrainConfig
-from local_distill.distributed import most_anywhere, on_every_process
-from local_distill.engine_gap import EngineGap
 from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
 from local_distill.evaluating.held_out import verifier_of
-from local_distill.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
-from local_distill.halving import HalveMicroBatches
 from local_distill.inputs import Inputs
-from local_distill.interruption import StopRequest
-from local_distill.learner import Learner
+from local_distill.learning.batching import MicroBatches, split_substeps
+from local_distill.learning.halving import HalveMicroBatches
+from local_distill.learning.learner import Learner
+from local_distill.learning.sizing import micro_batch_tokens
+from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses import Loss, make_loss
-from local_distill.models import causal_lm
-from local_distill.preflight import RunFolder
-from local_distill.profiling import NoProfiler, Profiler, StepProfiler
-from local_distill.records import COMPLETIONS_FILE, read_evaluations
+from local_distill.losses.engine_gap import EngineGap
+from local_distill.losses.named import Loss, make_loss
+from local_distill.models.adapters import load_lora
+from local_distill.models.files import causal_lm
+from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.rollouts.choosing import NucleusSampling
-from local_distill.scorer import TokenScorer, check_head
-from local_distill.sizing import micro_batch_tokens
-from local_distill.tracking import RunLog
+from local_distill.running.checkpoint import Checkpointer
+from local_distill.running.distributed import most_anywhere, on_every_process
+from local_distill.running.interruption import StopRequest
+from local_distill.running.preflight import RunFolder
 from local_distill.types import Teacher
-from local_distill.updates import Updates, learning_rate_at, make_updates
+from local_distill.watching.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.watching.profiling import NoProfiler, Profiler, StepProfiler
+from local_distill.watching.records import COMPLETIONS_FILE, read_evaluations
+from local_distill.watching.tracking import RunLog
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 

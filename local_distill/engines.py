@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from torch import nn
 
-from local_distill.batching import share_of_process
 from local_distill.config import TrainConfig
-from local_distill.distributed import on_every_process, on_main_process
-from local_distill.evaluation import SHOWN_TOP
 from local_distill.inputs import Inputs
-from local_distill.losses import Loss, TeacherView
-from local_distill.quantization import quantization_config
+from local_distill.learning.batching import share_of_process
+from local_distill.learning.updates import Updates
+from local_distill.losses.named import Loss, TeacherView
+from local_distill.models.quantization import quantization_config
+from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.overlap import OverlappedRollouts
-from local_distill.scorer import TokenScorer, check_head
+from local_distill.running.distributed import on_every_process, on_main_process
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher, WholeScorer
 from local_distill.teachers.offload import offloaded
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.teachers.zero3 import load_zero3_teacher
 from local_distill.types import Prompt, RolloutEngine, Teacher
-from local_distill.updates import Updates
+from local_distill.watching.evaluation import SHOWN_TOP
 
 if TYPE_CHECKING:
     from local_distill.serving.client import HttpClient
@@ -178,8 +178,8 @@ def _inside(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]
 
 
 def _served(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]) -> MakeEngine:
-    from local_distill.publishing import AdapterPublisher, WeightsPublisher, fresh_folder
     from local_distill.rollouts.vllm_server import VLLMServerRollouts
+    from local_distill.serving.publishing import AdapterPublisher, WeightsPublisher, fresh_folder
 
     assert ahead.samplers is not None
     (client, base), accelerator = ahead.samplers, site.accelerator

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from local_distill.adapters import Adapter, LoraSettings, open_adapter
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.models import ModelFiles, open_model
-from local_distill.preflight import Precision, check_packages, resolve_precision
+from local_distill.models.adapters import Adapter, LoraSettings, open_adapter
+from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.quantization import check_quantization
+from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
-from local_distill.quantization import check_quantization
 from local_distill.rollouts.vllm_colocated import check_installed
+from local_distill.running.preflight import Precision, check_packages, resolve_precision
 from local_distill.teachers.zero3 import zero3_config
-from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.trackers.choosing import check_wandb, tracker_names
 
 

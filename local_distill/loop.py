@@ -13,14 +13,14 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
-from local_distill.batching import share_of_process
-from local_distill.distributed import on_every_process
-from local_distill.evaluation import Evaluator
-from local_distill.interruption import StopRequest
-from local_distill.learner import Learner
-from local_distill.measuring import StepClock, peak_memory_gib, rollout_metrics
-from local_distill.profiling import Profiler
+from local_distill.learning.batching import share_of_process
+from local_distill.learning.learner import Learner
+from local_distill.running.distributed import on_every_process
+from local_distill.running.interruption import StopRequest
 from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
+from local_distill.watching.evaluation import Evaluator
+from local_distill.watching.measuring import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.watching.profiling import Profiler
 
 
 class Prompts(Protocol):

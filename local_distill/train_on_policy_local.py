@@ -22,19 +22,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
 
 from local_distill.building import build_and_run
-from local_distill.checkpoint import last_saved
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
-from local_distill.distributed import on_every_process, on_main_process
 from local_distill.engines import Site, open_ahead
-from local_distill.environment import write_environment
 from local_distill.errors import RunError, UserError, exit_code_of
-from local_distill.host_memory import keep_freed_memory
 from local_distill.inputs import Inputs, check_inputs
-from local_distill.interruption import StopRequest
-from local_distill.isolation import process_left_as_found
 from local_distill.planning.checking import check_memory
-from local_distill.preflight import (
+from local_distill.report.page import told_of
+from local_distill.running.checkpoint import last_saved
+from local_distill.running.distributed import on_every_process, on_main_process
+from local_distill.running.host_memory import keep_freed_memory
+from local_distill.running.interruption import StopRequest
+from local_distill.running.isolation import process_left_as_found
+from local_distill.running.preflight import (
     RunFolder,
     check_checkpoint_is_here,
     check_disk_space,
@@ -45,13 +45,13 @@ from local_distill.preflight import (
     launch_in_words,
     open_run_folder,
 )
-from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
-from local_distill.report.page import told_of
-from local_distill.result import TrainResult
+from local_distill.running.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
-from local_distill.summary import show_summary, write_summary
-from local_distill.terminal import open_terminal
-from local_distill.tracking import RunLog, open_run_log
+from local_distill.watching.environment import write_environment
+from local_distill.watching.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.watching.summary import show_summary, write_summary
+from local_distill.watching.terminal import open_terminal
+from local_distill.watching.tracking import RunLog, open_run_log
 
 SETTINGS_FILE = "config.yaml"
 

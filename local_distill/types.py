@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from local_distill.logprobs import Head, TopTokens
+from local_distill.losses.logprobs import Head, TopTokens
 
 
 @dataclass(frozen=True)

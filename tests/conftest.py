@@ -16,7 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from tests.models import gpt2_config, llama_config, make_tokenizer, save_model
+from tests.tiny_models import gpt2_config, llama_config, make_tokenizer, save_model
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.models import llama_config, make_tokenizer, save_model
+from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 ROOT = Path(__file__).parent.parent
 ENTRY = ["-m", "local_distill.train_on_policy_local"]

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 
-from local_distill.models import ModelFiles
+from local_distill.models.files import ModelFiles
 from tests.mistakes import ALL, SMALL, Mistake
 
 ROOT = Path(__file__).parent.parent

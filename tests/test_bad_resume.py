@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from local_distill.models import ModelFiles
+from local_distill.models.files import ModelFiles
 
 SMALL = ["--batch_size", "2", "--group_size", "2", "--max_new_tokens", "8", "--save_every", "1"]
 

@@ -8,10 +8,10 @@ import pytest
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.losses import make_loss
+from local_distill.learning.updates import learning_rate_at
+from local_distill.losses.named import make_loss
 from local_distill.settings import LATEST, describe, read_yaml, setting_types
 from local_distill.train_on_policy_local import write_settings
-from local_distill.updates import learning_rate_at
 
 MODELS = ["--student_model", "s", "--teacher_model", "t"]
 DOCUMENTED = (

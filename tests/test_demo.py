@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.commands import main
 from local_distill.demo import pair
-from tests.models import llama_config, make_model, make_tokenizer, save_model
+from tests.tiny_models import llama_config, make_model, make_tokenizer, save_model
 
 
 @pytest.fixture

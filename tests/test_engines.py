@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from local_distill.adapters import LoraSettings, add_lora
-from tests.models import llama_config, make_model
+from local_distill.models.adapters import LoraSettings, add_lora
+from tests.tiny_models import llama_config, make_model
 
 SMALL = [
     "--batch_size", "4", "--group_size", "2", "--max_new_tokens", "12", "--max_prompt_tokens", "100",

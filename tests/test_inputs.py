@@ -4,7 +4,7 @@ import pytest
 
 from local_distill.errors import UserError
 from local_distill.inputs import _check_engine
-from local_distill.models import open_model
+from local_distill.models.files import open_model
 
 
 def test_continuous_batching_needs_a_head_of_shared_tokens(folders):

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 import local_distill
 from local_distill import Evaluation, TrainConfig, TrainResult, UserError, train
-from local_distill.records import read_evaluations
+from local_distill.watching.records import read_evaluations
 
 PAGE = Path(__file__).parent.parent / "docs" / "python_api.md"
 SMALL = {

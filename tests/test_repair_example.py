@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from local_distill.evaluating.extracting import words
 from local_distill.evaluating.verifying import open_verifier
 from local_distill.prompts.files import builtin_prompts
-from tests.models import llama_config, make_tokenizer, save_model
+from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "repair"
 QUESTIONS = [json.loads(line) for line in (EXAMPLE / "questions.jsonl").read_text(encoding="utf-8").splitlines()]

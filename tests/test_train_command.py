@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.models import gpt2_config, make_tokenizer, save_model
+from tests.tiny_models import gpt2_config, make_tokenizer, save_model
 
 ROOT = Path(__file__).parent.parent
 ENTRY = [sys.executable, "-m", "local_distill.train_on_policy_local"]

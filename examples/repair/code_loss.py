@@ -12,7 +12,7 @@ import torch
 from functions import IGNORED, batch, held_out_functions
 from torch.nn import functional as F
 
-from local_distill.trained import open_trained
+from local_distill.models.trained import open_trained
 
 FUNCTIONS, MOST_TOKENS, AT_A_TIME = 96, 96, 8
 

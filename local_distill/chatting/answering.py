@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from local_distill.chatting.voices import Reading, Voice
-from local_distill.comparison import Comparison
-from local_distill.divergences import Distribution, reverse_kl
+from local_distill.losses.divergences import Distribution, reverse_kl
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
+from local_distill.watching.comparison import Comparison
 
 SHOWN_CHOICES = 5
 """The teacher's likeliest tokens that are kept at each position."""

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.chatting.answering import Token
-from local_distill.comparison import Comparison
-from local_distill.evaluation import pieces_of
 from local_distill.prompts import Message, RawPrompt, Renderer
 from local_distill.types import Piece
+from local_distill.watching.comparison import Comparison
+from local_distill.watching.evaluation import pieces_of
 
 Finish = Literal["stop", "length", "interrupted"]
 

@@ -16,11 +16,11 @@ from local_distill.chatting.session import END, Session
 from local_distill.chatting.slash_commands import COMMANDS
 from local_distill.chatting.voices import Voice
 from local_distill.errors import UserError
-from local_distill.preflight import Precision, resolve_precision
+from local_distill.models.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
+from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import parse_template_kwargs
 from local_distill.rollouts.choosing import NucleusSampling
-from local_distill.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
-from local_distill.trained import Trained, open_trained
+from local_distill.running.preflight import Precision, resolve_precision
 
 if TYPE_CHECKING:
     from local_distill.commands.chat import ChatSettings

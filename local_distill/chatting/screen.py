@@ -19,8 +19,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from local_distill.terminal import open_console
-from local_distill.wording import clean
+from local_distill.watching.terminal import open_console
+from local_distill.watching.wording import clean
 
 FAINTEST, STRONGEST = 0.05, 5.0
 """Nats of reverse KL between which the colour goes from yellow to red; below the first there is none."""

@@ -18,7 +18,7 @@ from local_distill.chatting.worst_tokens import worst_tokens
 from local_distill.errors import UserError
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.setting_checks import LOWEST_TEMPERATURE
-from local_distill.wording import number
+from local_distill.watching.wording import number
 
 END = "/quit"
 

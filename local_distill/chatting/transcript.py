@@ -10,8 +10,8 @@ from typing import Any
 
 from local_distill.chatting.conversation import Answer, Conversation
 from local_distill.errors import UserError
-from local_distill.jsonl import to_json
-from local_distill.wording import clean, number
+from local_distill.watching.jsonl import to_json
+from local_distill.watching.wording import clean, number
 
 WRITERS = (".jsonl", ".md")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from local_distill.models import causal_lm
+from local_distill.models.files import causal_lm
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from local_distill.chatting.screen import colour_of
 from local_distill.types import Piece
-from local_distill.wording import clean, number
+from local_distill.watching.wording import clean, number
 
 SHOWN = 8
 BEFORE = 24

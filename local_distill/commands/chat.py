@@ -63,7 +63,7 @@ class ChatSettings:
 def run(settings: ChatSettings) -> int:
     """Chat until the questions end. Returns the exit code."""
     from local_distill.chatting.opening import chat  # it imports torch, which takes seconds
-    from local_distill.isolation import quiet_transformers
+    from local_distill.running.isolation import quiet_transformers
 
     with quiet_transformers():
         return chat(settings)

@@ -58,7 +58,7 @@ class ExportSettings:
 def run(settings: ExportSettings) -> int:
     """Export. Returns the exit code."""
     from local_distill.exporting.export import export  # it imports torch, which takes seconds
-    from local_distill.isolation import quiet_transformers
+    from local_distill.running.isolation import quiet_transformers
 
     with quiet_transformers():
         export(settings, say=print)

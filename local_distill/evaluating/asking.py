@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batching import MicroBatches, collate
-from local_distill.comparison import compare
 from local_distill.errors import UserError
 from local_distill.evaluating.output import Answer, Divergence, Journal, OutputFolder
 from local_distill.evaluating.verifying import Verifier
-from local_distill.evaluation import DRAW
+from local_distill.learning.batching import MicroBatches, collate
 from local_distill.rollouts.choosing import Greedy, NucleusSampling
 from local_distill.types import Prompt, Rollout, RolloutEngine, Teacher
+from local_distill.watching.comparison import compare
+from local_distill.watching.evaluation import DRAW
 
 ANSWERS_DRAW = -2
 """The step whose random numbers answers draw: no training step's, and not those of the reverse KL."""

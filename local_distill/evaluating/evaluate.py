@@ -37,15 +37,15 @@ from local_distill.evaluating.results import differences, measure, to_record
 from local_distill.evaluating.servers import served_sampler, served_teacher
 from local_distill.evaluating.settings import SELF, EvalSettings
 from local_distill.evaluating.table import show
-from local_distill.halving import release_memory
-from local_distill.host_memory import keep_freed_memory
+from local_distill.learning.halving import release_memory
+from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.scorer import TokenScorer, check_head
+from local_distill.running.host_memory import keep_freed_memory
 from local_distill.teachers.local import WholeDistributionTeacher
 from local_distill.teachers.own_base import BaseOfStudent
-from local_distill.terminal import open_console
 from local_distill.types import Teacher
-from local_distill.wording import clean
+from local_distill.watching.terminal import open_console
+from local_distill.watching.wording import clean
 
 
 @dataclass

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.errors import UserError
 from local_distill.evaluating.settings import EvalSettings
-from local_distill.models import causal_lm
+from local_distill.models.files import causal_lm
 from local_distill.prompts import parse_template_kwargs
 from local_distill.prompts.raw import one_line
 

@@ -12,11 +12,11 @@ from local_distill.errors import UserError
 from local_distill.evaluating.settings import MATH, SELF, EvalSettings
 from local_distill.evaluating.tasks import MATH_TEMPLATE, PLACE, Columns, Task, asked, is_written, open_tasks, readable
 from local_distill.evaluating.verifying import Verifier, open_verifier
-from local_distill.models import ModelFiles, open_model
-from local_distill.preflight import Precision, resolve_precision
+from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import Renderer, parse_template_kwargs
-from local_distill.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
-from local_distill.trained import Trained, open_trained
+from local_distill.running.preflight import Precision, resolve_precision
 from local_distill.types import Prompt
 
 FLAG = "MODEL"

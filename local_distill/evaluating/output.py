@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from local_distill.errors import UserError
-from local_distill.jsonl import to_json
+from local_distill.watching.jsonl import to_json
 
 SETTINGS_FILE, ANSWERS_FILE, REVERSE_KL_FILE, RESULTS_FILE = (
     "settings.json", "answers.jsonl", "reverse_kl.jsonl", "results.json",

@@ -14,7 +14,7 @@ from rich.text import Text
 from local_distill.evaluating.inputs import EvalInputs
 from local_distill.evaluating.results import REVERSE_KL, Compared, Measured, ModelResults
 from local_distill.evaluating.statistics import Difference, Estimate
-from local_distill.wording import clean, number, percent, share_with_error, with_error
+from local_distill.watching.wording import clean, number, percent, share_with_error, with_error
 
 LABELS = {REVERSE_KL: "reverse KL (nats/token)"}
 

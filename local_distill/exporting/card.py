@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from local_distill.exporting.facts import Facts, hub_id
 from local_distill.exporting.weights import Difference
 from local_distill.types import Evaluation
-from local_distill.wording import number, percent, with_error
+from local_distill.watching.wording import number, percent, with_error
 
 CURVE_FILE = "curve.svg"
 MOST_ROWS = 12

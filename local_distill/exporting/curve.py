@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from local_distill.types import Evaluation
-from local_distill.wording import number
+from local_distill.watching.wording import number
 
 WIDTH, HEIGHT, MARGIN = 480, 200, 44
 FONT = 'font-family="sans-serif" font-size="12" fill="#777"'

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub import HfApi
 
-from local_distill.checkpoint import PARTIAL
 from local_distill.errors import UserError
 from local_distill.exporting.card import CURVE_FILE, model_card
 from local_distill.exporting.curve import curve_svg
@@ -19,8 +18,9 @@ from local_distill.exporting.facts import facts_of
 from local_distill.exporting.gguf import compare_gguf, convert, find_converter
 from local_distill.exporting.hub import check_hub, push
 from local_distill.exporting.weights import Difference, compare_with_trained, probe_logprobs, write_model
-from local_distill.loading_errors import expanded
-from local_distill.trained import Trained, open_trained
+from local_distill.models.loading_errors import expanded
+from local_distill.models.trained import Trained, open_trained
+from local_distill.running.checkpoint import PARTIAL
 
 if TYPE_CHECKING:
     from local_distill.commands.export import ExportSettings

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from local_distill.config import TrainConfig
-from local_distill.environment import ENVIRONMENT_FILE, command_line
 from local_distill.errors import UserError
+from local_distill.models.trained import Trained
 from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
-from local_distill.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
-from local_distill.trained import Trained
 from local_distill.types import Evaluation
+from local_distill.watching.environment import ENVIRONMENT_FILE, command_line
+from local_distill.watching.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
 
 SETTINGS_FILE = "config.yaml"
 NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")

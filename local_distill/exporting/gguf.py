@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from local_distill import gguf_files
 from local_distill.errors import UserError
 from local_distill.exporting.weights import Difference, checked, probe_logprobs
-from local_distill.loading_errors import expanded
-from local_distill.models import open_model
+from local_distill.models import gguf_files
+from local_distill.models.files import open_model
+from local_distill.models.loading_errors import expanded
 
 SCRIPT = "convert_hf_to_gguf.py"
 FOLDER_VARIABLE = "LLAMA_CPP_DIR"

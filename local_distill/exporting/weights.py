@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.errors import UserError
-from local_distill.models import ModelFiles, open_model
-from local_distill.tokenization import PROBES, stop_tokens
-from local_distill.trained import Trained
+from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.tokenization import PROBES, stop_tokens
+from local_distill.models.trained import Trained
 
 PROBED_TOKENS = 64
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from local_distill.logprobs import Head, TopTokens, read_tokens, read_top_tokens
-from local_distill.losses import Loss
-from local_distill.models import causal_lm
+from local_distill.losses.logprobs import Head, TopTokens, read_tokens, read_top_tokens
+from local_distill.losses.named import Loss
+from local_distill.models.files import causal_lm
+from local_distill.models.scorer import TokenScorer, head_of
 from local_distill.planning.rehearsal import DEVICE, Stage, Tally
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.packing import packed_weights
-from local_distill.scorer import TokenScorer, head_of
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from local_distill.learning.sizing import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE
 from local_distill.planning.memory import Memory, Run
 from local_distill.planning.phases import Phase
-from local_distill.sizing import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE
 
 
 @dataclass(frozen=True)

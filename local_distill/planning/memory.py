@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from local_distill.adapters import Adapter, LoraSettings
 from local_distill.building import loss_of
 from local_distill.config import TrainConfig
-from local_distill.models import causal_lm, skeleton_of
+from local_distill.models.adapters import Adapter, LoraSettings
+from local_distill.models.files import causal_lm, skeleton_of
 from local_distill.planning.costs import Costs, Lengths, Sampling, Training
 from local_distill.planning.machine import GIB, Machine
 from local_distill.planning.phases import LOADING, SAMPLING, SCORING, TRAINING, Part, Phase

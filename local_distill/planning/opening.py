@@ -11,12 +11,12 @@ from transformers import PretrainedConfig
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
-from local_distill.models import open_config
+from local_distill.models.files import open_config
 from local_distill.planning.costs import Lengths
 from local_distill.planning.machine import Machine, free_for_a_run, gpus, this_machine
 from local_distill.planning.memory import Run
 from local_distill.planning.settings import PlanSettings
-from local_distill.preflight import resolve_precision
+from local_distill.running.preflight import resolve_precision
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

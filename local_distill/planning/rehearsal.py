@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from local_distill.logprobs import LOGITS_PER_CHUNK
+from local_distill.losses.logprobs import LOGITS_PER_CHUNK
 
 T = TypeVar("T")
 

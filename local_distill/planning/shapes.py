@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from local_distill.adapters import Adapter, AdapterFiles
+from local_distill.models.adapters import Adapter, AdapterFiles
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from local_distill.errors import UserError
-from local_distill.jsonl import read_records
+from local_distill.watching.jsonl import read_records
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"

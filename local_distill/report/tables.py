@@ -8,7 +8,7 @@ from typing import Any
 
 from local_distill.config import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainConfig
 from local_distill.report.reading import Record, Run
-from local_distill.wording import clean, duration, number, percent, with_error
+from local_distill.watching.wording import clean, duration, number, percent, with_error
 
 ABSENT = "–"
 NAMED_APART = ("student_model", "teacher_model", "output_dir")

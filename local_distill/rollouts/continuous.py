@@ -15,7 +15,7 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from local_distill.errors import RunError
-from local_distill.models import causal_lm
+from local_distill.models.files import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.types import Prompt, Rollout, nobody
 

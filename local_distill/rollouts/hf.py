@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from local_distill.errors import RunError
-from local_distill.halving import release_memory
-from local_distill.models import causal_lm
+from local_distill.learning.halving import release_memory
+from local_distill.models.files import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.rollouts.packing import packed_weights
 from local_distill.types import Prompt, Rollout, nobody

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.errors import RunError, UserError
-from local_distill.models import causal_lm
+from local_distill.models.files import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.types import Prompt, Rollout, nobody
 

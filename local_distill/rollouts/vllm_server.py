@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.errors import RunError, UserError
-from local_distill.publishing import Publisher
+from local_distill.models.tokenization import PROBES
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.serving.client import HttpClient, ServerError
-from local_distill.tokenization import PROBES
+from local_distill.serving.publishing import Publisher
 from local_distill.types import Prompt, Rollout, nobody
 
 FLAG = "--rollouts_url"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from local_distill.logprobs import TopTokens
+from local_distill.losses.logprobs import TopTokens
 
 NO_PROBABILITY = -9999.0
 """What vLLM writes for a log-prob of minus infinity, which JSON does not have."""

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.errors import UserError
+from local_distill.models.tokenization import PROBES
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.scoring import VLLM, BadAnswerError, Question, Scores, SGLang, Wire, read_scores
-from local_distill.tokenization import PROBES
 
 FLAG = "--teacher_url"
 SPREAD, ADDED, PER_PROBE = 256, 64, 16

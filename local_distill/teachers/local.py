@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from local_distill.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
-from local_distill.scorer import Reading
+from local_distill.losses.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
+from local_distill.models.scorer import Reading
 from local_distill.types import HeadStates, Rollout, ScoredBatch, TokenBatch
 
 

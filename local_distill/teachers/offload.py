@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from local_distill.models import causal_lm
-from local_distill.scorer import TokenScorer
+from local_distill.models.files import causal_lm
+from local_distill.models.scorer import TokenScorer
 
 ARENA_BYTES = 2**30
 """Locked memory comes in powers of two: large pieces for many weights waste little, one for each up to half."""

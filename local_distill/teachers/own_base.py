@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from local_distill.logprobs import read_tokens
-from local_distill.scorer import Reading, TokenScorer
+from local_distill.losses.logprobs import read_tokens
+from local_distill.models.scorer import Reading, TokenScorer
 from local_distill.types import HeadStates, TokenBatch
 
 

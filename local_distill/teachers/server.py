@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.logprobs import TopTokens
+from local_distill.losses.logprobs import TopTokens
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.scoring import BadAnswerError, Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire

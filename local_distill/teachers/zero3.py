@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from local_distill.errors import UserError
-from local_distill.models import ModelFiles
-from local_distill.scorer import TokenScorer, check_head
+from local_distill.models.files import ModelFiles
+from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.teachers.local import freeze
 
 

@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterator
 
 from local_distill.types import Completion, Evaluation, Piece
-from local_distill.wording import clean, number
+from local_distill.watching.wording import clean, number
 
 COLUMNS = ("prompt", "completion", "tokens", "finish", "reverse_kl")
 FULL_COLOUR = 3.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from local_distill.environment import masked
-from local_distill.records import evaluation_metrics
 from local_distill.types import Evaluation
+from local_distill.watching.environment import masked
+from local_distill.watching.records import evaluation_metrics
 
 LOG_DIR = "logs"  # in the run's folder, for trackers that write files
 COMPLETIONS = "eval/completions"

@@ -5,15 +5,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from local_distill.adapters import LoraSettings, add_lora
 from local_distill.chatting.answering import Sampling, answer
 from local_distill.chatting.conversation import finished_answer
 from local_distill.chatting.text_stream import TextStream
 from local_distill.chatting.voices import Reading, Voice
+from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.types import Prompt
-from tests.models import gpt2_config, llama_config, make_model, make_tokenizer
+from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer
 
 PROMPT = (5, 17, 80, 9, 33)
 CHOOSE = NucleusSampling(0.8, 0.9)

@@ -23,9 +23,9 @@ from local_distill.chatting.screen import PlainScreen, colour_of, harmless
 from local_distill.chatting.session import Session
 from local_distill.chatting.voices import Voice
 from local_distill.commands import main
+from local_distill.models.trained import Trained
 from local_distill.rollouts.choosing import NucleusSampling
-from local_distill.trained import Trained
-from tests.models import llama_config, make_model, make_tokenizer
+from tests.tiny_models import llama_config, make_model, make_tokenizer
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from local_distill.commands import main
 from local_distill.evaluating import inputs as eval_inputs
 from local_distill.evaluating.statistics import mean_over_questions, paired_difference
 from local_distill.evaluating.verifying import ContainsVerifier
-from local_distill.evaluation import DRAW
+from local_distill.models.trained import Trained
 from local_distill.rollouts.choosing import uniform_stream
-from local_distill.trained import Trained
+from local_distill.watching.evaluation import DRAW
 from tests.fake_vllm import FakeVLLM
-from tests.models import make_tokenizer
 from tests.serving.protocol_server import serving
+from tests.tiny_models import make_tokenizer
 
 QUESTIONS = ["why is the sky blue", "what is tea", "how quick is a fox", "why rain", "what is lazy"]
 NEW = 8

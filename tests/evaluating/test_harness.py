@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from local_distill.commands import main
-from tests.models import make_tokenizer
+from tests.tiny_models import make_tokenizer
 
 pytest.importorskip("lm_eval", reason="make test-harness installs it")
 

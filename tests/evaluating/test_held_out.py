@@ -11,13 +11,13 @@ from local_distill.evaluating import held_out
 from local_distill.evaluating.held_out import verifier_of
 from local_distill.evaluating.statistics import mean_over_questions
 from local_distill.evaluating.verifying import ContainsVerifier
-from local_distill.evaluation import DRAW
-from local_distill.records import RunFiles, evaluation_metrics, read_evaluations
-from local_distill.summary import write_summary
-from local_distill.terminal import PlainTerminal
 from local_distill.types import Evaluation, Prompt
-from tests.models import llama_config, make_model, make_tokenizer
-from tests.test_evaluation import evaluator
+from local_distill.watching.evaluation import DRAW
+from local_distill.watching.records import RunFiles, evaluation_metrics, read_evaluations
+from local_distill.watching.summary import write_summary
+from local_distill.watching.terminal import PlainTerminal
+from tests.tiny_models import llama_config, make_model, make_tokenizer
+from tests.watching.test_evaluation import evaluator
 
 PROMPTS = [Prompt((5 + i, 6, 7 + 2 * i), f"prompt {i}", f"test:{i}") for i in range(6)]
 MEASURED = Evaluation(10, 1.5, 0.1, 40.0, 0.25, (), accuracy=0.375, accuracy_standard_error=0.125)

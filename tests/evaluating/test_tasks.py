@@ -9,7 +9,7 @@ from local_distill.errors import UserError
 from local_distill.evaluating.tasks import Columns, asked, is_written, open_tasks, readable
 from local_distill.evaluating.verifying import ExactVerifier
 from local_distill.prompts import PromptSource, RawPrompt, Renderer, open_prompts
-from tests.models import make_tokenizer
+from tests.tiny_models import make_tokenizer
 
 
 def opened(dataset=None, path=None, split=None, prompts_file=None, question=None, answer=None, limit=None, seed=0):

@@ -16,8 +16,8 @@ from local_distill.cli import parse_config
 from local_distill.commands import main
 from local_distill.errors import UserError
 from local_distill.exporting import export as exporting
+from local_distill.models.trained import open_trained
 from local_distill.train_on_policy_local import train
-from local_distill.trained import open_trained
 
 IDS = torch.arange(1, 25)[None]
 

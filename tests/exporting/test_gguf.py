@@ -11,8 +11,8 @@ from local_distill.commands.export import ExportSettings
 from local_distill.errors import UserError
 from local_distill.exporting.export import export
 from local_distill.exporting.weights import Difference, checked
-from local_distill.models import open_model
-from tests.models import llama_config, save_model
+from local_distill.models.files import open_model
+from tests.tiny_models import llama_config, save_model
 
 SMOLLM2 = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
 """The converter knows tokenizers by name; of the demo's model, the tokenizer is used here."""

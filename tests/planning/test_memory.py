@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from local_distill.adapters import LoraSettings
-from local_distill.models import skeleton_of
+from local_distill.models.adapters import LoraSettings
+from local_distill.models.files import skeleton_of
 from local_distill.planning.costs import Lengths
 from local_distill.planning.machine import GIB, Machine, cuda_libraries
 from local_distill.planning.memory import Memory, Run
 from local_distill.planning.settings import PlanSettings
 from local_distill.planning.shapes import shape_of
-from tests.models import llama_config
 from tests.planning.shapes import QWEN3, qwen3
+from tests.tiny_models import llama_config
 
 KNOWN = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "4B": 4_022_468_096, "8B": 8_190_735_360, "32B": 32_762_123_264}
 """Parameters that the models of the hub have."""

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from local_distill.adapters import LoraSettings, add_lora
-from local_distill.logprobs import LOGITS_PER_CHUNK
-from local_distill.models import skeleton_of
+from local_distill.losses.logprobs import LOGITS_PER_CHUNK
+from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.models.files import skeleton_of
+from local_distill.models.scorer import TokenScorer
 from local_distill.planning.rehearsal import Stage
-from local_distill.scorer import TokenScorer
 from local_distill.types import TokenBatch
-from tests.models import gpt2_config, llama_config, make_model
+from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V, WIDTH = 300, 96
 

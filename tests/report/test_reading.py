@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from local_distill import records
-from local_distill.environment import ENVIRONMENT_FILE
 from local_distill.errors import UserError
 from local_distill.report import reading
 from local_distill.report.reading import read_run, read_runs
+from local_distill.watching import records
+from local_distill.watching.environment import ENVIRONMENT_FILE
 from tests.report.runs import records_of, write_run
 
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from local_distill.adapters import LoraSettings, add_lora
-from local_distill.batching import collate
 from local_distill.errors import UserError
+from local_distill.learning.batching import collate
+from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
-from local_distill.scorer import TokenScorer
-from tests.models import llama_config, make_model
 from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
+from tests.tiny_models import llama_config, make_model
 
 NUMBERED = list(enumerate(PROMPTS))
 

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from local_distill.batching import collate
 from local_distill.errors import UserError
+from local_distill.learning.batching import collate
+from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.scorer import TokenScorer
 from local_distill.types import Prompt
-from tests.models import gpt2_config, llama_config, make_model
+from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300
 GREEDY = NucleusSampling(1.0, 1e-9)

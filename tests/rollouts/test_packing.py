@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from local_distill.adapters import LoraSettings, add_lora
+from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.packing import packed_weights
-from tests.models import llama_config, make_model
+from tests.tiny_models import llama_config, make_model
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 

@@ -6,10 +6,10 @@ import importlib.util
 import pytest
 import torch
 
-from local_distill.adapters import LoraSettings, add_lora
 from local_distill.errors import UserError
+from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.vllm_colocated import check_installed, merged_weights
-from tests.models import gpt2_config, llama_config, make_model
+from tests.tiny_models import gpt2_config, llama_config, make_model
 
 
 def adapted(config):

@@ -13,7 +13,7 @@ from local_distill.rollouts.vllm_server import COMPLETIONS, FLAG, KEY_VARIABLE, 
 from local_distill.serving.client import HttpClient
 from local_distill.types import Prompt
 from tests.fake_vllm import FakeVLLM
-from tests.models import make_tokenizer
+from tests.tiny_models import make_tokenizer
 
 V = 300
 STOPS = list(range(0, V, 8))

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from local_distill.adapters import LoraSettings, add_lora
 from local_distill.errors import RunError
+from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.vllm_colocated import ColocatedVLLMRollouts, SharedEngine, merged_weights
 from local_distill.types import Prompt

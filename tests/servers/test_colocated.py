@@ -11,8 +11,8 @@ import subprocess
 
 import pytest
 
-from tests.models import llama_config, make_tokenizer, save_model
 from tests.servers.vllm_server import MODEL, ROOT
+from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 ALLOWED, ROWS = 300, 320

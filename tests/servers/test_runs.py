@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from local_distill.adapters import LoraSettings, add_lora
-from local_distill.models import open_model
+from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.models.files import open_model
 from tests.servers.vllm_server import MODEL, ROOT
 
 COMMAND = [sys.executable, "-m", "local_distill.train_on_policy_local", "--student_model", str(MODEL), "--use_lora"]

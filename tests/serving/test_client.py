@@ -12,8 +12,8 @@ import pytest
 
 from local_distill.errors import UserError
 from local_distill.serving.client import HttpClient, ServerError
-from tests.models import llama_config, make_model, make_tokenizer
 from tests.serving.protocol_server import close_connection, serving, stall, status, text
+from tests.tiny_models import llama_config, make_model, make_tokenizer
 
 VARIABLE, KEY = "SOME_SERVER_KEY", "sk-do-not-show-this"
 ASK = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 1, "prompt_logprobs": 0}

@@ -2,12 +2,12 @@
 
 import torch
 
-from local_distill.batching import collate
-from local_distill.logprobs import read_tokens
-from local_distill.scorer import TokenScorer
+from local_distill.learning.batching import collate
+from local_distill.losses.logprobs import read_tokens
+from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
-from tests.models import gpt2_config, make_model
-from tests.test_scorer import ROLLOUTS, V, dense
+from tests.models.test_scorer import ROLLOUTS, V, dense
+from tests.tiny_models import gpt2_config, make_model
 
 CPU = torch.device("cpu")
 

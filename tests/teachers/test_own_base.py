@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from local_distill.adapters import LoraSettings, add_lora
-from local_distill.batching import collate
-from local_distill.divergences import reverse_kl
-from local_distill.losses import WholeDistributionLoss
-from local_distill.scorer import TokenScorer
+from local_distill.learning.batching import collate
+from local_distill.losses.divergences import reverse_kl
+from local_distill.losses.named import WholeDistributionLoss
+from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.types import Prompt, Rollout
-from tests.models import gpt2_config, llama_config, make_model
+from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V, CPU = 300, torch.device("cpu")
 ROLLOUTS = [

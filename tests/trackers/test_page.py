@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from local_distill.tracking import SINKS
+from local_distill.watching.tracking import SINKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "trackers.md"
 

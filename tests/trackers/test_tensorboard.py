@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from local_distill.terminal import SilentTerminal
-from local_distill.tracking import open_run_log
+from local_distill.watching.terminal import SilentTerminal
+from local_distill.watching.tracking import open_run_log
 from tests.tracked import CONFIG, accelerator, run
 
 

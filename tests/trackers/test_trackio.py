@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from local_distill.terminal import SilentTerminal
 from local_distill.trackers.readable import COLUMNS, page, rows
-from local_distill.tracking import open_run_log
+from local_distill.watching.terminal import SilentTerminal
+from local_distill.watching.tracking import open_run_log
 from tests.tracked import CONFIG, NUMBERS, accelerator, evaluation, run
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from local_distill.terminal import SilentTerminal
 from local_distill.trackers.readable import coloured
-from local_distill.tracking import open_run_log
+from local_distill.watching.terminal import SilentTerminal
+from local_distill.watching.tracking import open_run_log
 from tests.tracked import COMPLETION, CONFIG, NUMBERS, accelerator, evaluation
 
 

@@ -1,0 +1,60 @@
+"""Out of memory: do the same with half as much at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+
+import torch
+
+from local_distill.errors import RunError
+from local_distill.learning.batching import MicroBatches
+from local_distill.types import ScoredBatch
+
+LESS_MEMORY = "add --gradient_checkpointing or --use_lora, or lower --max_new_tokens or --max_prompt_tokens"
+
+
+class HalveMicroBatches:
+    """Cuts what did not fit into halves, and bounds all later micro-batches by the size that is left.
+
+    say: tells the user.
+    """
+
+    def __init__(self, micro_batches: MicroBatches, say: Callable[[str], None]) -> None:
+        self._micro_batches = micro_batches
+        self._say = say
+
+    def smaller(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
+        """The same rollouts in more batches. Raises RunError when there is no way."""
+        widest = max(batches, key=lambda batch: batch.tokens.input_ids.numel()).tokens
+        tokens, bound = widest.input_ids.numel(), widest.input_ids.numel() // 2
+        if len(widest.lengths) == 1:
+            raise RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
+        if not can_start_over:
+            raise RunError(
+                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with "
+                f"several processes or DeepSpeed the step cannot be done again; give {bound}"
+            )
+        release_memory()
+        self._micro_batches.most_tokens = bound
+        self._say(
+            f"a micro-batch of {tokens} tokens did not fit the memory; this step is done again, and the next ones "
+            f"begin, with at most {bound} (--microbatch_tokens {bound} saves the search)"
+        )
+        return [part for batch in batches for part in _within(batch, bound)]
+
+
+def _within(batch: ScoredBatch, bound: int) -> list[ScoredBatch]:
+    """The batch, cut into halves until each is within the bound or a single rollout."""
+    rows = len(batch.tokens.lengths)
+    if batch.tokens.input_ids.numel() <= bound or rows == 1:
+        return [batch]
+    half = (rows + 1) // 2
+    return [part for each in (batch.rows(0, half), batch.rows(half, rows)) for part in _within(each, bound)]
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt left behind; to be called when its exception is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,278 @@
+"""One optimizer update out of several backward passes, with plain torch (one process or DDP) and with DeepSpeed.
+
+Both put the student behind the same few verbs, so that the learner need not know which it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from local_distill.models.scorer import TokenScorer
+
+ADAM_BETAS = (0.9, 0.95)
+ADAM_EPS = 1e-8
+LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO-2 reduces at a time: DeepSpeed's own number, where the student is not smaller."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How an update went. grad_norm: global, before clipping. applied: False when it was skipped."""
+
+    grad_norm: float
+    applied: bool
+
+
+class Updates(Protocol):
+    """The student, wrapped for training, and its optimizer."""
+
+    student: nn.Module
+
+    version: int
+    """How often the weights have changed in this process: who keeps a copy knows when it is old."""
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Context of one micro-batch's forward and backward; gradients meet only at the ``last``."""
+        ...
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the loss's gradient. Over processes, gradients are averaged, not summed."""
+        ...
+
+    def apply(self, learning_rate: float, loss_is_finite: bool) -> Applied:
+        """Clip, update, clear the gradient; or only clear it when the loss or the gradient is not finite."""
+        ...
+
+    @property
+    def can_start_over(self) -> bool:
+        """Whether a failed backward pass can be made again: not while other processes wait for this one's gradient."""
+        ...
+
+    def start_over(self) -> None:
+        """Forget the gradient so far, where ``can_start_over``."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """All that the optimizer remembers, by parameter name; collective."""
+        ...
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``optimizer_state`` gave; collective."""
+        ...
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The student's weights in the precision that they are trained in; collective."""
+        ...
+
+
+def make_updates(accelerator: Accelerator, scorer: TokenScorer, weight_decay: float, max_grad_norm: float) -> Updates:
+    """AdamW on the student's trainable parameters, wrapped as the launch asks."""
+    optimizer = _adamw(scorer, weight_decay)
+    if accelerator.state.deepspeed_plugin is not None:
+        return DeepSpeedUpdates(accelerator, scorer, optimizer, max_grad_norm)
+    return TorchUpdates(accelerator, scorer, optimizer, max_grad_norm)
+
+
+class TorchUpdates:
+    """One process, or several with DistributedDataParallel."""
+
+    def __init__(
+        self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
+    ) -> None:
+        self._accelerator = accelerator
+        self._scorer = scorer
+        self._adamw = optimizer
+        self._max_grad_norm = max_grad_norm or math.inf
+        self.version = 0
+        self.student, self._optimizer = accelerator.prepare(scorer, optimizer)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = nullcontext() if last else self._accelerator.no_sync(self.student)
+        return context
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        del last
+        self._accelerator.backward(loss)
+
+    def apply(self, learning_rate: float, loss_is_finite: bool) -> Applied:
+        _set_learning_rate(self._adamw, learning_rate)
+        grad_norm = float(self._accelerator.clip_grad_norm_(self._scorer.parameters(), self._max_grad_norm))
+        finite = loss_is_finite and math.isfinite(grad_norm)
+        scaler = self._accelerator.scaler
+        if finite or (scaler is not None and not math.isfinite(grad_norm)):
+            self._optimizer.step()  # the fp16 scaler skips an infinite gradient by itself, and learns from it
+        elif scaler is not None:
+            scaler.update()  # the gradient was fine, the loss was not: forget this update
+        # Of several processes the gradients stay where they are, in the buckets of data parallelism: dropped, they
+        # would be allocated again beside them by the next update's first micro-batch.
+        self._optimizer.zero_grad(set_to_none=self._accelerator.num_processes == 1)
+        self.version += finite
+        return Applied(grad_norm, finite)
+
+    @property
+    def can_start_over(self) -> bool:
+        return self._accelerator.num_processes == 1
+
+    def start_over(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for name, parameter in _trainable(self._scorer):
+            for key, value in self._adamw.state[parameter].items():
+                state[f"{name}.{key}"] = value
+        scaler = self._accelerator.scaler
+        if scaler is not None:
+            state["scaler.scale"] = torch.tensor(scaler.get_scale())
+            state["scaler.growth_tracker"] = torch.tensor(scaler.state_dict()["_growth_tracker"])
+        return state
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in _trainable(self._scorer):
+            if f"{name}.step" in state:  # absent when no update had been applied yet
+                moments = {key: state[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
+                self._adamw.state[parameter] = {"step": state[f"{name}.step"], **moments}
+        scaler = self._accelerator.scaler
+        if scaler is not None and "scaler.scale" in state:
+            own = scaler.state_dict()
+            own["scale"] = float(state["scaler.scale"])
+            own["_growth_tracker"] = int(state["scaler.growth_tracker"])
+            scaler.load_state_dict(own)
+
+    def model_state(self) -> dict[str, Tensor]:
+        return self._scorer.model.state_dict()
+
+
+class DeepSpeedUpdates:
+    """DeepSpeed ZeRO-1 or ZeRO-2: low-precision weights everywhere, fp32 masters and moments in shares."""
+
+    def __init__(
+        self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
+    ) -> None:
+        self._scorer = scorer
+        self.version = 0
+        # The engine casts the weights it is given, masters included; a resumed student's are kept to be put back.
+        # In the machine's memory: on the device they would be as much again as a data-parallel student takes.
+        self._masters = {
+            name: p.detach().to("cpu", copy=True) for name, p in _trainable(scorer) if p.dtype == torch.float32
+        }
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["gradient_clipping"] = max_grad_norm
+        settings["gradient_accumulation_steps"] = 1  # we set the boundary ourselves
+        settings["train_micro_batch_size_per_gpu"] = 1  # unused by the engine, which insists on a number
+        zero = settings["zero_optimization"]
+        if zero.get("reduce_bucket_size", "auto") == "auto":  # DeepSpeed allocates two, of 1 GB each by default
+            trained = sum(p.numel() for _, p in _trainable(scorer))
+            zero["reduce_bucket_size"] = min(LARGEST_BUCKET, trained)
+        self.student, _ = accelerator.prepare(scorer, optimizer)
+        self._link_moments()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        del last
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.student.set_gradient_accumulation_boundary(is_boundary=last)
+        self.student.backward(loss)
+
+    def apply(self, learning_rate: float, loss_is_finite: bool) -> Applied:
+        zero = self.student.optimizer
+        _set_learning_rate(zero.optimizer, learning_rate)
+        del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
+        self._masters = {}  # a student that trains is past being put back
+        self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
+        grad_norm = self.student.get_global_grad_norm()
+        self.version += not zero.overflow
+        return Applied(math.nan if grad_norm is None else float(grad_norm), not zero.overflow)
+
+    @property
+    def can_start_over(self) -> bool:
+        return False  # the engine counts its micro-batches
+
+    def start_over(self) -> None:
+        raise NotImplementedError
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        step = self._flat_states()[0]["step"]
+        state = {}
+        for name, parameter in _trainable(self._scorer):
+            state[f"{name}.step"] = step.clone().cpu()
+            for key in MOMENTS:
+                state[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key)
+        return state
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        for name, parameter in _trainable(self._scorer):
+            if name in self._masters:
+                safe_set_full_fp32_param(parameter, self._masters[name].to(parameter.device))
+        self._masters = {}
+        for name, parameter in _trainable(self._scorer):
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, state[f"{name}.{key}"].to(parameter.device), key)
+        step = next(value for name, value in state.items() if name.endswith(".step"))
+        for flat in self._flat_states():
+            flat["step"].copy_(step)
+
+    def model_state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters = {id(parameter): safe_get_full_fp32_param(parameter) for _, parameter in _trainable(self._scorer)}
+        weights = self._scorer.model.state_dict(keep_vars=True)
+        return {name: masters.get(id(value), value.detach()) for name, value in weights.items()}
+
+    def _link_moments(self) -> None:
+        """Make AdamW's moments now, all zero, and tell each parameter where its share lies.
+
+        DeepSpeed does so after the first parameter group's first step, when the second has none yet.
+        """
+        zero = self.student.optimizer
+        for flat in zero.single_partition_of_fp32_groups:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            zero.optimizer.state[flat] = {"step": torch.tensor(0.0), **moments}
+        zero._lazy_init_hp_params_optimizer_state()
+
+    def _flat_states(self) -> list[dict[str, Any]]:
+        zero = self.student.optimizer
+        return [zero.optimizer.state[flat] for flat in zero.single_partition_of_fp32_groups]
+
+
+def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:
+    """The rate of the update that makes step ``step`` (0-based) of ``total``: a pure function, so resuming is exact."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if scheduler == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (1 - progress) if scheduler == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _adamw(scorer: TokenScorer, weight_decay: float) -> torch.optim.AdamW:
+    parameters = [parameter for _, parameter in _trainable(scorer)]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
+    ]
+    # Fused: one pass over the memory and no temporaries, on processors too.
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _trainable(scorer: TokenScorer) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in scorer.named_parameters() if p.requires_grad)

@@ -1,0 +1,62 @@
+"""How far the log-probs that an engine says it drew with are from what training makes of the same tokens.
+
+An engine of lower precision, one that was not sent the newest weights, a wrong temperature: all show here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from local_distill.losses.divergences import Distribution
+from local_distill.losses.head_loss import PEAK
+from local_distill.types import Evaluation
+
+KL, RATIO = "engine/kl", "engine/max_ratio"
+MOST_KL = 0.02
+"""Nats a token above which people are told: a bf16 engine is at a tenth of it."""
+
+
+@dataclass(frozen=True)
+class EngineGap:
+    """as_drawn: from log-probs at temperature 1 (n, V) and tokens (n,), what they are drawn with by training's
+    account (n,): the sampling temperature and top-p applied."""
+
+    as_drawn: Callable[[Tensor, Tensor], Tensor]
+    names: ClassVar[tuple[str, str]] = (KL, PEAK + RATIO)
+
+    def __call__(self, student: Distribution, targets: Tensor, drawn_with: Tensor) -> tuple[Tensor, Tensor]:
+        """At every position: r − 1 − log r with r = p_training / p_engine, whose mean over the engine's own samples is
+        KL(engine‖training); and max(r, 1/r). A token at the nucleus's very edge, in on one side only, is left out."""
+        gap = self.as_drawn(student.logprobs, targets) - drawn_with
+        gap = gap.where(gap.isfinite(), 0.0)
+        return torch.expm1(gap) - gap, gap.abs().exp()
+
+
+class GapWatch:
+    """A sink of the log that tells people, once, when engine and trainer drift apart."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told = False
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at a step's metrics."""
+        if self._told or metrics.get(KL, 0.0) <= MOST_KL:
+            return
+        self._told = True
+        self._say(
+            f"step {step}: the engine's log-probs are {metrics[KL]:.3g} nats a token from training's (ratio up to "
+            f"{metrics.get(RATIO, float('nan')):.3g}): its precision is low, or its weights are not the newest; "
+            "--loss importance_sampling corrects for it (docs/engines.md)"
+        )
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Nothing to see: evaluation scores its samples itself."""
+
+    def close(self) -> None:
+        """Nothing to close."""

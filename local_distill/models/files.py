@@ -1,0 +1,241 @@
+"""Loading: configurations and tokenizers first, which costs nothing, then weights in the right precision."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from local_distill.errors import UserError
+from local_distill.models import gguf_files
+from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model before its weights: what can be checked without loading them.
+
+    flag, path: as given, for messages. gguf: the one file that holds everything, None for a folder or a hub id.
+    """
+
+    flag: str
+    path: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig
+    trust_remote_code: bool
+    gguf: Path | None = None
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens, or None where the architecture sets no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model without memory for its weights: shapes alone, on the meta device."""
+        return skeleton_of(self.config, self.trust_remote_code)
+
+    def with_weights_of(self, folder: Path) -> ModelFiles:
+        """The same model, its weights to be read from a folder where they were saved: a checkpoint."""
+        return replace(self, path=str(folder), gguf=None)
+
+    def load(
+        self, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, device: torch.device | None = None
+    ) -> PreTrainedModel:
+        """The weights in ``dtype``, without dropout, in eval mode, on the CPU unless they go straight to ``device``.
+
+        quantization: what to pack them with on the way, the output head left as it is; for reading the model alone.
+        Raises UserError unless there is a weight for every parameter: transformers would draw the others at random.
+        """
+        options: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
+        path = self.path
+        if quantization is not None:
+            if self.gguf:
+                raise UserError(
+                    f"{self.flag} {self.path}: a GGUF file cannot be quantised while it is loaded; give a transformers "
+                    "model folder, or leave --teacher_quantization out"
+                )
+            options["quantization_config"] = quantization
+        if self.gguf:
+            path, name = gguf_files.where_to_read(self.gguf)
+            options |= name | gguf_files.dense_weights()
+        with in_one_line(self.flag, self.path, "its weights"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=self.config,
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which then are in the loading info, as the missing ones are
+                **options,
+            )
+        self._check_complete(found)
+        return model.eval()
+
+    def _check_complete(self, found: dict[str, Any]) -> None:
+        absent = sorted(str(name) for name in found["missing_keys"])
+        misshapen = sorted(str(name) for name, *_ in found["mismatched_keys"])
+        if absent or misshapen:
+            what = [
+                f"{len(names)} {problem}, such as {names[0]}"
+                for names, problem in ((absent, "are missing"), (misshapen, "have another shape"))
+                if names
+            ]
+            raise UserError(
+                f"{self.flag} {self.path}: its weights do not fit its config.json: {' and '.join(what)}; "
+                "the files do not belong together, download the model again"
+            )
+
+
+def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
+    """Configuration, tokenizer and generation settings of a hub id or a local folder.
+
+    Raises UserError naming ``flag`` when it is not a causal language model that can be read.
+    """
+    path = expanded(path)
+    gguf = gguf_files.find_gguf(flag, Path(path))
+    if gguf:
+        return _open_gguf(flag, path, gguf)
+    folder = local_folder(flag, path)
+    if folder:
+        _check_folder(flag, folder)
+    with in_one_line(flag, path, "its configuration"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _check_causal(flag, path, config)
+    with in_one_line(flag, path, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with in_one_line(flag, path, "its generation_config.json"):
+        generation = _generation_settings(path, config)
+    _switch_off_dropout(config)
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code)
+
+
+def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
+    folder, name = gguf_files.where_to_read(file)
+    with in_one_line(flag, path, "its configuration"):
+        config = AutoConfig.from_pretrained(folder, **name)
+    _check_causal(flag, path, config)
+    with in_one_line(flag, path, "its tokenizer"):
+        tokenizer = gguf_files.read_tokenizer(file)
+    generation = gguf_files.generation_settings(config, tokenizer)
+    _switch_off_dropout(config)
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
+
+
+def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration alone of a hub id, a GGUF file, or a folder that need hold nothing else; without dropout.
+
+    Raises UserError naming ``flag`` when it is not that of a causal language model.
+    """
+    path = expanded(path)
+    gguf = gguf_files.find_gguf(flag, Path(path))
+    where, name = gguf_files.where_to_read(gguf) if gguf else (path, {})
+    if gguf is None and (folder := local_folder(flag, path)) and not (folder / "config.json").is_file():
+        raise UserError(f"{flag} {path}: not a model folder, it has no config.json; give a transformers model folder")
+    with in_one_line(flag, path, "its configuration"):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **name)
+    if not trust_remote_code:
+        _check_causal(flag, path, config)
+    _switch_off_dropout(config)
+    return config
+
+
+def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """A model without memory for its weights: shapes alone, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of its LoRA wrapper when it has one."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _check_folder(flag: str, folder: Path) -> None:
+    """Raise UserError when a local folder lacks a file that a model has, or has safetensors that are cut short."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{flag} {folder}: a LoRA adapter, needs a whole model; merge it into its base with peft's "
+                "merge_and_unload and save_pretrained, and give that folder"
+            )
+        raise UserError(f"{flag} {folder}: not a model folder, it has no config.json; give a transformers model folder")
+    for file in _weight_files(flag, folder):
+        try:
+            with safe_open(file, framework="pt"):  # compares the header with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            found = f"is damaged or cut short at {file.stat().st_size} bytes" if file.exists() else "is not there"
+            raise UserError(f"{flag} {folder}: {file.name} {found}; download the model again") from error
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise UserError(
+            f"{flag} {folder}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there "
+            "from the model that it was made from"
+        )
+
+
+def _weight_files(flag: str, folder: Path) -> list[Path]:
+    """The safetensors files that transformers will read; none where the weights are in another format."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        with in_one_line(flag, str(folder), index.name):
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+    if any(folder.glob("pytorch_model*.bin")):
+        return []
+    raise UserError(f"{flag} {folder}: no weights in it; needs {SAFE_WEIGHTS_NAME}, download the model again")
+
+
+def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
+    if not _is_causal(config):
+        raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
+
+
+def _is_causal(config: PretrainedConfig) -> bool:
+    """Whether transformers has a decoder for this configuration that sees only what came before."""
+    models = AutoModelForCausalLM._model_mapping
+    if type(config) not in models or config.is_encoder_decoder:
+        return False
+    # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
+    sees_both_ways = getattr(config, "is_decoder", True) is False
+    return not sees_both_ways or models[type(config)].__name__ in (config.architectures or ())
+
+
+def _switch_off_dropout(config: PretrainedConfig) -> None:
+    """The student must be scored as it samples: noise in its log-probs would read as divergence from the teacher."""
+    text = config.get_text_config()
+    for name, value in text.to_dict().items():
+        if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop
+            setattr(text, name, 0.0)
+
+
+def _generation_settings(path: str, config: PretrainedConfig) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a folder need not have one; the model's configuration then says when to stop
+        if (Path(path) / GENERATION_CONFIG_NAME).exists():
+            raise
+        return GenerationConfig.from_model_config(config)

@@ -1,0 +1,90 @@
+"""A causal language model as one module: token batch in, a reading of its completion tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from local_distill.errors import UserError
+from local_distill.losses.logprobs import Head, read_tokens
+from local_distill.models.files import causal_lm
+from local_distill.types import HeadStates, TokenBatch
+
+Reading = Callable[[Tensor, Head, Tensor], Any]
+"""From hidden states (N, H), the head that reads them and the sampled tokens (N,): log-probs, top tokens, a loss."""
+
+
+class TokenScorer(nn.Module):
+    """Wraps a model so that its forward gives a few numbers for each completion token and nothing larger.
+
+    One module with one forward, so that DDP and DeepSpeed wrap it and their hooks run. The student
+    trains through it, the teacher is read through it.
+
+    vocab_size: tokens over which the softmax runs; at most the rows of the model's head.
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+
+    def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
+        """What ``read`` makes of the completion tokens; by default their log-probs given everything before them."""
+        states = self.states(batch)
+        return read(states.hidden, states.head, batch.targets)
+
+    def states(self, batch: TokenBatch) -> HeadStates:
+        """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
+        network = causal_lm(self.model)
+        hidden = network.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state  # (B, L, H)
+        visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        return HeadStates(visited, head_of(network, self.vocab_size))
+
+
+def head_of(network: PreTrainedModel, vocab_size: int) -> Head:
+    """The output head of a causal LM, with what its family does to the logits after it."""
+    config = network.config.get_text_config()
+    output = network.get_output_embeddings()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return Head(output.weight, vocab_size, output.bias, scale, softcap)
+
+
+@torch.no_grad()
+def check_head(scorer: TokenScorer, flag: str) -> None:
+    """Compare the scorer with the model's own logits on a few tokens, in the model's own precision.
+
+    An architecture that treats its logits in a way that ``head_of`` does not know would train on
+    plausible nonsense. Raises UserError instead.
+    """
+    network = causal_lm(scorer.model)
+    if not isinstance(network.get_output_embeddings(), nn.Linear):
+        raise UserError(
+            f"{flag}: the output head is a {type(network.get_output_embeddings()).__name__}, needs to be a plain "
+            "linear layer; leave the head out of --lora_target_modules, or choose another model"
+        )
+    device = network.get_output_embeddings().weight.device
+    ids = torch.arange(1, 9, device=device)[None]
+    lengths = (7,)
+    batch = TokenBatch(
+        ids, torch.ones_like(ids), torch.arange(7, device=device), ids[0, 1:], torch.zeros(7, device=device), lengths
+    )
+    logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
+    expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
+    found = scorer(batch).logprobs.double()
+    if not expected.isfinite().all():
+        raise UserError(f"{flag}: its weights give NaN or infinite log-probs; the files are damaged, fetch them again")
+    # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.
+    tolerance = 1e-3 if logits.abs().max() < 1 or network.dtype == torch.float32 else 0.25
+    if not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
+        raise UserError(
+            f"{flag}: {type(network).__name__} treats its logits in a way that is not supported (log-probs off by "
+            f"{(found - expected).abs().max().item():.3g} nats); choose another architecture"
+        )

@@ -1,0 +1,139 @@
+"""A model to use, wherever it is: a hub id, a model folder, a run, one step of a run, an adapter, a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+
+from local_distill.errors import UserError
+from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
+from local_distill.models.adapters import AdapterFiles, open_adapter
+from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
+from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.running.checkpoint import PREFIX, STATE, step_folders
+from local_distill.watching.records import COMPLETIONS_FILE, read_evaluations
+
+LAST, BEST = "last", "best"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model before its weights are loaded.
+
+    files: those of the whole model, or of the base under the adapter; with the tokenizer and the stop tokens that were
+    saved with it. adapter: None for a whole model. run, step: where it was trained here; None elsewhere.
+    """
+
+    files: ModelFiles
+    adapter: AdapterFiles | None = None
+    run: Path | None = None
+    step: int | None = None
+
+    def load(self, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
+        """The model in eval mode, with its adapter on it, not merged, in float32."""
+        base = self.files.load(dtype)
+        model: nn.Module = self.adapter.load(base).requires_grad_(False) if self.adapter else base
+        return model.to(device)
+
+    def merged(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model as one set of weights, on the CPU; merged in float32, then rounded once."""
+        if self.adapter is None:
+            return self.files.load(dtype)
+        merged: PreTrainedModel = self.load(torch.float32).merge_and_unload()  # type: ignore[operator]
+        return merged.to(dtype)
+
+
+def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: str = LAST) -> Trained:
+    """Everything of a model but its weights.
+
+    flag: what ``path`` was given as, for messages. step: of a run, "last", "best" (the lowest held-out reverse KL
+    among the steps that are kept) or a number.
+
+    Raises UserError naming ``flag`` when there is no model.
+    """
+    folder = Path(expanded(path))
+    if _is_run(folder):
+        run = folder
+        folder = _chosen(flag, run, step)
+    elif step not in (LAST, BEST):
+        raise UserError(f"{flag} {path}: not a run, so it has no step {step}; give the folder of a run")
+    settings = _settings_of_step(folder)
+    adapter = open_adapter(str(folder) if folder.exists() else path, flag) if _is_adapter(flag, folder, path) else None
+    if adapter is None:
+        files = open_model(flag, path if settings is None else str(folder), trust_remote_code)
+    else:
+        base = (settings or {}).get("student_model") or adapter.config.base_model_name_or_path
+        if not base:
+            raise UserError(
+                f"{flag} {path}: this adapter does not say what model it was trained on; write it into its "
+                f"{ADAPTER_SETTINGS} as base_model_name_or_path"
+            )
+        files = _with_what_was_saved(open_model(flag, str(base), trust_remote_code), adapter.folder)
+    if settings is None:
+        return Trained(files, adapter)
+    return Trained(files, adapter, folder.parent, int(folder.name.removeprefix(PREFIX)))
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.is_dir() and not (folder / "config.json").exists() and bool(step_folders(folder))
+
+
+def _is_adapter(flag: str, folder: Path, path: str) -> bool:
+    if folder.exists():
+        return (folder / ADAPTER_SETTINGS).is_file() and not (folder / "config.json").is_file()
+    local_folder(flag, path)  # raises for what can be no hub id
+    found = cached_file(
+        path,
+        ADAPTER_SETTINGS,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _chosen(flag: str, run: Path, step: str) -> Path:
+    kept = {int(folder.name.removeprefix(PREFIX)): folder for folder in step_folders(run)}
+    if step == LAST:
+        return kept[max(kept)]
+    if step == BEST:
+        found = read_evaluations(run / COMPLETIONS_FILE) if (run / COMPLETIONS_FILE).is_file() else []
+        scores = {e.step: e.reverse_kl for e in found if e.step in kept and not math.isnan(e.reverse_kl)}
+        if not scores:
+            raise UserError(f"{flag} {run}: no step that is kept was evaluated, so none is best; ask for the last")
+        return kept[min(scores, key=lambda each: (scores[each], each))]
+    if not step.isdigit() or int(step) not in kept:
+        there = ", ".join(map(str, sorted(kept)))
+        raise UserError(f"{flag} {run}: step {step} is not there; choose from {there}, {LAST} and {BEST}")
+    return kept[int(step)]
+
+
+def _settings_of_step(folder: Path) -> dict[str, object] | None:
+    """What a step of a run was trained with; None for a folder that is none."""
+    if not (folder / STATE).is_file():
+        return None
+    try:
+        settings: dict[str, object] = json.loads((folder / STATE).read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder / STATE}: damaged ({error}); use another step") from error
+    return settings
+
+
+def _with_what_was_saved(base: ModelFiles, folder: Path) -> ModelFiles:
+    """The base, with the tokenizer and the generation settings that lie beside its adapter where they do."""
+    saved = base
+    if any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        with in_one_line(base.flag, str(folder), "its tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=base.trust_remote_code)
+        saved = replace(saved, tokenizer=tokenizer)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        with in_one_line(base.flag, str(folder), GENERATION_CONFIG_NAME):
+            saved = replace(saved, generation=GenerationConfig.from_pretrained(str(folder)))
+    return saved

@@ -1,0 +1,235 @@
+"""Checkpoints that are whole or not there, and that a run goes on from exactly.
+
+    output_dir/step-40/
+        config.json, model.safetensors, tokenizer.json, …   loadable by from_pretrained (or adapter_*.safetensors)
+        trainer/optimizer*.safetensors                       AdamW's moments, by parameter name
+        trainer/state.json                                   the step, and the settings that must not change
+        manifest.json                                        size and SHA-256 of every other file
+
+The learning rate, the random numbers and the position in the data are functions of the step and the
+settings, so the step is all that needs to be kept of them. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from local_distill.errors import UserError
+from local_distill.learning.updates import Updates
+
+PREFIX = "step-"
+PARTIAL = ".partial-"
+DISCARDED = ".discarded-"
+MANIFEST = "manifest.json"
+TRAINER = "trainer"
+STATE = f"{TRAINER}/state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint. settings: those of the run that must be the same to go on."""
+
+    path: Path
+    step: int
+    settings: dict[str, Any]
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """AdamW's state by parameter name, on the CPU."""
+        state: dict[str, Tensor] = {}
+        for file in sorted((self.path / TRAINER).glob("optimizer*.safetensors")):
+            try:
+                state |= load_file(file)
+            except SafetensorError as error:
+                raise UserError(f"--resume {self.path}: {file.name} is damaged ({error})") from error
+        return state
+
+
+class Checkpointer:
+    """Writes ``output_dir/step-N`` and keeps the newest ``keep`` of them.
+
+    model: the student without its training wrapper, transformers or peft. settings: see Checkpoint.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        updates: Updates,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        generation: GenerationConfig,
+        settings: Mapping[str, Any],
+        output_dir: Path,
+        keep: int,
+    ) -> None:
+        self._accelerator = accelerator
+        self._updates = updates
+        self._model = model
+        self._tokenizer = tokenizer
+        self._generation = generation
+        self._settings = settings
+        self._output_dir = output_dir
+        self._keep = keep
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint under another name, then rename it; a kill at any moment leaves the last one whole.
+
+        Collective: a sharded optimizer is gathered from all processes, the main one writes.
+        """
+        weights, optimizer = self._updates.model_state(), self._updates.optimizer_state()
+        if self._accelerator.is_main_process:
+            partial = self._output_dir / f"{PARTIAL}{PREFIX}{step}"
+            _clear_leftovers(self._output_dir)
+            (partial / TRAINER).mkdir(parents=True)
+            self._model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
+            self._tokenizer.save_pretrained(partial)
+            self._generation.save_pretrained(partial)
+            if optimizer:
+                save_torch_state_dict(
+                    optimizer, partial / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
+                )
+            state = {"step": step, "settings": dict(self._settings)}
+            (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+            _seal(partial)
+            final = self._output_dir / f"{PREFIX}{step}"
+            if final.exists():  # saved before, and gone on from an earlier one since
+                _discard(final)
+            partial.rename(final)
+            _sync(self._output_dir)
+            for old in step_folders(self._output_dir)[self._keep :]:
+                _discard(old)
+        self._accelerator.wait_for_everyone()
+
+
+def last_saved(output_dir: Path) -> str:
+    """In words, for a message: where the newest checkpoint is."""
+    folders = step_folders(output_dir)
+    return f"the last good checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
+
+
+def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint of a run, and a note on each newer one that was passed over.
+
+    Raises UserError when there is none.
+    """
+    folders = step_folders(output_dir) if output_dir.is_dir() else []
+    notes: list[str] = []
+    for folder in folders:
+        try:
+            return open_checkpoint(folder), notes
+        except UserError as error:
+            notes.append(str(error))
+    if notes:
+        newest = notes[0].removeprefix("--resume ")
+        raise UserError(f"--resume: no checkpoint in {output_dir} is whole ({newest}); start another run")
+    raise UserError(f"--resume: no checkpoint in {output_dir}; check --output_dir, or start without --resume")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``, every byte of it verified. Raises UserError naming what is wrong."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"--resume {folder}: not a checkpoint, it has no {MANIFEST}; give a {PREFIX}N folder")
+    try:
+        expected: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = _fingerprints(folder)
+        wrong = sorted(name for name in {STATE, *expected} if found.get(name) != expected.get(name))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        checkpoint = Checkpoint(folder, int(state["step"]), dict(state["settings"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or {STATE} cannot be read ({error})") from error
+    if wrong or not expected:
+        what = ", ".join(wrong) or MANIFEST
+        raise UserError(f"--resume {folder}: damaged, {what} is not what was written; use an older one")
+    return checkpoint
+
+
+def set_aside_newer(output_dir: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after ``step``, which a run that goes on from there would take for its own.
+
+    Returns their new names; nothing is deleted.
+    """
+    renamed = []
+    for folder in step_folders(output_dir):
+        if int(folder.name.removeprefix(PREFIX)) > step:
+            target = folder.with_name(f"superseded-{folder.name}-{secrets.token_hex(2)}")
+            renamed.append(folder.rename(target))
+    return renamed
+
+
+def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Raise UserError when a setting that makes the run what it is has changed."""
+    for name, value in settings.items():
+        before = checkpoint.settings.get(name)
+        if before != value:
+            raise UserError(
+                f"--{name}: {value} given, but {checkpoint.path} was made with {before}; "
+                "a resumed run must keep it, or start another run in another --output_dir"
+            )
+
+
+def step_folders(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, by their names alone, newest first."""
+    folders = [f for f in output_dir.glob(f"{PREFIX}*") if f.is_dir() and f.name.removeprefix(PREFIX).isdigit()]
+    return sorted(folders, key=lambda f: int(f.name.removeprefix(PREFIX)), reverse=True)
+
+
+def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file but the manifest; several files at a time, hashing is the slow part."""
+
+    def fingerprint(file: Path) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+        return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+    with ThreadPoolExecutor() as pool:
+        names = [f.relative_to(folder).as_posix() for f in files]
+        return dict(zip(names, pool.map(fingerprint, files), strict=True))
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest, and everything down to the disk, before the folder gets its name."""
+    (folder / MANIFEST).write_text(json.dumps({"files": _fingerprints(folder)}, indent=2), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory to sync it
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint; it loses its name first, so that no half of it can be taken for a whole."""
+    nameless = folder.with_name(DISCARDED + folder.name)
+    folder.rename(nameless)
+    shutil.rmtree(nameless)
+
+
+def _clear_leftovers(output_dir: Path) -> None:
+    """What a run that was killed while saving or deleting left behind."""
+    for pattern in (PARTIAL, DISCARDED):
+        for leftover in output_dir.glob(f"{pattern}*"):
+            shutil.rmtree(leftover)

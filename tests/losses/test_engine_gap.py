@@ -1,0 +1,60 @@
+"""What an engine says it drew with, against what training makes of it."""
+
+import pytest
+import torch
+
+from local_distill.losses.divergences import Distribution
+from local_distill.losses.engine_gap import KL, MOST_KL, RATIO, EngineGap, GapWatch
+from local_distill.rollouts.choosing import NucleusSampling
+
+V, N = 50, 4000
+
+
+def random_logprobs(rows, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(rows, V, dtype=torch.float64).mul(2).log_softmax(1)
+
+
+@pytest.mark.parametrize("choose", [NucleusSampling(1.0, 1.0), NucleusSampling(0.7, 1.0), NucleusSampling(0.7, 0.9)])
+def test_no_gap_where_the_engine_draws_as_training_would(choose):
+    logprobs = random_logprobs(64)
+    tokens, drawn_with = choose(logprobs, torch.rand(64, dtype=torch.float64))
+    kl, ratio = EngineGap(choose.logprobs_of)(Distribution.of(logprobs), tokens, drawn_with)
+    torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-9, rtol=0)
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
+
+
+def test_its_mean_over_the_engine_s_samples_is_the_divergence_from_engine_to_training():
+    """Enumerated: Σ_v m_v · gap(v) is KL(m‖s) to rounding, and a swap of the two would be another number."""
+    engine, training = random_logprobs(1), (random_logprobs(1) + 0.3 * random_logprobs(1, seed=1)).log_softmax(1)
+    every = torch.arange(V)
+    kl, ratio = EngineGap(NucleusSampling(1.0, 1.0).logprobs_of)(
+        Distribution.of(training.expand(V, V)), every, engine.squeeze(0)
+    )
+    exact = (engine.exp() * (engine - training)).sum()
+    swapped = (training.exp() * (training - engine)).sum()
+    found = (engine.exp().squeeze(0) * kl).sum()
+    torch.testing.assert_close(found, exact)
+    assert abs(found - swapped) > 0.01 * exact
+    torch.testing.assert_close(ratio, (training - engine).abs().exp().squeeze(0))
+
+
+def test_a_token_outside_the_nucleus_on_one_side_is_left_out():
+    choose = NucleusSampling(1.0, 0.5)
+    logprobs = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64).log()
+    assert choose.logprobs_of(logprobs, torch.tensor([1])).item() == -torch.inf
+    kl, ratio = EngineGap(choose.logprobs_of)(Distribution.of(logprobs), torch.tensor([1]), torch.tensor([-1.2]))
+    assert (kl.item(), ratio.item()) == (0.0, 1.0)
+
+
+def test_people_are_told_once():
+    told = []
+    watch = GapWatch(told.append)
+    watch.step(1, {KL: MOST_KL / 2, RATIO: 1.2})
+    watch.step(2, {"loss": 1.0})
+    assert told == []
+    watch.step(3, {KL: MOST_KL * 2, RATIO: 8.0})
+    watch.step(4, {KL: MOST_KL * 2, RATIO: 8.0})
+    assert len(told) == 1
+    assert told[0].startswith("step 3: ")
+    assert "ratio up to 8" in told[0]

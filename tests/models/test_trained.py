@@ -1,0 +1,122 @@
+"""A model is found wherever it is, with what belongs to it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from local_distill.cli import parse_config
+from local_distill.errors import UserError
+from local_distill.models.trained import open_trained
+from local_distill.train_on_policy_local import train
+
+IDS = torch.arange(1, 13)[None]
+
+
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+    """Two finished runs of two steps each: of all weights, and of an adapter."""
+    root = tmp_path_factory.mktemp("runs")
+    common = [
+        "--student_model", str(folders["student"]), "--teacher_model", str(folders["teacher"]), "--steps", "2",
+        "--batch_size", "2", "--group_size", "1", "--max_new_tokens", "6", "--max_prompt_tokens", "90",
+        "--eval_prompts", "2", "--eval_every", "1", "--save_every", "1", "--learning_rate", "1e-2",
+    ]  # fmt: skip
+    for name, more in {"full": [], "lora": ["--use_lora", "--lora_r", "4"]}.items():
+        train(parse_config([*common, *more, "--output_dir", str(root / name)]))
+    return root
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_run_is_its_last_step_unless_another_is_asked_for(runs, kind):
+    last, first = open_trained("MODEL", str(runs / kind)), open_trained("MODEL", str(runs / kind), step="1")
+    assert (last.run, last.step, first.step) == (runs / kind, 2, 1)
+    assert not torch.equal(logits(last.load(torch.float32)), logits(first.load(torch.float32)))
+    same = open_trained("MODEL", str(runs / kind / "step-2"))
+    assert (same.run, same.step) == (last.run, last.step)
+    assert torch.equal(logits(last.load(torch.float32)), logits(same.load(torch.float32)))
+
+
+def test_the_best_step_is_the_one_with_the_lowest_held_out_reverse_kl(runs, tmp_path):
+    run = shutil.copytree(runs / "full", tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    scores = {0: 0.1, 1: 1.0, 2: 2.0}  # step 0 has no checkpoint
+    (run / "completions.jsonl").write_text(
+        "".join(json.dumps({**line, "reverse_kl": scores[line["step"]]}) + "\n" for line in lines)
+    )
+    assert open_trained("MODEL", str(run), step="best").step == 1
+    (run / "completions.jsonl").unlink()
+    with pytest.raises(UserError, match="none is best"):
+        open_trained("MODEL", str(run), step="best")
+
+
+def test_an_adapter_merged_gives_what_it_gives_beside_its_base(runs, folders):
+    trained = open_trained("MODEL", str(runs / "lora"))
+    assert trained.adapter is not None
+    beside, merged = logits(trained.load(torch.float32)), logits(trained.merged(torch.float32))
+    base = logits(AutoModelForCausalLM.from_pretrained(folders["student"]))
+    assert (beside - base).abs().max() > 1e-3, "an adapter that does nothing shows nothing"
+    torch.testing.assert_close(merged, beside, atol=1e-5, rtol=0.0)
+    assert not any(p.requires_grad for p in trained.load(torch.float32).parameters())
+
+
+def test_an_adapter_that_was_trained_elsewhere_names_its_base(runs, tmp_path, folders):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(runs / "lora" / "step-2" / name, folder / name)
+    elsewhere = open_trained("MODEL", str(folder))
+    assert (elsewhere.run, elsewhere.step, elsewhere.files.path) == (None, None, str(folders["student"]))
+    here = open_trained("MODEL", str(runs / "lora"))
+    assert torch.equal(logits(elsewhere.load(torch.float32)), logits(here.load(torch.float32)))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="does not say what model it was trained on"):
+        open_trained("MODEL", str(folder))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_what_was_saved_with_a_step_belongs_to_it(runs, kind):
+    """Its stop tokens, above all: a student may have been trained to stop on its teacher's."""
+    step = runs / kind / "step-2"
+    settings = json.loads((step / "generation_config.json").read_text())
+    stops = open_trained("MODEL", str(step)).files.generation.eos_token_id
+    assert stops == settings["eos_token_id"]
+    (step / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [0, 7]}))
+    assert open_trained("MODEL", str(step)).files.generation.eos_token_id == [0, 7]
+
+
+def test_a_plain_model_folder_is_a_model(folders):
+    trained = open_trained("MODEL", str(folders["student"]))
+    assert (trained.adapter, trained.run, trained.step) == (None, None, None)
+    found = trained.load(torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    weights = load_file(folders["student"] / "model.safetensors")
+    assert torch.equal(found.lm_head.weight, weights["lm_head.weight"].bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "message"),
+    [
+        ("full", "7", r"step 7 is not there; choose from 1, 2, last and best"),
+        ("full/step-1", "2", r"not a run, so it has no step 2"),
+        ("nothing", "last", r"no such folder"),
+        ("full/step-1/trainer", "last", r"has no config\.json"),
+    ],
+)
+def test_what_is_no_model_is_said_in_one_line(runs, where, step, message):
+    with pytest.raises(UserError, match=rf"^MODEL .*{message}"):
+        open_trained("MODEL", str(runs / where), step=step)
+
+
+def test_a_hub_name_that_cannot_be_reached_is_said_in_one_line():
+    with pytest.raises(UserError, match=r"^MODEL some/model: its configuration cannot be loaded"):
+        open_trained("MODEL", "some/model")

@@ -1,0 +1,31 @@
+"""Freed memory is used again instead of being cleared anew by the kernel."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from local_distill.running.host_memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    for _ in range(10):
+        torch.ones(2**24)  # 64 MiB: 16,384 pages
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(what):
+    found = subprocess.run([sys.executable, "-c", FAULTS, what], check=True, capture_output=True, text=True)
+    return int(found.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_large_blocks_are_kept():
+    assert page_faults("keep") < 1000 < page_faults("leave")
