@@ -79,7 +79,7 @@ def test_functions_that_measure_are_not_trained_on(script):
 def test_a_function_like_a_held_out_one_is_not_trained_on(script, tmp_path, monkeypatch):
     functions = script("functions")
     held, like, other = (
-        f'def {name}(a):\n    """{text} the number."""\n    return {name}\n'
+        f'def {name}(a):\n    """{text} the number that is given."""\n    return {name}\n'
         for name, text in (("f", "Return"), ("g", "Return"), ("h", "Double"))
     )
     (tmp_path / "held.py").write_text(held)

@@ -72,7 +72,7 @@ def test_handlers_are_given_back_when_the_run_ends(received):
 
 def test_a_second_signal_ends_a_process_that_is_still_at_its_step():
     program = (
-        "import os, signal; from local_distill import interruption; interruption.SAME = -1;"
+        "import os, signal; from local_distill.running import interruption; interruption.SAME = -1;"
         "stop = interruption.StopRequest();"
         "os.kill(os.getpid(), signal.SIGTERM); print(stop.requested, flush=True);"
         "os.kill(os.getpid(), signal.SIGTERM); print('still there')"
