@@ -7,8 +7,12 @@ python=${PYTHON:-.venv/bin/python}
 stages=("$model" "$run/drifted" "$run/repaired")
 
 [ -e "$run/drifted/adapter_model.safetensors" ] || "$python" $here/drift.py "$model" "$run/drifted"
-[ -e "$run/repaired/summary.md" ] || "$python" -m local_distill train --config $here/repair.yaml \
-    --student_model "$model" --init_adapter "$run/drifted" --output_dir "$run/repaired"
+if [ ! -e "$run/repaired/summary.md" ]; then
+    resume=()
+    if compgen -G "$run/repaired/step-*" > /dev/null; then resume=(--resume); else rm -rf "$run/repaired"; fi
+    "$python" -m local_distill train --config $here/repair.yaml --student_model "$model" --init_adapter "$run/drifted" \
+        --output_dir "$run/repaired" ${resume[@]+"${resume[@]}"}
+fi
 
 "$python" -m local_distill eval "${stages[@]}" --dataset $here/questions.jsonl --answers contains \
     --max_new_tokens 24 --output "$run/questions"

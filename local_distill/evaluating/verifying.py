@@ -176,7 +176,7 @@ class _Worker:
             self.close()
             raise UserError(
                 "--answers math: the process that runs math-verify does not work; "
-                "pip install --force-reinstall 'local-distill[eval]'"
+                "pip install --force-reinstall math-verify"
             )
 
     @property

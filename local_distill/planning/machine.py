@@ -15,7 +15,7 @@ CUDA_CONTEXT = 0.6 * GIB
 COMMUNICATION = 0.4 * GIB
 """NCCL's buffers where there are several processes. Estimated."""
 USABLE = 0.98
-"""GiB that CUDA shows of a card for each GB it is sold with: 23.5 of a card of 24, 79 of one of 80."""
+"""GiB that CUDA shows of a card for each GB it is sold with: 23.5 of a card of 24, 78.4 of one of 80."""
 
 
 @dataclass(frozen=True)
