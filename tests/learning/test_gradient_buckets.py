@@ -1,0 +1,42 @@
+"""Data parallelism holds a gradient once, in its buckets, however many micro-batches an update has."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.launching import ROOT, environment
+
+pytestmark = pytest.mark.distributed
+TWO_UPDATES = """
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from local_distill.learning.updates import make_updates
+from local_distill.models.scorer import TokenScorer
+from local_distill.types import TokenBatch
+from tests.tiny_models import llama_config
+from transformers import AutoModelForCausalLM
+
+accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
+assert accelerator.num_processes == 2
+scorer = TokenScorer(AutoModelForCausalLM.from_config(llama_config(layers=1)), 300)
+updates = make_updates(accelerator, scorer, weight_decay=0.0, max_grad_norm=1.0)
+ids = torch.arange(1, 9)[None]
+batch = TokenBatch(ids, torch.ones_like(ids), torch.arange(7), ids[0, 1:], torch.zeros(7), (7,))
+for update in range(2):
+    places = set()
+    for last in (False, True):
+        with updates.accumulating(last):
+            updates.backward(updates.student(batch, lambda hidden, head, _: (hidden @ head.weight.T).sum()), last)
+        places.add(tuple(p.grad.untyped_storage().data_ptr() for p in scorer.parameters()))
+    updates.apply(1e-3, loss_is_finite=True)
+accelerator.print("places in the second update:", len(places))
+"""
+
+
+def test_the_second_update_accumulates_where_gradients_are_reduced(tmp_path):
+    script = tmp_path / "two_updates.py"
+    script.write_text(TWO_UPDATES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "places in the second update: 1" in done.stdout, done.stdout + done.stderr[-2000:]
