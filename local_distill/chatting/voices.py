@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from local_distill.models.files import causal_lm
+from local_distill.rollouts.hf import next_logits
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,8 @@ class Reading:
     def read(self, ids: Sequence[int]) -> Tensor:
         """Go on with these tokens, at least one. Returns (1, V) float32 logits of the token after them."""
         self._length += len(ids)
-        with self._voice.context():
-            output = self._voice.model(
-                input_ids=torch.tensor([list(ids)], device=self._voice.device),
-                attention_mask=torch.ones(1, self._length, dtype=torch.long, device=self._voice.device),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: Tensor = output.logits[:, -1, : self._voice.vocab_size].float()
-        return logits
+        voice = self._voice
+        new = torch.tensor([list(ids)], device=voice.device)
+        mask = torch.ones(1, self._length, dtype=torch.long, device=voice.device)
+        with voice.context():
+            return next_logits(voice.model, new, mask, self._cache, voice.vocab_size).float()

@@ -18,6 +18,7 @@ from local_distill.models.files import causal_lm
 from local_distill.models.scorer import TokenScorer, head_of
 from local_distill.planning.rehearsal import DEVICE, Stage, Tally
 from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.hf import next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
@@ -232,15 +233,9 @@ class Costs:
         return cache, self._next_logits(torch.zeros(rows, length, dtype=torch.long), length, cache)
 
     def _next_logits(self, ids: Tensor, length: int, cache: DynamicCache) -> Tensor:
-        """As HFRollouts asks for them. ids: (rows, new tokens). length: tokens with these."""
+        """ids: (rows, new tokens). length: tokens with these."""
         mask = torch.ones(len(ids), length, dtype=torch.long)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self._student.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        logits: Tensor = output.logits[:, -1, : self._vocab_size]
-        return logits
+        return next_logits(self._student.model, ids, mask, cache, self._vocab_size)
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:

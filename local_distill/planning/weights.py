@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from local_distill.learning.updates import LARGEST_BUCKET
 from local_distill.planning.phases import Part
 from local_distill.planning.shapes import Shape
 
@@ -13,8 +14,6 @@ PACKED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes of a packed weight: 4bit has a scale of 8 bits for 64 weights, and a float32 for 256 scales (QLoRA)."""
 LIVE_PARAMETERS = 1e9
 """ZeRO-3's stage3_max_live_parameters, most that are gathered at a time, unless its settings have another."""
-BUCKET = 5e8
-"""Gradients in each of ZeRO-2's two buckets, by default."""
 STUDENT, TEACHER, OPTIMIZER, GRADIENTS = "student weights", "teacher weights", "optimizer", "gradients"
 
 
@@ -54,8 +53,8 @@ class StudentWeights:
         return Part(GRADIENTS, each * self.trained)
 
     def buckets(self) -> float:
-        """Of ZeRO-2, while backward runs."""
-        return 2 * self.item * min(BUCKET, self.trained) if self.sharded else 0.0
+        """Of ZeRO-2, two of them while backward runs."""
+        return 2 * self.item * min(LARGEST_BUCKET, self.trained) if self.sharded else 0.0
 
     def update(self) -> float:
         """Of ZeRO-2's update: its share of the gradients once more, flat, and in float32."""

@@ -141,7 +141,7 @@ class HFRollouts:
                 cache.batch_select_indices(going)
             if t + 1 < self._max_new_tokens:
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-                logits = self._forward(chosen[:, None], mask, cache)
+                logits = next_logits(self._model, chosen[:, None], mask, cache, self._vocab_size)
         finish(alive, self._max_new_tokens, "length")
         return [done[i] for i in range(len(rows))]
 
@@ -158,7 +158,7 @@ class HFRollouts:
         input_ids = torch.tensor([[self._pad_id] * p + list(ids) for p, ids in rows], device=device)
         mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long().to(device)
         cache = DynamicCache(config=causal_lm(self._model).config)
-        logits = self._forward(input_ids, mask, cache)
+        logits = next_logits(self._model, input_ids, mask, cache, self._vocab_size)
         if len(distinct) < len(prompts):
             place = {ids: i for i, ids in enumerate(distinct)}
             copies = torch.tensor([place[prompt.ids] for prompt in prompts], device=device)
@@ -166,19 +166,23 @@ class HFRollouts:
             mask, logits = mask[copies], logits[copies]
         return cache, mask, logits
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """(rows, V) logits of the next token; the cache grows by ``input_ids``."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1, : self._vocab_size]
-        return logits
+
+def next_logits(model: nn.Module, input_ids: Tensor, mask: Tensor, cache: DynamicCache, vocab_size: int) -> Tensor:
+    """(rows, V) logits of the next token.
+
+    input_ids: (rows, n) new tokens, by which the cache grows. mask: (rows, L), with them and all that is in the cache.
+    """
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    output = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: Tensor = output.logits[:, -1, :vocab_size]
+    return logits
 
 
 @contextmanager
