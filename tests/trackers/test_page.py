@@ -32,6 +32,6 @@ def test_the_table_of_metrics_is_what_runs_log(folders: dict[str, Path], run_com
 
 def test_every_tracker_with_a_way_of_its_own_has_an_extra_and_a_row() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert set(re.findall(r"local-distill\[(\w+)\]", text)) == set(SINKS)
+    assert set(re.findall(r"`pip install -e '\.\[(\w+)\]'`", text)) == set(SINKS)
     extras = (PAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert all(f"\n{name} = [" in extras for name in SINKS)
