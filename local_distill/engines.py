@@ -24,6 +24,7 @@ from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.overlap import OverlappedRollouts
 from local_distill.running.distributed import on_every_process, on_main_process
+from local_distill.settings import comma_separated
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher, WholeScorer
 from local_distill.teachers.offload import offloaded
 from local_distill.teachers.own_base import BaseOfStudent
@@ -201,7 +202,7 @@ def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
 
     config = site.config
     client = HttpClient(
-        _addresses(config.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
+        comma_separated(config.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
         timeout=config.server_timeout, patience=config.server_patience, concurrency=config.server_concurrency,
         say=site.say,
     )  # fmt: skip
@@ -210,10 +211,6 @@ def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
     tokenizer = site.inputs.student.tokenizer
     check = partial(vllm_server.check_engine, client, tokenizer, longest=site.longest, choose=choose)
     return client, on_main_process(site.accelerator, check)
-
-
-def _addresses(given: str | None) -> list[str]:
-    return [address.strip() for address in (given or "").split(",") if address.strip()]
 
 
 def open_teacher(site: Site, student: TokenScorer, loss: Loss, ahead: Ahead) -> tuple[Teacher, Teacher]:
@@ -257,7 +254,7 @@ def _ask_teacher(site: Site) -> Teacher:
 
     config, inputs = site.config, site.inputs
     teacher = open_server_teacher(
-        _addresses(config.teacher_url),
+        comma_separated(config.teacher_url),
         model=config.teacher_model or None,
         student_tokenizer=inputs.student.tokenizer,
         vocab_size=inputs.vocab_size,

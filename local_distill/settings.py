@@ -129,6 +129,11 @@ def setting_types(settings: type) -> dict[str, type]:
     }
 
 
+def comma_separated(text: str | None) -> list[str]:
+    """The words of a setting that takes several; none of one that was not given."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
 def describe(field: dataclasses.Field[Any]) -> str:
     """A setting's help, with its default, as ``--help`` and docs/flags.md show it."""
     help_text: str = field.metadata["help"]

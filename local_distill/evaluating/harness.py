@@ -13,6 +13,7 @@ from local_distill.evaluating.settings import EvalSettings
 from local_distill.models.files import causal_lm
 from local_distill.prompts import parse_template_kwargs
 from local_distill.prompts.raw import one_line
+from local_distill.settings import comma_separated
 
 PLAIN_FILTER = "none"
 
@@ -29,7 +30,7 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    names = [name.strip() for name in (settings.tasks or "").split(",") if name.strip()]
+    names = comma_separated(settings.tasks)
     manager = TaskManager(include_path=settings.tasks_path)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise UserError(

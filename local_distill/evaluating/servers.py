@@ -15,6 +15,7 @@ from local_distill.evaluating.settings import EvalSettings
 from local_distill.rollouts import vllm_server
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.serving.client import HttpClient
+from local_distill.settings import comma_separated
 from local_distill.teachers.server import ServerTeacher, open_server_teacher
 
 
@@ -46,7 +47,7 @@ def served_sampler(
 ) -> Callable[..., Any]:
     """Makes engines that sample from the servers. Raises UserError when they serve something else."""
     client = HttpClient(
-        _addresses(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
+        comma_separated(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
         **_patience(settings), say=say,
     )  # fmt: skip
     closing.callback(client.close)
@@ -64,7 +65,7 @@ def served_teacher(
 ) -> ServerTeacher:  # fmt: skip
     """The teacher behind --teacher_url. Raises UserError when it is not there, or has other tokens."""
     teacher = open_server_teacher(
-        _addresses(settings.teacher_url),
+        comma_separated(settings.teacher_url),
         model=settings.teacher_model,
         student_tokenizer=subject.trained.files.tokenizer,
         vocab_size=subject.vocab_size,
@@ -84,7 +85,3 @@ def _patience(settings: EvalSettings) -> dict[str, Any]:
         "patience": settings.server_patience,
         "concurrency": settings.server_concurrency,
     }
-
-
-def _addresses(given: str | None) -> list[str]:
-    return [address.strip() for address in (given or "").split(",") if address.strip()]

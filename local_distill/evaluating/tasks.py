@@ -15,6 +15,7 @@ from local_distill.prompts.data_sets import HUB_ID, load_table
 from local_distill.prompts.files import json_rows, read_prompts_file
 from local_distill.prompts.raw import Message, read_answer, read_messages
 from local_distill.prompts.source import shuffled
+from local_distill.settings import comma_separated
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "messages")
 ANSWER_COLUMNS = ("answer", "final_answer")
@@ -72,7 +73,7 @@ def open_tasks(
 
     Raises UserError when one cannot be read, has no questions, or has answers to some of them only.
     """
-    names = [name.strip() for name in (dataset or "").split(",") if name.strip()]
+    names = comma_separated(dataset)
     if dataset_path and len(names) != 1:
         raise UserError(
             f"--dataset_path: given for {len(names)} data sets, needs to be a copy of the one that --dataset names"

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.settings import comma_separated
 
 FLAG = "--init_adapter"
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -238,7 +239,7 @@ def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
         return names
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = comma_separated(names)
     unknown = [name for name in wanted if not any(f".{each}".endswith(f".{name}") for each in linear)]
     if unknown or not wanted:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})

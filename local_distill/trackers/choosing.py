@@ -12,6 +12,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from local_distill.errors import UserError
+from local_distill.settings import comma_separated
 
 _KNOWN = tuple(name for name in LoggerType.list() if name != LoggerType.ALL.value)
 _PACKAGES = {"comet_ml": "comet-ml"}  # where pip calls it something else
@@ -26,7 +27,7 @@ def tracker_names(wandb_project: str | None, trackers: str | None, wandb_mode: s
 
     Raises UserError for a tracker that accelerate does not know, or whose package is missing.
     """
-    listed = [name.strip().lower() for name in (trackers or "").split(",")]
+    listed = [name.lower() for name in comma_separated(trackers)]
     wanted = dict.fromkeys(["wandb" if wandb_project else "", *listed])  # each once, in order
     names = [name for name in wanted if name and not (name == "wandb" and wandb_mode == "disabled")]
     for name in names:
