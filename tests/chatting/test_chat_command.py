@@ -171,23 +171,35 @@ class Terminal:
         )  # fmt: skip
         os.close(there)
 
-    def until(self, text, seconds=60):
-        """Read until it has been shown."""
+    def shows(self, text, seconds):
+        """Whether it has been shown by then, from where the last ``until`` ended."""
         end = time.monotonic() + seconds
-        while text not in self.screen:
-            assert time.monotonic() < end, self.screen
+        while text not in self.screen and time.monotonic() < end:
             if select.select([self._fd], [], [], 0.2)[0]:
                 try:
                     self.screen += os.read(self._fd, 65536).decode(errors="replace")
                 except OSError as error:
                     assert error.errno == errno.EIO  # noqa: PT017
-                    assert text in self.screen, self.screen
+                    break
+        return text in self.screen
+
+    def until(self, text):
+        """Read until it has been shown."""
+        assert self.shows(text, 60), self.screen
         shown, self.screen = self.screen.split(text, 1)
         return shown
 
     def type(self, keys):
         """As if typed."""
         os.write(self._fd, keys.encode())
+
+    def interrupt(self, text):
+        """Ctrl-C until ``text`` has been shown: between a prompt and its wait for keys, CPython only notes a signal."""
+        for _ in range(60):
+            os.kill(self.process.pid, signal.SIGINT)
+            if self.shows(text, 1):
+                return
+        raise AssertionError(self.screen)
 
 
 def test_in_a_terminal(folders, tmp_path):
@@ -206,9 +218,11 @@ def test_in_a_terminal(folders, tmp_path):
         terminal.type("/nonsense\n")
         terminal.until("/nonsense: no such command")
         terminal.until("you> ")
-        os.kill(terminal.process.pid, signal.SIGINT)
+        terminal.type("half a questi")
+        terminal.until("half a questi")
+        terminal.interrupt("you> ")
         terminal.until("you> ")
-        terminal.type("\x04")
+        terminal.type("\x04")  # ends only an empty line
         assert terminal.process.wait(30) == 0
     finally:
         terminal.process.kill()
