@@ -33,7 +33,8 @@ from local_distill.running.preflight import RunFolder
 from local_distill.types import Teacher
 from local_distill.watching.evaluation import Evaluator, HeldOutEvaluator, NoEvaluation
 from local_distill.watching.profiling import NoProfiler, Profiler, StepProfiler
-from local_distill.watching.records import COMPLETIONS_FILE, read_evaluations
+from local_distill.watching.records import read_evaluations
+from local_distill.watching.run_files import COMPLETIONS_FILE
 from local_distill.watching.tracking import RunLog
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops

@@ -5,7 +5,6 @@ python -m local_distill.train_on_policy_local --student_model … --teacher_mode
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,10 +12,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
-
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed otherwise warns at import
-
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import parse_flag_from_env
@@ -48,12 +43,11 @@ from local_distill.running.preflight import (
 from local_distill.running.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.watching.environment import write_environment
-from local_distill.watching.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.watching.records import read_evaluations, training_totals
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE
 from local_distill.watching.summary import show_summary, write_summary
 from local_distill.watching.terminal import open_terminal
 from local_distill.watching.tracking import RunLog, open_run_log
-
-SETTINGS_FILE = "config.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

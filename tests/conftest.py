@@ -43,6 +43,23 @@ def folders(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def runs(folders, tmp_path_factory):
+    """Two finished runs of two steps each, full and lora: of all weights, and of an adapter. To be read alone."""
+    from local_distill.cli import parse_config
+    from local_distill.train_on_policy_local import train
+
+    root = tmp_path_factory.mktemp("runs")
+    common = [
+        "--student_model", str(folders["student"]), "--teacher_model", str(folders["teacher"]), "--steps", "2",
+        "--batch_size", "2", "--group_size", "1", "--max_new_tokens", "6", "--max_prompt_tokens", "90",
+        "--eval_prompts", "2", "--eval_every", "1", "--save_every", "1", "--learning_rate", "1e-2",
+    ]  # fmt: skip
+    for name, more in {"full": [], "lora": ["--use_lora", "--lora_r", "4"]}.items():
+        train(parse_config([*common, *more, "--output_dir", str(root / name)]))
+    return root
+
+
 @contextmanager
 def _stderr_of_a_process():
     """Logging and warnings go where a user would see them; under pytest, both would go elsewhere."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from local_distill.config import TrainConfig
-from local_distill.errors import UserError
 from local_distill.models.trained import Trained
 from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
 from local_distill.types import Evaluation
-from local_distill.watching.environment import ENVIRONMENT_FILE, command_line
-from local_distill.watching.records import COMPLETIONS_FILE, METRICS_FILE, read_evaluations, training_totals
+from local_distill.watching.environment import command_line
+from local_distill.watching.records import read_evaluations, training_totals
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, read_settings, read_starts
 
-SETTINGS_FILE = "config.yaml"
 NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")
 """Settings that say nothing of the model."""
 
@@ -86,32 +82,14 @@ def hub_id(name: str | None) -> str | None:
 def facts_of(trained: Trained) -> Facts:
     """Everything that is there; what is not is left out. Raises UserError for a file that is damaged."""
     run, step = trained.run, trained.step
-    settings = _settings(run / SETTINGS_FILE) if run else {}
+    settings = read_settings(run) if run else {}
     evaluations: list[Evaluation] = []
-    tokens, seconds, packages = 0, 0.0, {}
+    tokens, seconds = 0, 0.0
+    starts = read_starts(run) if run else []
     if run and (run / COMPLETIONS_FILE).is_file():
         evaluations = [each for each in read_evaluations(run / COMPLETIONS_FILE) if step is None or each.step <= step]
     if run and (run / METRICS_FILE).is_file():
         tokens, seconds = training_totals(run / METRICS_FILE)
-    if run and (run / ENVIRONMENT_FILE).is_file():
-        packages = _packages(run / ENVIRONMENT_FILE)
+    packages = starts[-1].get("packages", {}) if starts else {}
     base = public(settings.get("student_model") or trained.files.path)
     return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); mend or remove it") from error
-    return dict(found) if isinstance(found, dict) else {}
-
-
-def _packages(path: Path) -> dict[str, str]:
-    try:
-        newest: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))[-1]["packages"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: damaged; mend or remove it") from error
-    return newest

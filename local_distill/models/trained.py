@@ -18,8 +18,8 @@ from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
 from local_distill.running.checkpoint import PREFIX, STATE, step_folders
-from local_distill.running.isolation import quiet_deepspeed
-from local_distill.watching.records import COMPLETIONS_FILE, read_evaluations
+from local_distill.watching.records import read_evaluations
+from local_distill.watching.run_files import COMPLETIONS_FILE
 
 LAST, BEST = "last", "best"
 
@@ -59,7 +59,6 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
 
     Raises UserError naming ``flag`` when there is no model.
     """
-    quiet_deepspeed()
     folder = Path(expanded(path))
     if _is_run(folder):
         run = folder

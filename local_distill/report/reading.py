@@ -5,21 +5,14 @@ A run that was killed, resumed, or written by an older version reads as well: wh
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from local_distill.errors import UserError
 from local_distill.watching.jsonl import read_records
-
-METRICS_FILE = "metrics.jsonl"
-COMPLETIONS_FILE = "completions.jsonl"
-SETTINGS_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, read_settings, read_starts
 
 HELD_OUT = "eval/"
 """What the metrics of an evaluation begin with."""
@@ -77,8 +70,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         steps=[record for record in metrics if _is_step(record)],
         evaluations=[record for record in metrics if not _is_step(record)],
         samples=_by_step(folder / COMPLETIONS_FILE) if (folder / COMPLETIONS_FILE).is_file() else [],
-        settings=_mapping(folder / SETTINGS_FILE),
-        starts=_starts(folder / ENVIRONMENT_FILE),
+        settings=read_settings(folder),
+        starts=read_starts(folder),
     )
 
 
@@ -94,28 +87,3 @@ def _by_step(path: Path) -> list[Record]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from error
     last = {(record["step"], _is_step(record)): record for record in records}
     return sorted(last.values(), key=lambda record: record["step"])
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML file of names and values; empty where there is no such file."""
-    content = _content(path, yaml.safe_load, {})
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: needs to hold names and values; mend or remove it")
-    return content
-
-
-def _starts(path: Path) -> list[Mapping[str, Any]]:
-    """A JSON list of records, one for each start of the run; empty where there is no such file."""
-    content = _content(path, json.loads, [])
-    if not (isinstance(content, list) and all(isinstance(each, dict) for each in content)):
-        raise UserError(f"{path}: needs to hold a list of JSON records; mend or remove it")
-    return content
-
-
-def _content(path: Path, parse: Callable[[str], Any], absent: Any) -> Any:
-    if not path.is_file():
-        return absent
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error

@@ -20,9 +20,8 @@ from typing import Any
 import psutil
 import torch
 
-from local_distill.errors import UserError
+from local_distill.watching.run_files import ENVIRONMENT_FILE, read_starts
 
-ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
     "local-distill", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors",
     "deepspeed", "vllm", "bitsandbytes", "gguf",
@@ -47,7 +46,7 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
     Raises UserError where a resumed run finds a file that holds no such list.
     """
     path = folder / ENVIRONMENT_FILE
-    records = [*(_read(path) if resumed and path.exists() else []), describe_environment(processes)]
+    records = [*(read_starts(folder) if resumed else []), describe_environment(processes)]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(records, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -74,16 +73,6 @@ def describe_environment(processes: int) -> dict[str, Any]:
 def command_line(words: Sequence[str]) -> str:
     """The words as a shell takes them, without the passwords and keys of URLs."""
     return shlex.join(masked(word) for word in words)
-
-
-def _read(path: Path) -> list[Any]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        records = None
-    if not isinstance(records, list):
-        raise UserError(f"{path}: not a list of JSON records; repair or remove that file")
-    return records
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -22,9 +22,7 @@ from typing import Any
 from local_distill.errors import UserError
 from local_distill.types import Completion, Evaluation, Piece
 from local_distill.watching.jsonl import read_records, to_json
-
-METRICS_FILE = "metrics.jsonl"
-COMPLETIONS_FILE = "completions.jsonl"
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:

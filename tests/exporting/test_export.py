@@ -17,23 +17,8 @@ from local_distill.commands import main
 from local_distill.errors import UserError
 from local_distill.exporting import export as exporting
 from local_distill.models.trained import open_trained
-from local_distill.train_on_policy_local import train
 
 IDS = torch.arange(1, 25)[None]
-
-
-@pytest.fixture(scope="module")
-def runs(folders, tmp_path_factory):
-    """Two finished runs of two steps each: of all weights, and of an adapter."""
-    root = tmp_path_factory.mktemp("runs")
-    common = [
-        "--student_model", str(folders["student"]), "--teacher_model", str(folders["teacher"]), "--steps", "2",
-        "--batch_size", "2", "--group_size", "1", "--max_new_tokens", "6", "--max_prompt_tokens", "90",
-        "--eval_prompts", "2", "--eval_every", "1", "--save_every", "1", "--learning_rate", "1e-2",
-    ]  # fmt: skip
-    for name, more in {"full": [], "lora": ["--use_lora", "--lora_r", "4"]}.items():
-        train(parse_config([*common, *more, "--output_dir", str(root / name)]))
-    return root
 
 
 @pytest.fixture

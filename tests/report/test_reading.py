@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.report import reading
 from local_distill.report.reading import read_run, read_runs
-from local_distill.watching import records
-from local_distill.watching.environment import ENVIRONMENT_FILE
 from tests.report.runs import records_of, write_run
-
-
-def test_the_files_are_those_that_a_run_writes() -> None:
-    assert reading.METRICS_FILE == records.METRICS_FILE
-    assert reading.COMPLETIONS_FILE == records.COMPLETIONS_FILE
-    assert reading.ENVIRONMENT_FILE == ENVIRONMENT_FILE
 
 
 def test_steps_and_evaluations_are_told_apart(tmp_path: Path) -> None:

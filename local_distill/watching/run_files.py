@@ -1,0 +1,61 @@
+"""The files of a run by their names, and those that say what it was: its settings, and what it ran on.
+
+Without torch, so that a report begins at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from local_distill.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
+SETTINGS_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in ``folder``; none where it left no word of them. Raises UserError."""
+    path = folder / SETTINGS_FILE
+    try:
+        content = yaml.safe_load(_text(path) or "{}")
+    except yaml.YAMLError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: needs to hold names and values; mend or remove it")
+    return content
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """What the run in ``folder`` ran on, each time that it was started; none where it left no word of that.
+
+    Raises UserError.
+    """
+    path = folder / ENVIRONMENT_FILE
+    text = _text(path)
+    try:
+        content = [] if text is None else json.loads(text)
+    except ValueError:
+        content = None
+    if not (isinstance(content, list) and all(isinstance(each, dict) for each in content)):
+        raise UserError(f"{path}: not a list of JSON records; mend or remove it")
+    return content
+
+
+def _text(path: Path) -> str | None:
+    """Of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it")
