@@ -37,6 +37,12 @@ def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ..
     )
 
 
+def same_as(settings: type, name: str, **changes: Any) -> Any:
+    """A setting of another command's: its help, choices and default, but for ``changes`` of what ``option`` takes."""
+    (field,) = (each for each in dataclasses.fields(settings) if each.name == name)
+    return option(**{**field.metadata, "default": field.default, **changes})
+
+
 def argument(help: str, *, many: bool = False) -> Any:
     """A setting without a flag, by its place on the command line: text, or with ``many`` a tuple of one or more."""
     metadata = {"group": None, "help": help, "choices": (), "fixed": False, "many": many}

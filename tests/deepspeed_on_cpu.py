@@ -13,8 +13,6 @@ from accelerate import PartialState
 
 if __name__ == "__main__":
     PartialState(cpu=True)
-    from local_distill.cli import parse_config
-    from local_distill.errors import exit_code_of
-    from local_distill.train_on_policy_local import run_training  # past train, which sets that state aside
+    from local_distill.train_on_policy_local import main
 
-    sys.exit(exit_code_of(lambda: run_training(parse_config(sys.argv[1:])).exit_code))
+    sys.exit(main())

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.commands.command import Command
+from local_distill.config import TrainConfig
 from local_distill.setting_checks import LOWEST_TEMPERATURE, require
-from local_distill.settings import argument, option
+from local_distill.settings import argument, option, same_as
 
 USAGE = """\
 local-distill chat MODEL [settings]
@@ -44,13 +45,13 @@ class ChatSettings:
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     device: str = _model("Where both models are: cpu, cuda, cuda:1, mps. auto: a GPU if there is one.", "auto")
-    trust_remote_code: bool = _model("Run code that comes with a model.", False)
+    trust_remote_code: bool = same_as(TrainConfig, "trust_remote_code")
     temperature: float = _sampling("Of the answers; colours are always those of temperature 1.", 0.7)
     top_p: float = _sampling("Draw from the likeliest tokens that together have this probability.", 0.9)
     max_new_tokens: int = _sampling("Longest answer in tokens.", 512)
     seed: int = _sampling("The same seed and questions give the same answers.", 0)
-    system_prompt: str | None = _prompt("Put before the conversation.")
-    chat_template_kwargs: str | None = _prompt("JSON object of variables for the chat template.")
+    system_prompt: str | None = same_as(TrainConfig, "system_prompt", fixed=False)
+    chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs", fixed=False)
     numbers: bool = _output("Write each token's reverse KL behind it, in brackets.", False)
 
     def __post_init__(self) -> None:
@@ -63,9 +64,9 @@ class ChatSettings:
 def run(settings: ChatSettings) -> int:
     """Chat until the questions end. Returns the exit code."""
     from local_distill.chatting.opening import chat  # it imports torch, which takes seconds
-    from local_distill.running.isolation import quiet_transformers
+    from local_distill.running.isolation import quiet_libraries
 
-    with quiet_transformers():
+    with quiet_libraries():
         return chat(settings)
 
 

@@ -25,8 +25,10 @@ DESCRIPTION = (
 def run(settings: EvalSettings) -> int:
     """Evaluate. Returns the exit code."""
     from local_distill.evaluating.evaluate import evaluate  # it imports torch, which takes seconds
+    from local_distill.running.isolation import quiet_libraries
 
-    return evaluate(settings)
+    with quiet_libraries():
+        return evaluate(settings)
 
 
 COMMAND = Command("eval", EvalSettings, run, USAGE, DESCRIPTION)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.commands.command import Command
+from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.settings import argument, option
+from local_distill.settings import argument, option, same_as
 
 USAGE = """\
 local-distill export RUN [settings]
@@ -21,7 +22,7 @@ examples:
 What was written is loaded again and compared with the trained model. Nothing leaves this machine without --push_to_hub.
 """
 
-_model = partial(option, "model")
+_model = partial(option, "models")
 _output = partial(option, "output")
 _gguf = partial(option, "GGUF")
 _hub = partial(option, "hub")
@@ -33,7 +34,7 @@ class ExportSettings:
 
     run: str = argument("A run, a step folder of a run, an adapter or a model.")
     step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")
-    trust_remote_code: bool = _model("Run code that comes with a model.", False)
+    trust_remote_code: bool = same_as(TrainConfig, "trust_remote_code")
     dtype: str = _output("Precision of the weights.", "bf16", choices=("bf16", "fp16", "fp32"))
     output_dir: str | None = _output("Folder to write, new or empty. Default: export-step-N in the run.")
     max_shard_size: str = _output("Largest file of weights.", "5GB")
@@ -58,9 +59,9 @@ class ExportSettings:
 def run(settings: ExportSettings) -> int:
     """Export. Returns the exit code."""
     from local_distill.exporting.export import export  # it imports torch, which takes seconds
-    from local_distill.running.isolation import quiet_transformers
+    from local_distill.running.isolation import quiet_libraries
 
-    with quiet_transformers():
+    with quiet_libraries():
         export(settings, say=print)
     return 0
 

@@ -20,19 +20,18 @@ examples:
 
 def run(settings: PlanSettings) -> int:
     """Print the plan. Returns 0 when the run fits, 1 when it does not."""
-    import transformers
-
     from local_distill.planning.advice import advise
     from local_distill.planning.fitting import make_plan
     from local_distill.planning.memory import Memory
     from local_distill.planning.opening import open_run
     from local_distill.planning.table import as_record, show
+    from local_distill.running.isolation import quiet_libraries
     from local_distill.watching.jsonl import to_json
     from local_distill.watching.terminal import open_console
 
-    transformers.utils.logging.set_verbosity_error()
-    plan = make_plan(Memory(open_run(settings)))
-    advice = None if plan.fits else advise(plan)
+    with quiet_libraries():
+        plan = make_plan(Memory(open_run(settings)))
+        advice = None if plan.fits else advise(plan)
     if settings.json:
         print(to_json(as_record(plan, advice), indent=2))
     else:

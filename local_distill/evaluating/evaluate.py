@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -11,11 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed otherwise warns at import
-
-import transformers
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -67,8 +61,6 @@ class _Site:
 
 def evaluate(settings: EvalSettings) -> int:
     """Evaluate as ``settings`` says. Returns the exit code. Raises UserError for what the user can mend."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     inputs = check_inputs(settings)
     console = open_console()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.setting_checks import LOWEST_TEMPERATURE, require
-from local_distill.settings import argument, option
+from local_distill.settings import argument, option, same_as
 
 MATH, EXACT, CONTAINS = "math", "exact", "contains"
 SELF = "self"
@@ -50,14 +51,14 @@ class EvalSettings:
         choices=("auto", "bf16", "fp16", "fp32"),
         fixed=True,
     )
-    trust_remote_code: bool = _models("Run model code that a hub repository brings along.", False)
+    trust_remote_code: bool = same_as(TrainConfig, "trust_remote_code")
 
     dataset: str | None = _questions(
         "Comma-separated: gsm8k, math500, aime24, aime25, deepmath, any hub id, or a local folder, Parquet or JSONL "
         "file.",
         fixed=True,
     )
-    dataset_path: str | None = _questions("Local copy of the data set that --dataset names.")
+    dataset_path: str | None = same_as(TrainConfig, "dataset_path", group="questions")
     dataset_split: str | None = _questions("Split to read. Default: test, or what a set known by name has.", fixed=True)
     question_column: str | None = _questions(
         "Column to ask. Default: question, problem, prompt or messages.", fixed=True
@@ -84,21 +85,14 @@ class EvalSettings:
         "where --answers is math and there are answers, else the question alone.",
         fixed=True,
     )
-    system_prompt: str | None = _prompts("System message put before each prompt.", fixed=True)
-    chat_template: str = _prompts(
-        "Render prompts with the chat template. auto: when the tokenizer has one.",
-        "auto",
-        choices=("auto", "on", "off"),
-        fixed=True,
-    )
-    chat_template_kwargs: str | None = _prompts(
-        "JSON object handed to the chat template, such as '{\"enable_thinking\": false}' for Qwen3.", fixed=True
-    )
+    system_prompt: str | None = same_as(TrainConfig, "system_prompt")
+    chat_template: str = same_as(TrainConfig, "chat_template")
+    chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs")
 
     samples: int = _sampling("Answers to each question; more than one needs --temperature.", 1, fixed=True)
     temperature: float = _sampling("Sampling temperature of the answers; 0: greedy.", 0.0, fixed=True)
     top_p: float = _sampling("Nucleus of the answers' sampling.", 1.0, fixed=True)
-    max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True)
+    max_new_tokens: int = same_as(TrainConfig, "max_new_tokens")
     seed: int = _sampling(
         "Seed of the samples, and of the run whose held-out part of deepmath is asked.", 0, fixed=True
     )
@@ -120,9 +114,9 @@ class EvalSettings:
         "Folder of answers.jsonl, reverse_kl.jsonl and results.json. Default: evals/<date-time>."
     )
 
-    server_timeout: float = _servers("Seconds that one request to a server may take.", 600.0)
-    server_patience: float = _servers("Seconds that a request is tried again for while its server is away.", 300.0)
-    server_concurrency: int = _servers("Most requests under way at a time.", 64)
+    server_timeout: float = same_as(TrainConfig, "server_timeout")
+    server_patience: float = same_as(TrainConfig, "server_patience")
+    server_concurrency: int = same_as(TrainConfig, "server_concurrency")
 
     def __post_init__(self) -> None:
         _check_ranges(self)

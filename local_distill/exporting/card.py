@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from local_distill.exporting.facts import Facts, hub_id
 from local_distill.exporting.weights import Difference
 from local_distill.types import Evaluation
-from local_distill.watching.wording import number, percent, with_error
+from local_distill.watching.wording import fenced, number, percent, with_error
 
 CURVE_FILE = "curve.svg"
 MOST_ROWS = 12
@@ -52,9 +52,9 @@ def _body(title: str, facts: Facts, dtype: str, difference: Difference, has_curv
     yield from _table(("", ""), _training(facts))
     yield from _evaluation(facts.evaluations, has_curve)
     if facts.command:
-        yield f"\n## To train it again\n\n{_fenced(facts.command, 'bash')}"
+        yield f"\n## To train it again\n\n{fenced(facts.command, 'bash')}"
     yield "\n## How to use it\n"
-    yield _fenced(_USE, "python")
+    yield fenced(_USE, "python")
     yield "\n## Export\n"
     yield (
         f"Weights in {dtype}. Loaded again and compared with the trained model over {difference.tokens} tokens: "
@@ -128,9 +128,3 @@ def _code(text: str) -> str:
 
 def _inline(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", text)
-
-
-def _fenced(text: str, language: str) -> str:
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"

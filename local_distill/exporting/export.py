@@ -21,11 +21,11 @@ from local_distill.exporting.weights import Difference, compare_with_trained, pr
 from local_distill.models.loading_errors import expanded
 from local_distill.models.trained import Trained, open_trained
 from local_distill.running.checkpoint import PARTIAL
+from local_distill.running.preflight import DTYPES
 
 if TYPE_CHECKING:
     from local_distill.commands.export import ExportSettings
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CARD_FILE = "README.md"
 
 

@@ -45,6 +45,10 @@ class Adapter(Protocol):
         """The model, frozen, with the trainable adapter in float32, the same on every process, in eval mode."""
         ...
 
+    def put_shapes_on(self, skeleton: PreTrainedModel) -> nn.Module:
+        """The same of a student without memory for its weights: no weights of the adapter are read."""
+        ...
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -63,6 +67,10 @@ class LoraSettings:
     def put_on(self, model: PreTrainedModel, seed: int) -> nn.Module:
         """See Adapter."""
         return add_lora(model, self, seed)
+
+    def put_shapes_on(self, skeleton: PreTrainedModel) -> nn.Module:
+        """See Adapter."""
+        return add_lora(skeleton, self, seed=0)
 
 
 @dataclass(frozen=True)
@@ -98,20 +106,25 @@ class AdapterFiles:
         del seed
         return self.load(model)
 
-    def load(self, model: PreTrainedModel) -> nn.Module:
-        """The model, frozen, with this adapter trainable in float32, in eval mode.
-
-        Raises UserError unless every weight of the adapter has its place in the model, and every place its weight.
-        """
+    def put_shapes_on(self, skeleton: PreTrainedModel) -> nn.Module:
+        """See Adapter."""
         from peft import get_peft_model
 
         config = copy.deepcopy(self.config)
         config.inference_mode = False
         config.init_lora_weights = True  # zeros, until its own weights are loaded
         config.base_model_name_or_path = None  # peft puts in what it is put on
-        with _peft_without_warnings(), model.device, in_one_line(self.flag, self.path, "it", "adapter"):
+        with _peft_without_warnings(), skeleton.device:
+            return get_peft_model(skeleton, config)
+
+    def load(self, model: PreTrainedModel) -> nn.Module:
+        """The model, frozen, with this adapter trainable in float32, in eval mode.
+
+        Raises UserError unless every weight of the adapter has its place in the model, and every place its weight.
+        """
+        with in_one_line(self.flag, self.path, "it", "adapter"):
             try:
-                adapted = get_peft_model(model, config)
+                adapted: Any = self.put_shapes_on(model)
             except ValueError as error:  # no module of these names
                 raise self._does_not_fit(str(error).split(". ")[0]) from error
         if not isinstance(model.get_output_embeddings(), nn.Linear):

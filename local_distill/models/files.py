@@ -47,7 +47,7 @@ class ModelFiles:
     @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, or None where the architecture sets no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return context_length_of(self.config)
 
     def skeleton(self) -> PreTrainedModel:
         """The model without memory for its weights: shapes alone, on the meta device."""
@@ -163,6 +163,12 @@ def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrained
     """A model without memory for its weights: shapes alone, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def context_length_of(config: PretrainedConfig) -> int | None:
+    """Longest sequence in tokens, or None where the architecture sets no limit."""
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:

@@ -14,13 +14,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from local_distill.building import loss_of
 from local_distill.config import TrainConfig
-from local_distill.models.adapters import Adapter, LoraSettings
+from local_distill.inputs import open_lora
+from local_distill.models.adapters import Adapter
 from local_distill.models.files import causal_lm, skeleton_of
 from local_distill.planning.costs import Costs, Lengths, Sampling, Training
 from local_distill.planning.machine import GIB, Machine
 from local_distill.planning.phases import LOADING, SAMPLING, SCORING, TRAINING, Part, Phase
 from local_distill.planning.rehearsal import Stage
-from local_distill.planning.shapes import shape_of, with_adapter
+from local_distill.planning.shapes import shape_of
 from local_distill.planning.weights import LIVE_PARAMETERS, MASTER, StudentWeights, TeacherWeights
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import PAGE
@@ -61,10 +62,7 @@ class Run:
     def changed(self, **settings: Any) -> Run:
         """The same with other settings."""
         config = replace(self.config, **settings)
-        adapter = self.adapter
-        if config.use_lora and adapter is None:
-            adapter = LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
-        return replace(self, config=config, adapter=adapter)
+        return replace(self, config=config, adapter=self.adapter or open_lora(config))
 
     @property
     def vocab_size(self) -> int:
@@ -217,7 +215,7 @@ class Memory:
         run, config, on_cpu = self.run, self.run.config, self.run.machine.device == "cpu"
         stage = Stage(run.machine.device)
         skeleton = self._skeleton(run.student)
-        student: nn.Module = with_adapter(skeleton, run.adapter) if run.adapter else skeleton
+        student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
         stage.model(student, run.dtype if run.zero2 else torch.float32, run.dtype)
         if config.gradient_checkpointing:
             with warnings.catch_warnings():

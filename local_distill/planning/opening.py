@@ -6,19 +6,16 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from transformers import PretrainedConfig
 
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
-from local_distill.models.files import open_config
+from local_distill.models.files import context_length_of, open_config
 from local_distill.planning.costs import Lengths
 from local_distill.planning.machine import Machine, free_for_a_run, gpus, this_machine
 from local_distill.planning.memory import Run
 from local_distill.planning.settings import PlanSettings
-from local_distill.running.preflight import resolve_precision
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from local_distill.running.preflight import DTYPES, resolve_precision
 
 
 def open_run(settings: PlanSettings) -> Run:
@@ -31,7 +28,7 @@ def open_run(settings: PlanSettings) -> Run:
     teacher = None
     if settings.teacher_kind in ("local", "zero3"):
         teacher = open_config("--teacher_model", settings.teacher_model, settings.trust_remote_code)
-    contexts = [length for config in (student, teacher) if config is not None and (length := _context(config))]
+    contexts = [length for config in (student, teacher) if config is not None and (length := context_length_of(config))]
     if contexts and min(contexts) - settings.max_new_tokens < 1:
         raise UserError(
             f"--max_new_tokens: {settings.max_new_tokens} given, but the context holds {min(contexts)} tokens, prompt "
@@ -76,7 +73,3 @@ def _dtype(settings: TrainConfig, machine: Machine) -> torch.dtype:
     if machine.device == "cpu":
         return resolve_precision(settings.dtype).dtype
     return DTYPES["bf16" if settings.dtype == "auto" else settings.dtype]
-
-
-def _context(config: PretrainedConfig) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

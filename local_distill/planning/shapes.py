@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-
-from local_distill.models.adapters import Adapter, AdapterFiles
 
 
 @dataclass(frozen=True)
@@ -48,20 +45,6 @@ def shape_of(skeleton: PreTrainedModel) -> Shape:
         largest_linear=max(linear, default=0),
         largest_pass=max(layers + passes, default=0),
     )
-
-
-def with_adapter(skeleton: PreTrainedModel, adapter: Adapter) -> nn.Module:
-    """The skeleton with the adapter's shapes on it, trainable."""
-    if not isinstance(adapter, AdapterFiles):
-        return adapter.put_on(skeleton, seed=0)
-    from peft import get_peft_model
-
-    config = copy.deepcopy(adapter.config)
-    config.inference_mode = False
-    config.init_lora_weights = True
-    config.base_model_name_or_path = None
-    with skeleton.device:
-        return get_peft_model(skeleton, config)
 
 
 def billions(number: int) -> str:

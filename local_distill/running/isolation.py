@@ -25,7 +25,7 @@ def process_left_as_found() -> Iterator[None]:
         met = torch.distributed.is_available() and torch.distributed.is_initialized()  # processes meet only once
         for state in (AcceleratorState, GradientState) if met else (PartialState, AcceleratorState, GradientState):
             undo.enter_context(_set_aside(state._shared_state))
-        undo.enter_context(quiet_transformers())
+        undo.enter_context(quiet_libraries())
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         gpus = range(torch.cuda.device_count()) if in_use else ()
         undo.enter_context(torch.random.fork_rng(gpus))
@@ -45,10 +45,12 @@ def _set_aside(shared: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Errors alone, and no progress bars."""
+def quiet_libraries() -> Iterator[None]:
+    """Errors alone, and no progress bars; of DeepSpeed, no word on the accelerator that it does not find."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -57,9 +59,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def quiet_deepspeed() -> None:
-    """An installed DeepSpeed warns at import where it finds no accelerator, unless it is told that there is none."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -31,6 +31,10 @@ BYTES_PER_TRAINED_PARAMETER = 12
 """A float32 weight and AdamW's two float32 moments."""
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What ``--dtype`` names."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """dtype: of frozen weights and matrix products. mixed: what accelerate calls it. note: for people, or empty."""

@@ -21,7 +21,16 @@ from rich.text import Text
 from local_distill.types import Completion, Evaluation
 from local_distill.watching.jsonl import to_json
 from local_distill.watching.terminal import open_console
-from local_distill.watching.wording import clean, duration, number, percent, share_with_error, shorten, with_error
+from local_distill.watching.wording import (
+    clean,
+    duration,
+    fenced,
+    number,
+    percent,
+    share_with_error,
+    shorten,
+    with_error,
+)
 
 MARKDOWN_FILE = "summary.md"
 JSON_FILE = "summary.json"
@@ -102,9 +111,9 @@ def _markdown(before: Evaluation | None, after: Evaluation | None, facts: Facts)
     else:
         blocks.append(_NOTHING_HELD_OUT)
     for place, (prompt, completions) in enumerate(_by_prompt(before, after), start=1):
-        blocks += [f"## Prompt {place}", _fenced(prompt)]
+        blocks += [f"## Prompt {place}", fenced(prompt)]
         for when, completion in completions.items():
-            blocks += [f"**{when}** ({_measured(completion)})", _fenced(completion.text)]
+            blocks += [f"**{when}** ({_measured(completion)})", fenced(completion.text)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -115,14 +124,6 @@ def _markdown_table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> st
 
 def _cell(text: str) -> str:
     return re.sub(r"([\\|<`])", r"\\\1", text.replace("\n", " "))
-
-
-def _fenced(text: str) -> str:
-    """A code block that its own text cannot end: the fence is longer than any run of backticks in it."""
-    text = clean(text)  # first: cleaning can join two runs of backticks
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, ...]]:

@@ -68,3 +68,11 @@ def _printable(character: str) -> str:
     if category == "Cs":  # half of a surrogate pair, which no encoding can write
         return "\N{REPLACEMENT CHARACTER}"
     return "" if category in ("Cc", "Cf") and character not in JOINERS else character
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A block of code in Markdown that its own text cannot end: the fence is longer than any run of backticks in it."""
+    text = clean(text)  # first: cleaning can join two runs of backticks
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
