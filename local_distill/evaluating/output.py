@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from local_distill.errors import UserError
+from local_distill.running.dated_folder import make_dated_folder
 from local_distill.watching.jsonl import to_json
 
 SETTINGS_FILE, ANSWERS_FILE, REVERSE_KL_FILE, RESULTS_FILE = (
@@ -131,9 +131,12 @@ def open_output(given: str | None, fixed: Mapping[str, Any]) -> OutputFolder:
 
     fixed: what the answers depend on. Raises UserError when the folder was made with something else.
     """
-    folder = Path(given).expanduser() if given else Path("evals") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(given).expanduser() if given else Path("evals")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if given:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = make_dated_folder(folder)
         _check_same(folder, json.loads(to_json(dict(fixed))))
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be used ({error.strerror}); give another folder") from None

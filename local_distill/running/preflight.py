@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from local_distill.running.checkpoint import (
     open_checkpoint,
     set_aside_newer,
 )
+from local_distill.running.dated_folder import make_dated_folder
 from local_distill.settings import LATEST
 
 BYTES_PER_TRAINED_PARAMETER = 12
 """A float32 weight and AdamW's two float32 moments."""
-
-
+RUNS = Path("runs")
+"""Where runs are whose ``--output_dir`` is not given."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """What ``--dtype`` names."""
 
@@ -122,9 +122,11 @@ def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[s
     Raises UserError when the folder holds something else, cannot be written, or has nothing to resume.
     """
     if resume is None:
-        folder = _path(output_dir) if output_dir else Path("runs") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        _check_new(folder)
-        return RunFolder(folder)
+        if output_dir is None:
+            _check_writable(RUNS)
+            return RunFolder(make_dated_folder(RUNS))
+        _check_new(_path(output_dir))
+        return RunFolder(_path(output_dir))
     if resume == LATEST:
         if output_dir is None:
             raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")

@@ -64,3 +64,10 @@ def test_results_are_json_without_nan(tmp_path):
     output = open_output(str(tmp_path), FIXED)
     output.write_results({"accuracy_se": float("nan")})
     assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy_se": None}
+
+
+def test_without_a_folder_each_evaluation_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (first, second) = (open_output(None, FIXED).path for _ in range(2))
+    assert first != second
+    assert first.parent.name == second.parent.name == "evals"

@@ -153,6 +153,8 @@ def test_a_run_without_a_name_is_called_by_its_time(tmp_path, monkeypatch):
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d-\d{6}", run.path.as_posix())
     assert run.path.is_dir()
     assert (run.first_step, run.checkpoint, run.notes) == (0, None, ())
+    (run.path / "config.yaml").touch()
+    assert open_run_folder(None, None, {}).path != run.path
 
 
 @pytest.mark.parametrize("name", ["new", "a/b/c", "there", "~/runs/x"])
