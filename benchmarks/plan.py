@@ -3,6 +3,7 @@
     python benchmarks/plan.py              # all rows of docs/plan.md
     python benchmarks/plan.py --phases     # sampling, scoring and training apart as well
     python benchmarks/plan.py --only bf16
+    LD_PRELOAD=libtcmalloc_minimal.so.4 python benchmarks/plan.py     # with another allocator than glibc's
 
 Each training runs in a process of its own, which notes how much it holds when its libraries are loaded and nothing
 else, and the most it has held when its models are loaded; its peak is the largest peak_memory_gib of metrics.jsonl.
@@ -13,6 +14,7 @@ resident memory anew, before each phase. The libraries and arithmetic are all th
 import argparse
 import ctypes
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ COMMON = {
     "batch_size": "8",
     "max_new_tokens": "64",
     "max_prompt_tokens": "40",
-    "steps": "2",
+    "steps": "4",
     "eval_prompts": "0",
     "save_every": "0",
 }
@@ -47,6 +49,8 @@ ROWS: dict[str, dict[str, str | None]] = {
     "bf16, LoRA": {"use_lora": None, "dtype": "bf16"},
     "fp32, gradient checkpointing": {"gradient_checkpointing": None, "batch_size": "16"},
     "fp32, LoRA, its own base as teacher": {"use_lora": None, "teacher_backend": "self"},
+    "fp32, LoRA, gradient checkpointing": {"use_lora": None, "gradient_checkpointing": None, "batch_size": "16"},
+    "fp32, LoRA, rank 8, 16 rollouts": {"use_lora": None, "lora_r": "8", "batch_size": "16"},
     "fp32, policy gradient, 512 new tokens": {"loss": "policy_gradient", "max_new_tokens": "512", "batch_size": "4"},
     "fp32, top 64": {"top_k": "64", "batch_size": "16"},
 }
@@ -65,8 +69,8 @@ def main() -> None:
         return
     phases = PHASES if args.phases else PHASES[:1]
     print("GiB, predicted / measured\n")
-    print(f"| run | libraries | {' | '.join(phases)} | peak | off by |")
-    print("| --- | --- | --- | --- |" + " --- |" * len(phases))
+    print(f"| run | libraries | {' | '.join(phases)} | peak | off by | seconds a step |")
+    print("| --- | --- | --- | --- | --- |" + " --- |" * len(phases))
     models = {"student_model": args.student, "teacher_model": args.teacher}
     for name, changed in ROWS.items():
         if args.only in name:
@@ -82,13 +86,14 @@ def words(changed: dict[str, str | None]) -> list[str]:
 
 
 def row(name: str, settings: list[str], phases: tuple[str, ...]) -> str:
-    """Predicted / measured, GiB."""
+    """Predicted / measured, GiB; the median step."""
     measured = measure(settings, watched=len(phases) > 1)
     predicted = predict(settings, measured["libraries"])
     cells = [f"{measured['libraries'] / GIB:.2f}"]
     cells += [f"{predicted[phase] / GIB:.2f} / {measured[phase] / GIB:.2f}" for phase in phases]
     ours, peak = max(predicted.values()), measured["peak"]
-    return f"| {name} | {' | '.join(cells)} | {ours / GIB:.2f} / {peak / GIB:.2f} | {100 * (ours / peak - 1):+.0f} % |"
+    cells += [f"{ours / GIB:.2f} / {peak / GIB:.2f}", f"{100 * (ours / peak - 1):+.0f} %", f"{measured['seconds']:.2f}"]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def measure(settings: list[str], watched: bool) -> dict[str, float]:
@@ -97,9 +102,11 @@ def measure(settings: list[str], watched: bool) -> dict[str, float]:
         told = Path(folder, "told.json")
         command = [sys.executable, __file__, "--child", str(told), *(["--phases"] if watched else []), *settings]
         subprocess.run([*command, "--output_dir", f"{folder}/run"], cwd=ROOT, check=True, capture_output=True)
-        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         found: dict[str, float] = json.loads(told.read_text())
-    peak = max(json.loads(line).get("peak_memory_gib", 0.0) for line in lines) * GIB
+    peak = max(record.get("peak_memory_gib", 0.0) for record in records) * GIB
+    seconds = [record["seconds/step"] for record in records if "seconds/step" in record]
+    found["seconds"] = statistics.median(seconds[1:])  # the first step warms up
     return found | {"peak": max(peak, *(found.get(phase, 0.0) for phase in PHASES))}
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from local_distill.running.host_memory import glibc_allocates
+
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB
 """Of a process on a GPU, outside of the allocator: kernels, cuBLAS. Estimated."""
@@ -23,7 +25,8 @@ class Machine:
     """What one process of a run has.
 
     device: ``cuda`` or ``cpu``. processes: of the run. memory: bytes for one process: of its GPU, or its share of the
-    machine's. libraries: bytes that are taken before anything is loaded. words: for people.
+    machine's. libraries: bytes that are taken before anything is loaded. words: for people. glibc: its malloc gives
+    what is not on a GPU.
     """
 
     device: str
@@ -31,6 +34,7 @@ class Machine:
     memory: float
     libraries: float
     words: str
+    glibc: bool = False
 
 
 def gpus(number: int, gigabytes: float) -> Machine:
@@ -46,7 +50,8 @@ def this_machine() -> Machine:
         words = f"{number} × {torch.cuda.get_device_name()}, {total / GIB:.1f} GiB each"
         return Machine("cuda", number, total, cuda_libraries(number), words)
     ram = min(psutil.virtual_memory().total, cgroup_limit())
-    return Machine("cpu", 1, ram, resident(), f"this machine's processor, {ram / GIB:.1f} GiB")
+    words = f"this machine's processor, {ram / GIB:.1f} GiB"
+    return Machine("cpu", 1, ram, resident(), words, glibc_allocates())
 
 
 def cuda_libraries(processes: int) -> float:

@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 FRAGMENTATION = 0.05
 """Of what comes and goes on a GPU: what its allocator cannot use. Estimated."""
+LOST_BY_GLIBC = 0.5
+"""Of what comes and goes in training on a processor: small tensors split the blocks that large ones left in the heap of
+glibc, and the next large ones take new memory. Estimated, from what runs hold beyond their tensors (docs/plan.md)."""
 VLLM_CPU_CACHE = 4 * GIB
 """Keys and values of vLLM on a processor, where nobody sets VLLM_CPU_KVCACHE_SPACE."""
 LIBRARIES, SCORES, COPIES, CACHE = "libraries", "rollouts and scores", "weights for decoding", "KV cache"
@@ -151,10 +154,8 @@ class Memory:
             parts = *parts, Part("ZeRO-2 buckets", student.buckets(), estimated=True)
             if student.update() > sum(part.bytes for part in parts):
                 parts = (Part("ZeRO-2 update", student.update(), estimated=True),)
-        comes_and_goes = sum(part.bytes for part in parts)
-        return self._phase(
-            TRAINING, *self._resident(), self._scores(), *gradients, *parts, self._allocator(comes_and_goes)
-        )
+        allocator = self._allocator(sum(part.bytes for part in parts), LOST_BY_GLIBC)
+        return self._phase(TRAINING, *self._resident(), self._scores(), *gradients, *parts, allocator)
 
     @property
     def _libraries(self) -> Part:
@@ -193,8 +194,9 @@ class Memory:
         tokens = self.run.rollouts * self.run.lengths.completion
         return Part(SCORES, tokens * self._counted(lambda: self._costs.answers(), 0.0))
 
-    def _allocator(self, comes_and_goes: float) -> Part:
-        share = FRAGMENTATION if self.run.machine.device == "cuda" else 0.0
+    def _allocator(self, comes_and_goes: float, lost_by_glibc: float = 0.0) -> Part:
+        machine = self.run.machine
+        share = FRAGMENTATION if machine.device == "cuda" else lost_by_glibc if machine.glibc else 0.0
         return Part(ALLOCATOR, share * comes_and_goes, estimated=True)
 
     def _phase(self, name: str, *parts: Part) -> Phase:

@@ -85,6 +85,8 @@ def verdict(plan: Plan) -> list[str]:
         )
     if plan.most_rollouts and plan.run.config.rollouts_kind == "hf":
         lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
+    if plan.run.machine.glibc:
+        lines.append("the allocator's part is what glibc's loses; with tcmalloc there is none (docs/plan.md)")
     if plan.not_counted:
         lines.append(f"activations and keys and values are not in it: {plan.not_counted}")
     return lines

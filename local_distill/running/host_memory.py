@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -15,9 +16,14 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors leave behind, for the next ones.
 
     By default it hands every large block back, and the kernel clears each page anew when the next micro-batch
-    asks for it: a third of a step on two cores (docs/benchmarks.md). Other C libraries are left as they are.
+    asks for it: a third of a step on two cores (docs/benchmarks.md). Other allocators are left as they are.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if glibc_allocates():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+
+
+def glibc_allocates() -> bool:
+    """Whether memory comes from glibc's own malloc, and not from one loaded before it, such as tcmalloc's."""
+    return platform.libc_ver()[0] == "glibc" and "malloc" not in os.environ.get("LD_PRELOAD", "")

@@ -132,3 +132,17 @@ def test_what_is_estimated_is_no_part_of_what_is_certain():
     guessed = {part.name for part in phase.parts if part.estimated}
     assert {"libraries", "allocator"} < guessed
     assert phase.certain_bytes == phase.bytes - sum(phase.of(name) for name in guessed)
+
+
+def test_the_heap_of_glibc_loses_half_of_what_comes_and_goes_in_training():
+    on_cpu = run(device="cpu")
+    glibc, other = (
+        Memory(dataclasses.replace(on_cpu, machine=dataclasses.replace(on_cpu.machine, glibc=each)))
+        for each in (True, False)
+    )
+    training = glibc.training(2)
+    assert training.of("allocator") == 0.5 * (training.of("activations") + training.of("work")) > 0
+    assert training.certain_bytes == other.training(2).certain_bytes
+    assert [other.training(2).of("allocator"), glibc.sampling(2).of("allocator"), glibc.scoring(2).of("allocator")] == [
+        0, 0, 0,
+    ]  # fmt: skip

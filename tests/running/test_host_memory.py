@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from local_distill.running.host_memory import glibc_allocates
+
 FAULTS = """
 import resource, sys, torch
 from local_distill.running.host_memory import keep_freed_memory
@@ -29,3 +31,12 @@ def page_faults(what):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
 def test_large_blocks_are_kept():
     assert page_faults("keep") < 1000 < page_faults("leave")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+@pytest.mark.parametrize(
+    ("preloaded", "glibc"), [("", True), ("/usr/lib/libtcmalloc_minimal.so.4", False), ("libSegFault.so", True)]
+)
+def test_an_allocator_loaded_before_is_not_taken_for_glibcs(monkeypatch, preloaded, glibc):
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
+    assert glibc_allocates() == glibc
