@@ -37,4 +37,5 @@ def test_the_notebook_is_valid_and_small_and_tells_nothing_of_the_machine_it_was
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.get("name") == "stderr" or output.output_type == "error"]
     assert "site-packages" not in str(outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs), "it shows what it gave"
     assert NOTEBOOK.stat().st_size < 150_000
