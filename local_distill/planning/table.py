@@ -44,8 +44,8 @@ def facts(plan: Plan) -> list[str]:
         f"products in {str(run.dtype).removeprefix('torch.')}",
         f"{run.machine.words}; {run.machine.processes} process{'es' * (run.machine.processes > 1)}, each with "
         f"{run.rollouts} rollouts a step of at most {run.lengths.prompt} + {run.lengths.completion} tokens",
-        f"below: {plan.rollouts} rollouts sampled at a time, micro-batches of {plan.rows} rollouts "
-        f"({plan.rows * run.lengths.whole} tokens)",
+        f"below: {plan.rollouts} rollouts sampled at a time, micro-batches of {plan.rows} "
+        f"rollout{'s' * (plan.rows > 1)} ({plan.rows * run.lengths.whole} tokens)",
     ]
 
 
@@ -86,7 +86,7 @@ def verdict(plan: Plan) -> list[str]:
     if plan.most_rollouts and plan.run.config.rollouts_kind == "hf":
         lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
     if plan.run.machine.glibc:
-        lines.append("the allocator's part is what glibc's loses; with tcmalloc there is none (docs/plan.md)")
+        lines.append("~ allocator is what glibc's heap loses; tcmalloc's would lose nothing (docs/plan.md)")
     if plan.not_counted:
         lines.append(f"activations and keys and values are not in it: {plan.not_counted}")
     return lines

@@ -1,6 +1,8 @@
 """local-distill plan as a whole, from folders with a config.json and nothing else."""
 
 import json
+import platform
+import re
 
 import pytest
 
@@ -54,6 +56,18 @@ def test_this_machine_is_its_memory_or_its_container_s(pair, tmp_path, capsys, m
     found = json.loads(out)
     assert (found["device"], found["memory"]) == ("cpu", 50 * 2**30)
     assert found["phases"]["loading"]["libraries"] > 100 * 2**20, "what this process holds"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_another_allocator_than_glibc_s_is_told_of_and_taken_into_account(pair, capsys, monkeypatch):
+    words = ("--student_model", pair[0], "--teacher_model", pair[0], "--max_new_tokens", 8, "--max_prompt_tokens", 8)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    _, with_glibc, _ = plan(capsys, *words)
+    assert re.search(r"^~ allocator +\d", with_glibc, re.MULTILINE)
+    assert "tcmalloc" in with_glibc
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc_minimal.so.4")
+    _, with_another, _ = plan(capsys, *words)
+    assert "allocator" not in with_another
 
 
 @pytest.mark.parametrize(
