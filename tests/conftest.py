@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # what the tests expect is a processor's, also where there are GPUs
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes with two threads each wait for each other
 
 import pytest
