@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.config import TrainConfig
+from local_distill.errors import UserError
 from local_distill.models.trained import Trained
 from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
 from local_distill.types import Evaluation
 from local_distill.watching.environment import command_line
 from local_distill.watching.records import read_evaluations, training_totals
-from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, read_settings, read_starts
+from local_distill.watching.run_files import (
+    COMPLETIONS_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    read_settings,
+    read_starts,
+)
 
 NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")
 """Settings that say nothing of the model."""
@@ -85,11 +92,22 @@ def facts_of(trained: Trained) -> Facts:
     settings = read_settings(run) if run else {}
     evaluations: list[Evaluation] = []
     tokens, seconds = 0, 0.0
-    starts = read_starts(run) if run else []
     if run and (run / COMPLETIONS_FILE).is_file():
         evaluations = [each for each in read_evaluations(run / COMPLETIONS_FILE) if step is None or each.step <= step]
     if run and (run / METRICS_FILE).is_file():
         tokens, seconds = training_totals(run / METRICS_FILE)
-    packages = starts[-1].get("packages", {}) if starts else {}
+    packages = _packages(run) if run else {}
     base = public(settings.get("student_model") or trained.files.path)
     return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
+
+
+def _packages(run: Path) -> dict[str, str]:
+    """What it ran with when it was last started; none where it left no word of that."""
+    path = run / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    starts = read_starts(run)
+    packages = starts[-1].get("packages") if starts else None
+    if not isinstance(packages, dict):
+        raise UserError(f"{path}: names no packages; mend or remove it")
+    return packages

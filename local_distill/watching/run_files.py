@@ -23,8 +23,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of the run in ``folder``; none where it left no word of them. Raises UserError."""
     path = folder / SETTINGS_FILE
     try:
-        content = yaml.safe_load(_text(path) or "{}")
-    except yaml.YAMLError as error:
+        content = {} if (text := _text(path)) is None else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the second of dates that there are not
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: needs to hold names and values; mend or remove it")

@@ -16,6 +16,7 @@ from local_distill.cli import parse_config
 from local_distill.commands import main
 from local_distill.errors import UserError
 from local_distill.exporting import export as exporting
+from local_distill.exporting.facts import facts_of
 from local_distill.models.trained import open_trained
 
 IDS = torch.arange(1, 25)[None]
@@ -86,6 +87,14 @@ def test_another_step_and_another_place(run, capsys, tmp_path):
     assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], first["lm_head.weight"])
     assert "step 1" in (tmp_path / "out" / "README.md").read_text()
     assert "\n| 2 |" not in (tmp_path / "out" / "README.md").read_text(), "evaluations after it are of another model"
+
+
+@pytest.mark.parametrize("starts", ["[]", "[{}]", '[{"packages": 1}]'])
+def test_an_environment_that_names_no_packages_is_not_left_out_in_silence(run, starts):
+    folder = run("full")
+    (folder / "environment.json").write_text(starts)
+    with pytest.raises(UserError, match=r"environment\.json: names no packages; mend or remove it"):
+        facts_of(open_trained("RUN", str(folder)))
 
 
 def test_the_card_tells_what_the_run_knows_and_leaves_gaps_for_the_owner(run, capsys, folders):
