@@ -8,7 +8,8 @@
 Each training runs in a process of its own, which notes how much it holds when its libraries are loaded and nothing
 else, and the most it has held when its models are loaded; its peak is the largest peak_memory_gib of metrics.jsonl.
 With --phases, the allocator gives back what the phase before left behind, and the kernel begins its record of the most
-resident memory anew, before each phase. The libraries and arithmetic are all that the prediction is made of.
+resident memory anew, before each phase. The libraries and arithmetic are all that the prediction is made of, and with
+glibc's allocator a guess of what its heap loses.
 """
 
 import argparse

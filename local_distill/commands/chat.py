@@ -26,7 +26,6 @@ Piped in, each line is a question or a command; piped out, each answer is a line
 
 _model = partial(option, "models")
 _sampling = partial(option, "sampling")
-_prompt = partial(option, "prompts")
 _output = partial(option, "output")
 
 

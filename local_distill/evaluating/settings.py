@@ -18,7 +18,6 @@ _questions = partial(option, "questions")
 _prompts = partial(option, "prompts")
 _sampling = partial(option, "sampling")
 _output = partial(option, "output")
-_servers = partial(option, "servers")
 
 
 @dataclass(frozen=True, kw_only=True)

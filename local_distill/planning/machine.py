@@ -26,7 +26,7 @@ class Machine:
 
     device: ``cuda`` or ``cpu``. processes: of the run. memory: bytes for one process: of its GPU, or its share of the
     machine's. libraries: bytes that are taken before anything is loaded. words: for people. glibc: its malloc gives
-    what is not on a GPU.
+    that memory.
     """
 
     device: str

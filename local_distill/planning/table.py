@@ -86,7 +86,7 @@ def verdict(plan: Plan) -> list[str]:
     if plan.most_rollouts and plan.run.config.rollouts_kind == "hf":
         lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
     if plan.run.machine.glibc:
-        lines.append("~ allocator is what glibc's heap loses; tcmalloc's would lose nothing (docs/plan.md)")
+        lines.append("~ allocator is what glibc's heap loses; tcmalloc's loses next to nothing (docs/plan.md)")
     if plan.not_counted:
         lines.append(f"activations and keys and values are not in it: {plan.not_counted}")
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 
@@ -12,13 +11,13 @@ def make_dated_folder(parent: Path) -> Path:
 
     Raises OSError where it cannot be made.
     """
-    name = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    folder = parent / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+    name, number = folder.name, 1
+    while True:
         try:
             folder.mkdir()  # at once, so that of two processes one alone has it
+            return folder
         except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("count has no end")
+            number += 1
+            folder = parent / f"{name}-{number}"
