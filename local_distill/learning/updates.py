@@ -139,8 +139,9 @@ class TorchUpdates:
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         for name, parameter in _trainable(self._scorer):
             if f"{name}.step" in state:  # absent when no update had been applied yet
-                moments = {key: state[f"{name}.{key}"].to(parameter.device) for key in MOMENTS}
-                self._adamw.state[parameter] = {"step": state[f"{name}.step"], **moments}
+                # All of it beside the parameter, the step as well: on a GPU the fused kernel reads that there too.
+                beside = {key: state[f"{name}.{key}"].to(parameter.device) for key in ("step", *MOMENTS)}
+                self._adamw.state[parameter] = beside
         scaler = self._accelerator.scaler
         if scaler is not None and "scaler.scale" in state:
             own = scaler.state_dict()
@@ -241,7 +242,7 @@ class DeepSpeedUpdates:
         zero = self.student.optimizer
         for flat in zero.single_partition_of_fp32_groups:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            zero.optimizer.state[flat] = {"step": torch.tensor(0.0), **moments}
+            zero.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
         zero._lazy_init_hp_params_optimizer_state()
 
     def _flat_states(self) -> list[dict[str, Any]]:
