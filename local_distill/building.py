@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 
@@ -161,16 +160,13 @@ def make_evaluator(
 def make_checkpointer(
     inputs: Inputs, accelerator: Accelerator, updates: Updates, model: nn.Module, run: RunFolder
 ) -> Checkpointer:
-    """Where the student is kept; what is saved stops on all the tokens that it was trained to stop on."""
-    generation = copy.deepcopy(inputs.student.generation)
-    generation.eos_token_id = list(inputs.stops.ids)
-    generation.pad_token_id = inputs.pad_id
+    """Where the student is kept."""
     return Checkpointer(
         accelerator,
         updates,
         model,
         tokenizer=inputs.student.tokenizer,
-        generation=generation,
+        generation=inputs.saved_generation,
         settings=inputs.fixed_settings,
         output_dir=run.path,
         keep=inputs.config.keep_checkpoints,

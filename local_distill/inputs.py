@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields
 from typing import Any
+
+from transformers import GenerationConfig
 
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
@@ -34,6 +37,19 @@ class Inputs:
     lora: Adapter | None
     trackers: tuple[str, ...]
     teacher_sharding: dict[str, Any] | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people; some may be empty."""
+        return self.precision.note, self.student.note, self.stops.note
+
+    @property
+    def saved_generation(self) -> GenerationConfig:
+        """What is saved with the student, which stops on all the tokens that it was trained to stop on."""
+        generation = copy.deepcopy(self.student.generation)
+        generation.eos_token_id = list(self.stops.ids)
+        generation.pad_token_id = self.pad_id
+        return generation
 
     @property
     def fixed_settings(self) -> dict[str, Any]:

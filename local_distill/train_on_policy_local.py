@@ -26,6 +26,7 @@ from local_distill.planning.checking import check_memory
 from local_distill.report.page import told_of
 from local_distill.running.checkpoint import last_saved
 from local_distill.running.distributed import on_every_process, on_main_process
+from local_distill.running.dry_save import check_saving
 from local_distill.running.host_memory import keep_freed_memory
 from local_distill.running.interruption import StopRequest
 from local_distill.running.isolation import process_left_as_found
@@ -85,6 +86,7 @@ def run_training(config: TrainConfig) -> TrainResult:
     on_every_process(lambda: check_checkpoint_is_here(run, manifest))
     needed = checkpoint_bytes(inputs.student, inputs.lora)
     on_main_process(accelerator, lambda: check_disk_space(run.path, needed, config.keep_checkpoints))
+    on_main_process(accelerator, lambda: check_saving(inputs.student, inputs.lora, inputs.saved_generation, run.path))
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
     stop = StopRequest()
@@ -132,7 +134,7 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
     config = inputs.config
     log.say(f"{config.student_model} learns from {teacher_in_words(config)}, in {run.path}")
     log.say(launch_in_words(accelerator, inputs.precision))
-    notes = (*run.notes, inputs.precision.note, inputs.stops.note, off_policy_note(config))
+    notes = (*run.notes, *inputs.notes, off_policy_note(config))
     for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         log.say(note)
 

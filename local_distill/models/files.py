@@ -20,11 +20,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.saved_settings import make_savable, read_generation
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
@@ -34,6 +35,7 @@ class ModelFiles:
     """A model before its weights: what can be checked without loading them.
 
     flag, path: as given, for messages. gguf: the one file that holds everything, None for a folder or a hub id.
+    note: what a person should know of its files, or empty.
     """
 
     flag: str
@@ -43,6 +45,7 @@ class ModelFiles:
     generation: GenerationConfig
     trust_remote_code: bool
     gguf: Path | None = None
+    note: str = ""
 
     @property
     def context_length(self) -> int | None:
@@ -81,6 +84,7 @@ class ModelFiles:
             model, found = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=self.config,
+                generation_config=self.generation,
                 dtype=dtype,
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
@@ -124,9 +128,10 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
     with in_one_line(flag, path, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     with in_one_line(flag, path, "its generation_config.json"):
-        generation = _generation_settings(path, config)
+        generation, note = read_generation(path, config)
+    make_savable(config)
     _switch_off_dropout(config)
-    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code)
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, note=note)
 
 
 def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
@@ -137,6 +142,7 @@ def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
     with in_one_line(flag, path, "its tokenizer"):
         tokenizer = gguf_files.read_tokenizer(file)
     generation = gguf_files.generation_settings(config, tokenizer)
+    make_savable(config)
     _switch_off_dropout(config)
     return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
 
@@ -155,6 +161,7 @@ def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConf
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **name)
     if not trust_remote_code:
         _check_causal(flag, path, config)
+    make_savable(config)
     _switch_off_dropout(config)
     return config
 
@@ -236,12 +243,3 @@ def _switch_off_dropout(config: PretrainedConfig) -> None:
     for name, value in text.to_dict().items():
         if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop
             setattr(text, name, 0.0)
-
-
-def _generation_settings(path: str, config: PretrainedConfig) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:  # a folder need not have one; the model's configuration then says when to stop
-        if (Path(path) / GENERATION_CONFIG_NAME).exists():
-            raise
-        return GenerationConfig.from_model_config(config)

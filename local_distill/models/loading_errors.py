@@ -23,7 +23,7 @@ def in_one_line(flag: str, path: str, part: str, kind: str = "model") -> Iterato
         remedy = f"give a local {kind} folder, {LOCAL_OR_REACHABLE}"
         if Path(path).exists():
             remedy = f"mend it, or download the {kind} again"
-        raise UserError(f"{flag} {path}: {part} cannot be loaded ({_reason(error)}); {remedy}") from error
+        raise UserError(f"{flag} {path}: {part} cannot be loaded ({reason_of(error)}); {remedy}") from error
 
 
 def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
@@ -47,7 +47,8 @@ def expanded(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
-def _reason(error: Exception, width: int = 240) -> str:
+def reason_of(error: Exception, width: int = 240) -> str:
+    """The first sentence of what a library raised, in one line of at most ``width`` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)  # what follows a sentence is advice
     if not isinstance(error, OSError | ValueError):

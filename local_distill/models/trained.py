@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from local_distill.errors import UserError
@@ -17,6 +17,7 @@ from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
 from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.saved_settings import read_generation
 from local_distill.running.checkpoint import PREFIX, STATE, step_folders
 from local_distill.watching.records import read_evaluations
 from local_distill.watching.run_files import COMPLETIONS_FILE
@@ -136,5 +137,5 @@ def _with_what_was_saved(base: ModelFiles, folder: Path) -> ModelFiles:
         saved = replace(saved, tokenizer=tokenizer)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         with in_one_line(base.flag, str(folder), GENERATION_CONFIG_NAME):
-            saved = replace(saved, generation=GenerationConfig.from_pretrained(str(folder)))
+            saved = replace(saved, generation=read_generation(str(folder), base.config)[0])
     return saved
