@@ -1,6 +1,7 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
 # make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
 # make test   set up, then run all checks and the tests that need no server
+# make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
 # make test-browser   see to a headless Chromium, and try the report in it
 # make test-servers   set up vLLM on the processor as well, and run the tests against real servers
 PYTHON ?= python3
@@ -9,10 +10,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MODELS := models
 VLLM := .venv-vllm
+TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: demo demo-lora repair test test-servers test-browser test-harness lint docs site clean
+.PHONY: demo demo-lora repair test test-gpu test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -25,6 +27,10 @@ repair: $(MODELS)/.made
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a machine with one GPU, with what is installed there: torch, transformers, accelerate, peft, pytest and no network.
+test-gpu:
+	LOCAL_DISTILL_TEST_DEVICE=cuda CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} PYTHONPATH=. $(TEST_PYTHON) -m pytest tests/gpu
 
 # 350 MB more: scipy, scikit-learn and the harness's own tasks.
 test-harness: $(VENV)/.test
