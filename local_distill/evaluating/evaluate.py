@@ -75,7 +75,7 @@ def evaluate(settings: EvalSettings) -> int:
             raise UserError("eval: runs as one process; start it without a launcher, or sample with --rollouts_url")
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        site = _Site(inputs, open_output(settings.output, inputs.fixed), accelerator, say, closing)
+        site = _Site(inputs, open_output(settings.output, inputs.fixed, closing), accelerator, say, closing)
         _check_served(site)
         for note in inputs.notes:
             say(note)
@@ -90,9 +90,9 @@ def evaluate(settings: EvalSettings) -> int:
                 f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
                 f"{site.output.path}"
             ) from error
-    measured = [measure(subject.name, inputs, site.output) for subject in inputs.subjects]
-    compared = [each for after in measured[1:] for each in differences(measured[0], after)]
-    site.output.write_results(to_record(inputs, measured, compared, on_harness))
+        measured = [measure(subject.name, inputs, site.output) for subject in inputs.subjects]
+        compared = [each for after in measured[1:] for each in differences(measured[0], after)]
+        site.output.write_results(to_record(inputs, measured, compared, on_harness))
     show(console, inputs, measured, compared, on_harness)
     return 0
 

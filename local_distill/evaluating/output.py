@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from local_distill.errors import UserError
+from local_distill.running.claim import LOCK, claimed
 from local_distill.running.dated_folder import make_dated_folder
 from local_distill.watching.jsonl import to_json
 
@@ -126,10 +128,11 @@ class OutputFolder:
         (self.path / RESULTS_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def open_output(given: str | None, fixed: Mapping[str, Any]) -> OutputFolder:
+def open_output(given: str | None, fixed: Mapping[str, Any], holding: ExitStack) -> OutputFolder:
     """The folder, made where there is none.
 
-    fixed: what the answers depend on. Raises UserError when the folder was made with something else.
+    fixed: what the answers depend on. holding: keeps the folder from other evaluations until it is closed.
+    Raises UserError when the folder was made with something else, or another evaluation is in it.
     """
     folder = Path(given).expanduser() if given else Path("evals")
     try:
@@ -137,6 +140,7 @@ def open_output(given: str | None, fixed: Mapping[str, Any]) -> OutputFolder:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = make_dated_folder(folder)
+        holding.enter_context(claimed(folder / LOCK, f"--output {folder}"))
         _check_same(folder, json.loads(to_json(dict(fixed))))
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be used ({error.strerror}); give another folder") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from local_distill.exporting.weights import Difference, compare_with_trained, pr
 from local_distill.models.loading_errors import expanded
 from local_distill.models.trained import Trained, open_trained
 from local_distill.running.checkpoint import PARTIAL
+from local_distill.running.claim import LOCK, claimed
 from local_distill.running.preflight import DTYPES
 
 if TYPE_CHECKING:
@@ -80,19 +81,23 @@ def check_space(target: Path, trained: Trained, settings: ExportSettings) -> Non
 def whole_or_not_there(target: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name at the end; after an error nothing is left of it."""
     partial = target.with_name(PARTIAL + target.name)
-    try:
-        if partial.exists():  # of an export that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {target}: cannot be written ({error.strerror}); choose another") from error
-    try:
-        yield partial
-        if target.exists():
-            target.rmdir()  # it is empty, or this raises
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
+    with ExitStack() as holding:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = target.with_name(f".{target.name}{LOCK}")
+            holding.enter_context(claimed(lock, f"--output_dir {target}"))
+            if partial.exists():  # of an export that was killed
+                shutil.rmtree(partial)
+            partial.mkdir()
+        except OSError as error:
+            raise UserError(f"--output_dir {target}: cannot be written ({error.strerror}); choose another") from error
+        try:
+            yield partial
+            if target.exists():
+                target.rmdir()  # it is empty, or this raises
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
 
 
 def _target(trained: Trained, settings: ExportSettings) -> Path:

@@ -231,5 +231,5 @@ def _discard(folder: Path) -> None:
 def _clear_leftovers(output_dir: Path) -> None:
     """What a run that was killed while saving or deleting left behind."""
     for pattern in (PARTIAL, DISCARDED):
-        for leftover in output_dir.glob(f"{pattern}*"):
+        for leftover in output_dir.glob(f"{pattern}{PREFIX}*"):
             shutil.rmtree(leftover)

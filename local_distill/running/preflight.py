@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from local_distill.running.checkpoint import (
     open_checkpoint,
     set_aside_newer,
 )
+from local_distill.running.claim import LOCK, claimed
 from local_distill.running.dated_folder import make_dated_folder
 from local_distill.settings import LATEST
 
@@ -116,27 +118,30 @@ def launch_in_words(accelerator: Accelerator, precision: Precision) -> str:
     return f"{processes}, {precision.mixed.replace('no', 'fp32')}, on {accelerator.device.type}"
 
 
-def open_run_folder(output_dir: str | None, resume: str | None, settings: dict[str, Any]) -> RunFolder:
+def open_run_folder(
+    output_dir: str | None, resume: str | None, settings: dict[str, Any], holding: ExitStack
+) -> RunFolder:
     """Make the folder of a new run, or find the checkpoint to go on from. settings: those that must not change.
 
-    Raises UserError when the folder holds something else, cannot be written, or has nothing to resume.
+    holding: keeps the folder from other runs until it is closed.
+    Raises UserError when another run is in the folder, or something else, when it cannot be written, or has nothing to
+    resume.
     """
     if resume is None:
-        if output_dir is None:
-            _check_writable(RUNS)
-            return RunFolder(make_dated_folder(RUNS))
-        _check_new(_path(output_dir))
-        return RunFolder(_path(output_dir))
+        folder = _path(output_dir) if output_dir is not None else _new_folder()
+        _claim_new(folder, holding)
+        return RunFolder(folder)
     if resume == LATEST:
         if output_dir is None:
             raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")
+        if _path(output_dir).is_dir():
+            _claim(_path(output_dir), holding)
         checkpoint, notes = find_checkpoint(_path(output_dir))
         run = RunFolder(_path(output_dir), checkpoint, tuple(notes))
     else:
-        run = _run_of_step(_path(resume), output_dir)
+        run = _run_of_step(_path(resume), output_dir, holding)
     assert run.checkpoint is not None
     check_same_run(run.checkpoint, settings)
-    _check_writable(run.path)
     renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(run.path, run.first_step)]
     return replace(run, notes=(*run.notes, f"going on from {run.checkpoint.path}", *renamed))
 
@@ -189,7 +194,7 @@ def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
         )
 
 
-def _run_of_step(step_folder: Path, output_dir: str | None) -> RunFolder:
+def _run_of_step(step_folder: Path, output_dir: str | None, holding: ExitStack) -> RunFolder:
     """Where a run goes on that is resumed from a folder named by the user: where it was, or in a new place."""
     if not step_folder.is_dir():
         raise UserError(f"--resume {step_folder}: no such folder; give a {PREFIX}N folder, or --resume alone")
@@ -198,18 +203,33 @@ def _run_of_step(step_folder: Path, output_dir: str | None) -> RunFolder:
             f"--resume {step_folder}: a run's folder, needs one of the {PREFIX}N folders in it; "
             f"or give --output_dir {step_folder} --resume, which takes the newest"
         )
-    checkpoint = open_checkpoint(step_folder)
     home = step_folder.resolve().parent
     folder = _path(output_dir) if output_dir else home
-    if folder.resolve() != home:
-        _check_new(folder)  # another run's checkpoints and records would be taken for this one's
-    return RunFolder(folder, checkpoint)
+    if folder.resolve() == home:
+        _claim(folder, holding)
+    else:
+        _claim_new(folder, holding)  # another run's checkpoints and records would be taken for this one's
+    return RunFolder(folder, open_checkpoint(step_folder))
 
 
-def _check_new(folder: Path) -> None:
-    """Raise UserError unless the folder is empty, or can be made, and can be written."""
+def _new_folder() -> Path:
+    _check_writable(RUNS)
+    return make_dated_folder(RUNS)
+
+
+def _claim(folder: Path, holding: ExitStack) -> None:
+    """Raise UserError unless the folder can be made and written, and no other run is in it."""
     _check_writable(folder)
-    if any(folder.iterdir()):
+    try:
+        holding.enter_context(claimed(folder / LOCK, f"--output_dir {folder}"))
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _claim_new(folder: Path, holding: ExitStack) -> None:
+    """The same, and raise UserError unless the folder is empty."""
+    _claim(folder, holding)
+    if any(each.name != LOCK for each in folder.iterdir()):
         remedy = "add --resume to go on with it, or choose another"
         if not any(folder.glob(f"{PREFIX}*")):
             remedy = "choose another, or empty it (it holds no checkpoint to --resume from)"
@@ -224,7 +244,11 @@ def _check_writable(folder: Path) -> None:
     except FileExistsError as error:
         raise UserError(f"--output_dir {folder}: a file, needs a folder; choose another") from error
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another")
 
 
 def _path(given: str) -> Path:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import namedtuple
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,12 +150,14 @@ def test_launches_in_words():
 
 def test_a_run_without_a_name_is_called_by_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = open_run_folder(None, None, {})
+    holding = ExitStack()
+    run = open_run_folder(None, None, {}, holding)
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d-\d{6}", run.path.as_posix())
     assert run.path.is_dir()
     assert (run.first_step, run.checkpoint, run.notes) == (0, None, ())
     (run.path / "config.yaml").touch()
-    assert open_run_folder(None, None, {}).path != run.path
+    assert open_run_folder(None, None, {}, holding).path != run.path
+    holding.close()
 
 
 @pytest.mark.parametrize("name", ["new", "a/b/c", "there", "~/runs/x"])
@@ -162,7 +165,8 @@ def test_a_new_run_takes_a_folder_that_is_new_or_empty(tmp_path, monkeypatch, na
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Path("there").mkdir()
-    run = open_run_folder(name, None, {})
+    with ExitStack() as holding:
+        run = open_run_folder(name, None, {}, holding)
     assert run.path.is_dir()
     assert list(run.path.iterdir()) == [], "no trace of the trial whether it can be written"
     assert run.path == (tmp_path / "home" / "runs" / "x" if name.startswith("~") else Path(name))
