@@ -23,10 +23,11 @@ from local_distill.losses.engine_gap import EngineGap
 from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import causal_lm
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_quiet, check_scorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.running.checkpoint import Checkpointer
-from local_distill.running.distributed import most_anywhere, on_every_process
+from local_distill.running.distributed import any_process, most_anywhere, on_every_process
 from local_distill.running.interruption import StopRequest
 from local_distill.running.preflight import RunFolder
 from local_distill.types import Teacher
@@ -44,7 +45,8 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
     inputs, config, accelerator = site.inputs, site.config, site.accelerator
     model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
     scorer = TokenScorer(model, inputs.vocab_size)
-    check_head(scorer, "--student_model")
+    check_scorer(scorer, "--student_model", partial(any_process, accelerator))
+    check_quiet(scorer, "--student_model")
     loss = loss_of(config)
     teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)

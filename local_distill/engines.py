@@ -19,11 +19,12 @@ from local_distill.learning.batching import share_of_process
 from local_distill.learning.updates import Updates
 from local_distill.losses.named import Loss, TeacherView
 from local_distill.models.quantization import quantization_config
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_scorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.overlap import OverlappedRollouts
-from local_distill.running.distributed import on_every_process, on_main_process
+from local_distill.running.distributed import any_process, on_every_process, on_main_process
 from local_distill.settings import comma_separated
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher, WholeScorer
 from local_distill.teachers.offload import offloaded
@@ -221,7 +222,9 @@ def open_teacher(site: Site, student: TokenScorer, loss: Loss, ahead: Ahead) -> 
         return ahead.teacher, ahead.teacher
     if config.teacher_kind == "zero3":
         assert inputs.teacher_sharding is not None
-        sharded = load_zero3_teacher(inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size)
+        sharded = load_zero3_teacher(
+            inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size, partial(any_process, site.accelerator)
+        )
         reader = TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else LocalTeacher(sharded, device)
         return reader, TopTokensTeacher(sharded, device, SHOWN_TOP)
     scorer: WholeScorer = BaseOfStudent(student) if config.teacher_kind == "self" else _load_whole(site)
@@ -245,7 +248,7 @@ def _load_whole(site: Site) -> TokenScorer:
         scorer = offloaded(TokenScorer(inputs.teacher.load(dtype), inputs.vocab_size), device)
     else:
         scorer = TokenScorer(inputs.teacher.load(dtype).to(device), inputs.vocab_size)
-    check_head(scorer, "--teacher_model")
+    check_scorer(scorer, "--teacher_model")
     return scorer
 
 

@@ -33,6 +33,7 @@ from local_distill.evaluating.settings import SELF, EvalSettings
 from local_distill.evaluating.table import show
 from local_distill.learning.halving import release_memory
 from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.start_checks import check_scorer
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.running.host_memory import keep_freed_memory
 from local_distill.teachers.local import WholeDistributionTeacher
@@ -190,6 +191,7 @@ def _sampler(site: _Site, subject: Subject, model: nn.Module | None, tick: Calla
 def _scoring(site: _Site, subject: Subject, model: nn.Module) -> Scoring:
     settings, device = site.settings, site.accelerator.device
     scorer = TokenScorer(model, subject.vocab_size).eval()
+    check_scorer(scorer, f"MODEL {subject.name}")
     if settings.teacher_model == SELF:
         teacher: Teacher = WholeDistributionTeacher(BaseOfStudent(scorer), device)
     elif settings.teacher_url:
@@ -207,7 +209,7 @@ def _local_teacher(site: _Site, vocab_size: int) -> Teacher:
     if site.teacher is None:
         site.teacher = site.inputs.teacher.load(site.inputs.precision.dtype).to(site.accelerator.device)
     scorer = TokenScorer(site.teacher, vocab_size)
-    check_head(scorer, "--teacher_model")
+    check_scorer(scorer, "--teacher_model")
     return WholeDistributionTeacher(scorer, site.accelerator.device)
 
 

@@ -240,6 +240,8 @@ def _is_causal(config: PretrainedConfig) -> bool:
 def _switch_off_dropout(config: PretrainedConfig) -> None:
     """The student must be scored as it samples: noise in its log-probs would read as divergence from the teacher."""
     text = config.get_text_config()
+    if getattr(text, "rescale_every", 0):  # RWKV divides weights in place while it samples, and would be saved so
+        text.rescale_every = 0
     for name, value in text.to_dict().items():
         if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop
             setattr(text, name, 0.0)

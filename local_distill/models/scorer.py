@@ -18,30 +18,49 @@ Reading = Callable[[Tensor, Head, Tensor], Any]
 """From hidden states (N, H), the head that reads them and the sampled tokens (N,): log-probs, top tokens, a loss."""
 
 
+ADAPTER = "lora_"
+"""What the names of an adapter's modules contain, as peft gives them."""
+
+
 class TokenScorer(nn.Module):
     """Wraps a model so that its forward gives a few numbers for each completion token and nothing larger.
 
     One module with one forward, so that DDP and DeepSpeed wrap it and their hooks run. The student
     trains through it, the teacher is read through it.
 
-    vocab_size: tokens over which the softmax runs; at most the rows of the model's head.
+    vocab_size: tokens over which the softmax runs; at most the rows of the model's head. needs_mask: whether the model
+    is told where the padding is. Padding is on the right and a causal model looks to the left, so its real tokens are
+    the same without, which ``check_scorer`` makes sure of; a mask makes attention slower and keeps (B, 1, L, L).
     """
 
     def __init__(self, model: nn.Module, vocab_size: int) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self.needs_mask = False
 
     def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
         """What ``read`` makes of the completion tokens; by default their log-probs given everything before them."""
         states = self.states(batch)
         return read(states.hidden, states.head, batch.targets)
 
+    def train(self, mode: bool = True) -> TokenScorer:
+        """Train as the model samples: nothing in it is noisy but the dropout of an adapter, which was asked for.
+
+        Routers draw their experts and jitter their inputs, and Gemma 3n clips its weights, in modules that train. So
+        only an adapter's modules do, and those whose activations are computed again, which look at the same flag.
+        """
+        super().train(mode)
+        for name, module in self.model.named_modules():
+            module.training = mode and (ADAPTER in name or getattr(module, "gradient_checkpointing", False))
+        return self
+
     def states(self, batch: TokenBatch) -> HeadStates:
         """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
         network = causal_lm(self.model)
+        mask = batch.attention_mask if self.needs_mask else None
         hidden = network.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            input_ids=batch.input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
         visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
         return HeadStates(visited, head_of(network, self.vocab_size))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from local_distill.losses.logprobs import LOGITS_PER_CHUNK
 
@@ -116,7 +117,7 @@ class Stage:
 
     def rehearse(self, act: Callable[[Tally], T]) -> T:
         """What ``act`` says of the tally of what it does."""
-        with self._fake, self._chunks_of_the_device(), Tally() as tally:
+        with self._fake, self._chunks_of_the_device(), _no_packed_rows(), Tally() as tally:
             return act(tally)
 
     @contextmanager
@@ -130,6 +131,20 @@ class Stage:
             yield
         finally:
             del LOGITS_PER_CHUNK[DEVICE.type]
+
+
+@contextmanager
+def _no_packed_rows() -> Iterator[None]:
+    """Positions without contents tell transformers nothing, so it would give every row a mask as if several texts were
+    packed in it, which here are never."""
+    found, masking_utils.find_packed_sequence_indices = (
+        masking_utils.find_packed_sequence_indices,
+        lambda *_, **__: None,
+    )
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def _parameter(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

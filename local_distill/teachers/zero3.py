@@ -8,6 +8,7 @@ of calls, which is what the fixed number of micro-batches is for.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import nn
 
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_scorer
 from local_distill.teachers.local import freeze
 
 
@@ -42,8 +44,10 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     return whole
 
 
-def load_zero3_teacher(files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int) -> nn.Module:
-    """Load the teacher straight into shares; no process ever holds it whole. Collective.
+def load_zero3_teacher(
+    files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int, agreed: Callable[[bool], bool]
+) -> nn.Module:
+    """Load the teacher straight into shares; no process ever holds it whole. Collective, as ``agreed`` is.
 
     Returns what wraps its TokenScorer, frozen: every forward is collective too.
     """
@@ -69,5 +73,5 @@ def load_zero3_teacher(files: ModelFiles, settings: dict[str, Any], dtype: torch
     sharded: nn.Module
     sharded, *_ = deepspeed.initialize(model=scorer, config=settings)
     freeze(sharded)
-    check_head(scorer, files.flag)
+    check_scorer(scorer, files.flag, agreed)
     return sharded

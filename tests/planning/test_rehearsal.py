@@ -62,7 +62,7 @@ def test_forward_and_backward_take_what_is_counted(family, dtype, checkpointing,
 
     real = TokenScorer(adapted(make_model(config)), V).train()
     tokens = batch(4)
-    tokens.attention_mask[1, -3:] = 0  # padding, so that attention has its mask
+    tokens.attention_mask[1, -3:] = 0  # padding; attention has no mask all the same
     peak, _ = allocated(lambda: forward_and_backward(real, tokens, dtype))
 
     stage = Stage("cpu")

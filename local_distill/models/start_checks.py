@@ -1,0 +1,88 @@
+"""What a model is asked before it is trusted, on a few tokens: is it read as it reads itself, does it look ahead, does
+it need to be told where the padding is, is it the same while it trains?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from local_distill.errors import UserError
+from local_distill.losses.logprobs import Head
+from local_distill.models.files import causal_lm
+from local_distill.models.scorer import ADAPTER, TokenScorer, check_head
+from local_distill.types import TokenBatch
+
+LONG, SHORT, SHORTER = 8, 5, 3
+"""Tokens of two rows that are read together, and of the beginning of the shorter one."""
+
+
+def check_scorer(scorer: TokenScorer, flag: str, agreed: Callable[[bool], bool] = bool) -> None:
+    """Find out whether the model needs a mask, and make sure that it can be scored.
+
+    flag: what the model was given as. agreed: whether what is said holds on any process; collective. Raises UserError
+    for a model that would train on plausible nonsense.
+    """
+    check_head(scorer, flag)
+    scorer.needs_mask = agreed(_needs_mask(scorer, flag))
+
+
+@torch.no_grad()
+def _needs_mask(scorer: TokenScorer, flag: str) -> bool:
+    """Whether a row that is padded on the right is only the same as alone when the model is told of the padding."""
+    alone = _states(scorer, [SHORT])[0]
+    scorer.needs_mask = False
+    if _same(_states(scorer, [LONG, SHORT])[1], alone):
+        return False
+    name = type(causal_lm(scorer.model)).__name__
+    if not _same(_states(scorer, [SHORTER])[0], alone[:SHORTER]):
+        raise UserError(f"{flag}: {name} sees the tokens that come after a token, needs to be causal; choose another")
+    scorer.needs_mask = True
+    if not _same(_states(scorer, [LONG, SHORT])[1], alone):
+        raise UserError(
+            f"{flag}: {name} reads a text otherwise when it is padded beside a longer one, which no mask prevents; "
+            "choose another architecture"
+        )
+    return True
+
+
+@torch.no_grad()
+def check_quiet(scorer: TokenScorer, flag: str) -> None:
+    """Raise UserError when the student, but for its adapter's dropout, is not in training what it is in sampling."""
+    sampling = _states(scorer, [SHORT])[0]
+    scorer.train()
+    for name, module in scorer.model.named_modules():
+        module.training &= ADAPTER not in name
+    training = _states(scorer, [SHORT])[0]
+    scorer.eval()
+    if not _same(training, sampling):
+        raise UserError(
+            f"{flag}: {type(causal_lm(scorer.model)).__name__} gives other states while it trains than while it "
+            "samples, which would read as divergence from the teacher; choose another architecture"
+        )
+
+
+def _states(scorer: TokenScorer, lengths: list[int]) -> list[Tensor]:
+    """The states (tokens, H) of rows that all begin with the same tokens, read in one pass."""
+    device = causal_lm(scorer.model).get_output_embeddings().weight.device
+    width = max(lengths)
+    ids = ((1 + torch.arange(width, device=device)) % scorer.vocab_size).expand(len(lengths), width)
+    mask = (torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]).long()
+    places = torch.arange(ids.numel(), device=device)
+    batch = TokenBatch(ids, mask, places, ids.flatten(), torch.zeros(ids.numel(), device=device), (width,) * len(ids))
+    hidden: Tensor = scorer(batch, _hidden).view(len(ids), width, -1)
+    return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+
+
+def _hidden(hidden: Tensor, head: Head, targets: Tensor) -> Any:
+    del head, targets
+    return hidden
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether states differ by rounding alone, at most positions: an expert that is nearly chosen may change one."""
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.02
+    error = (found - expected).float().norm(dim=1) / expected.float().norm(dim=1).clamp(min=1e-12)
+    return bool(error.median() < tolerance)
