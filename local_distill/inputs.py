@@ -13,7 +13,14 @@ from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter, LoraSettings, open_adapter
 from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.quantization import check_quantization
-from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.models.tokenization import (
+    StopTokens,
+    check_same_tokens,
+    pad_token,
+    shared_vocabulary,
+    stop_tokens,
+    unsampled_tokens_note,
+)
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
@@ -41,14 +48,17 @@ class Inputs:
     @property
     def notes(self) -> tuple[str, ...]:
         """For people; some may be empty."""
-        return self.precision.note, self.student.note, self.stops.note
+        unsampled = unsampled_tokens_note(self.student.tokenizer, self.vocab_size)
+        return self.precision.note, self.student.note, unsampled, self.stops.note
 
     @property
     def saved_generation(self) -> GenerationConfig:
         """What is saved with the student, which stops on all the tokens that it was trained to stop on."""
         generation = copy.deepcopy(self.student.generation)
         generation.eos_token_id = list(self.stops.ids)
-        generation.pad_token_id = self.pad_id
+        own = self.student.tokenizer.pad_token_id
+        has_row = own is not None and own < self.student.config.get_text_config().vocab_size
+        generation.pad_token_id = own if has_row else self.pad_id
         return generation
 
     @property
@@ -73,11 +83,11 @@ def check_inputs(config: TrainConfig) -> Inputs:
     if sharded or config.teacher_kind == "local":
         teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
         check_same_tokens(student.tokenizer, teacher.tokenizer)
+    vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer, teacher.tokenizer)
     stops = stop_tokens(
-        student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens
+        student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens, vocab_size
     )
-    prompts = _prompts(config, student, teacher)
-    vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer)
+    prompts = _prompts(config, student, teacher, vocab_size)
     if config.top_k is not None and config.top_k >= vocab_size:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
     _check_engine(config.rollouts_kind, student, vocab_size)
@@ -95,7 +105,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
         teacher=teacher,
         vocab_size=vocab_size,
         stops=stops,
-        pad_id=pad_token(student.tokenizer, stops),
+        pad_id=pad_token(student.tokenizer, stops, vocab_size),
         prompts=prompts,
         lora=open_lora(config),
         trackers=tuple(trackers),
@@ -117,7 +127,7 @@ def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
         )
 
 
-def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> PromptSource:
+def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, vocab_size: int) -> PromptSource:
     raw = open_prompts(
         dataset=config.dataset,
         dataset_path=config.dataset_path,
@@ -131,6 +141,7 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles) -> P
         system_prompt=config.system_prompt,
         template_kwargs=parse_template_kwargs(config.chat_template_kwargs),
         fallback_template=teacher.tokenizer.chat_template,
+        vocab_size=vocab_size,
     )
     contexts = [length for length in (student.context_length, teacher.context_length) if length]
     return PromptSource.build(

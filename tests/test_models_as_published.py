@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from local_distill.models.trained import open_trained
+from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 SMALL = [
     "--batch_size", "2", "--group_size", "1", "--max_new_tokens", "4", "--max_prompt_tokens", "90", "--eval_prompts",
@@ -54,3 +55,51 @@ def test_a_run_keeps_its_work_and_its_steps_open_again(run_command, folders, cop
     assert logits.isfinite().all()
     if not adapter:
         assert torch.equal(AutoModelForCausalLM.from_pretrained("run/step-1")(ids).logits, logits)
+
+
+@pytest.fixture
+def with_added(tmp_path):
+    """A model whose tokenizer has one special token more than ``rows`` of its head, or as many."""
+
+    def make(name, token, rows, **config):
+        tokenizer = make_tokenizer()
+        tokenizer.add_special_tokens(token)
+        return save_model(tmp_path / name, llama_config(rows, layers=1, **config), tokenizer, seed=len(name))
+
+    return make
+
+
+SOFT, PAD = {"additional_special_tokens": ["<image_soft_token>"]}, {"pad_token": "[PAD]"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((SOFT, 300), (SOFT, 300)), ((PAD, 301), (SOFT, 300)), ((PAD, 300), (SOFT, 320)), ((PAD, 320), (SOFT, 320))],
+    ids=["both behind the head", "one row more", "head as it was", "rows of padding"],
+)
+def test_a_token_that_one_model_lacks_is_said_and_never_sampled(run_command, with_added, ours, theirs):
+    """Temperature 3 would draw any of 300 tokens; an id that a model has no row for would end the run."""
+    models = ["--student_model", with_added("ours", *ours), "--teacher_model", with_added("theirs", *theirs)]
+    hot = ["--temperature", "3", "--top_p", "1", "--loss", "reverse_kl", "--batch_size", "16"]
+    code, out, err = run_command([*models, *SMALL, *hot, "--output_dir", "run"])
+    assert (code, err) == (0, ""), err
+    assert "tokens that not both models have are never sampled, and no prompt may have them: " in out
+    saved = AutoTokenizer.from_pretrained("run/step-1")
+    generation = GenerationConfig.from_pretrained("run/step-1")
+    has_row = saved.pad_token_id is not None and saved.pad_token_id < ours[1]
+    assert generation.pad_token_id == (saved.pad_token_id if has_row else 0)
+
+
+def test_only_a_prompt_with_such_a_token_is_refused(run_command, with_added, tmp_path):
+    models = ["--student_model", with_added("ours", SOFT, 300), "--teacher_model", with_added("theirs", SOFT, 300)]
+    template = "{% for m in messages %}<image_soft_token>{{ m['content'] }}{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(models[1])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(models[1])
+    (tmp_path / "p.txt").write_text("why\n")
+    code, _, err = run_command([*models, *SMALL, "--prompts_file", "p.txt", "--output_dir", "run"])
+    assert code == 2
+    assert err == (
+        "error: p.txt:1: the prompt has the token <image_soft_token> (id 300), and not both models have more than "
+        "300 tokens; write it without that token\n"
+    )

@@ -44,11 +44,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Speech:
-    """How a conversation becomes tokens. template, template_kwargs: see Renderer."""
+    """How a conversation becomes tokens; the fields: see Renderer."""
 
     tokenizer: PreTrainedTokenizerBase
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     fallback_template: str | None = None
+    vocab_size: int | None = None
 
     @property
     def has_template(self) -> bool:
@@ -62,6 +63,7 @@ class Speech:
             system_prompt=system_prompt,
             template_kwargs=self.template_kwargs,
             fallback_template=self.fallback_template,
+            vocab_size=self.vocab_size,
         )
 
 

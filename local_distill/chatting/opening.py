@@ -86,19 +86,21 @@ def open_chat(settings: ChatSettings) -> Opened:
     elif settings.teacher_model is not None:
         teacher = open_trained("--teacher_model", settings.teacher_model, settings.trust_remote_code)
         check_same_tokens(student.files.tokenizer, teacher.files.tokenizer)
-    other = (teacher or student).files
+    files, other = student.files, (teacher or student).files
+    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
     speech = Speech(
-        student.files.tokenizer,
+        files.tokenizer,
         parse_template_kwargs(settings.chat_template_kwargs),
         fallback_template=other.tokenizer.chat_template,
+        vocab_size=vocab_size,
     )
-    stops = stop_tokens(student.files.tokenizer, student.files.generation, other.tokenizer, other.generation, "both")
+    stops = stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size)
     return Opened(
         student,
         teacher,
         speech,
         frozenset(stops.ids),
-        shared_vocabulary(student.files.config, other.config, student.files.tokenizer),
+        vocab_size,
         precision,
         device,
         (precision.note, *speech.renderer(settings.system_prompt).notes, *_without_template(speech)),

@@ -38,7 +38,7 @@ class Subject:
     @property
     def pad_id(self) -> int:
         """What fills rows up."""
-        return pad_token(self.trained.files.tokenizer, self.stops)
+        return pad_token(self.trained.files.tokenizer, self.stops, self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,22 @@ def _subject(
     files, other = trained.files, teacher or trained.files
     if teacher is not None:
         check_same_tokens(files.tokenizer, teacher.tokenizer)
+    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
     renderer = Renderer(
         files.tokenizer,
         chat_template=settings.chat_template,
         system_prompt=settings.system_prompt,
         template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
         fallback_template=other.tokenizer.chat_template,
+        vocab_size=vocab_size,
     )
     contexts = [length for length in (files.context_length, other.context_length) if length]
     return Subject(
         name,
         trained,
         {task.name: _prompts(name, task, renderer, min(contexts, default=None), settings) for task in tasks},
-        shared_vocabulary(files.config, other.config, files.tokenizer),
-        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both"),
+        vocab_size,
+        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size),
     )
 
 

@@ -39,7 +39,8 @@ class Renderer:
 
     chat_template: "on", "off", or "auto", which is on when there is a template. system_prompt: put
     first, unless the prompt brings a system message of its own. template_kwargs: variables for the
-    template. fallback_template: the teacher's, for a student whose tokenizer has none.
+    template. fallback_template: the teacher's, for a student whose tokenizer has none. vocab_size: ids from here on
+    are in no prompt, for one of the models has nothing to say of them; None for no limit.
     Raises UserError when the settings need a template and there is none in use.
 
     uses_template: whether the chat template is in use. notes: things to say aloud.
@@ -53,6 +54,7 @@ class Renderer:
         system_prompt: str | None = None,
         template_kwargs: dict[str, Any] | None = None,
         fallback_template: str | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         template = tokenizer.chat_template or fallback_template
         if chat_template == "on" and not template:
@@ -70,6 +72,7 @@ class Renderer:
         self.notes = _unused_kwargs(template, kwargs) if self.uses_template else ()
         self._tokenizer = tokenizer
         self._system_prompt = system_prompt
+        self._vocab_size = vocab_size
         # A tokenizer's own template goes by None: it may be several, of which the tokenizer picks one.
         self._template_kwargs = {**kwargs, "chat_template": None if tokenizer.chat_template else fallback_template}
 
@@ -82,6 +85,12 @@ class Renderer:
         ids = render(raw) if raw.messages else []
         if not ids:
             raise UserError(f"{raw.origin}: the prompt has no tokens, there is nothing to continue; write some text")
+        if self._vocab_size is not None and max(ids) >= self._vocab_size:
+            token = self._tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{raw.origin}: the prompt has the token {token} (id {max(ids)}), and not both models have more than "
+                f"{self._vocab_size} tokens; write it without that token"
+            )
         return tuple(ids)
 
     def _with_template(self, raw: RawPrompt) -> list[int]:

@@ -7,7 +7,13 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from local_distill.errors import UserError
-from local_distill.models.tokenization import check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.models.tokenization import (
+    check_same_tokens,
+    pad_token,
+    shared_vocabulary,
+    stop_tokens,
+    unsampled_tokens_note,
+)
 from tests.tiny_models import EOS, IM_END, llama_config, make_tokenizer
 
 
@@ -54,6 +60,57 @@ def test_a_model_with_fewer_logits_than_tokens_is_refused():
     tokenizer = make_tokenizer()
     with pytest.raises(UserError, match="--student_model: has logits for 200 tokens"):
         shared_vocabulary(llama_config(200), llama_config(300), tokenizer)
+
+
+@pytest.mark.parametrize(("rows", "teachers_rows"), [(300, 300), (300, 320), (320, 300), (301, 300)])
+def test_tokens_that_were_added_behind_a_head_are_never_sampled(rows, teachers_rows):
+    """Gemma 3's <image_soft_token> has an id one above the head's last row."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    assert tokenizer.convert_tokens_to_ids("<image_soft_token>") == 300
+    check_same_tokens(tokenizer, tokenizer)
+    assert shared_vocabulary(llama_config(rows), llama_config(teachers_rows), tokenizer, tokenizer) == 300
+    assert unsampled_tokens_note(tokenizer, 300).endswith("no prompt may have them: <image_soft_token>")
+    assert unsampled_tokens_note(tokenizer, 301) == ""
+
+
+@pytest.mark.parametrize(("rows", "teachers_rows"), [(300, 300), (301, 300), (320, 300), (301, 320), (320, 320)])
+def test_a_padding_token_of_the_students_alone_is_neither_sampled_nor_asked_of_the_teacher(rows, teachers_rows):
+    ours, theirs = make_tokenizer(), make_tokenizer()
+    ours.add_special_tokens({"pad_token": "[PAD]"})
+    check_same_tokens(ours, theirs)
+    size = shared_vocabulary(llama_config(rows), llama_config(teachers_rows), ours, theirs)
+    assert size == ours.convert_tokens_to_ids("[PAD]") == 300
+    stops = stop_tokens(ours, GenerationConfig(), theirs, GenerationConfig(), "both", size)
+    assert pad_token(ours, stops, size) == ours.eos_token_id
+    assert "[PAD]" in unsampled_tokens_note(ours, size)
+
+
+def test_special_tokens_of_the_students_alone_that_it_needs_are_refused():
+    theirs = make_tokenizer()
+    moved = make_tokenizer()
+    moved.add_special_tokens({"pad_token": "[PAD]"})
+    known_elsewhere = make_tokenizer()
+    known_elsewhere.add_special_tokens({"additional_special_tokens": ["<x>", "[PAD]"]})
+    with pytest.raises(UserError, match=r"1 of 301 tokens, such as '\[PAD\]', id 300 to the student and id 301"):
+        check_same_tokens(moved, known_elsewhere)
+    ends = make_tokenizer()
+    ends.add_special_tokens({"eos_token": "<|end|>"})
+    with pytest.raises(UserError, match=r"such as '<\|end\|>', id 300 to the student and not there"):
+        check_same_tokens(ends, theirs)
+
+
+def test_ids_that_no_model_can_sample_end_nothing():
+    tokenizer = make_tokenizer()
+    both = GenerationConfig(eos_token_id=[0, 9999, -1])
+    assert stop_tokens(tokenizer, both, tokenizer, both, "both").ids == (0,)
+    instruct = GenerationConfig(eos_token_id=[0, 310])  # of a teacher with more tokens, in a row that the student has
+    stops = stop_tokens(tokenizer, both, tokenizer, instruct, "both", 320)
+    assert stops.ids == (0, 310)
+    tokenizer.eos_token = None
+    beyond = GenerationConfig(eos_token_id=300)
+    with pytest.raises(UserError, match="no end-of-sequence token is defined among the 300 tokens"):
+        stop_tokens(tokenizer, beyond, tokenizer, beyond, "both", 300)
 
 
 @pytest.mark.parametrize(("choice", "expected"), [("both", {EOS, IM_END}), ("student", {EOS}), ("teacher", {IM_END})])
