@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who reads the files of a run need not wait for torch
+    import torch
+    from torch import Tensor
 
-from local_distill.losses.logprobs import Head, TopTokens
+    from local_distill.losses.logprobs import Head, TopTokens
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ results.json       the numbers, once all answers are there
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from local_distill.disk import write_whole, writing
 from local_distill.errors import UserError
 from local_distill.running.claim import LOCK, claimed
 from local_distill.running.dated_folder import make_dated_folder
-from local_distill.watching.jsonl import to_json
+from local_distill.watching.jsonl import as_declared, to_json
 
 SETTINGS_FILE, ANSWERS_FILE, REVERSE_KL_FILE, RESULTS_FILE = (
     "settings.json", "answers.jsonl", "reverse_kl.jsonl", "results.json",
@@ -89,26 +91,31 @@ class Journal(Generic[R]):
         self._path = path
         self.found: dict[tuple[str, str, int, int], R] = {}
         names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); mend that, or give another folder") from error
         whole, _, cut = text.rpartition("\n")
         for number, line in enumerate(whole.split("\n") if whole else (), start=1):
             try:
                 record = json.loads(line)
                 if set(record) != names:
                     raise ValueError
-            except (ValueError, TypeError):
+                record = {name: math.nan if value is None else value for name, value in record.items()}
+                self._keep(as_declared(kind(**record)))
+            except (ValueError, TypeError, RecursionError):
                 raise UserError(f"{path}:{number}: not a line of this file; repair or remove it") from None
-            self._keep(kind(**record))
         if cut:
-            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+            write_whole(path, f"{whole}\n" if whole else "")
 
     def add(self, records: Sequence[R]) -> None:
-        """Append them."""
+        """Append them. Raises RunError where they cannot be written."""
         # Half of a surrogate pair, which a token can decode to, is still JSON as a backslash escape.
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for record in records:
-                file.write(to_json(asdict(record)) + "\n")  # type: ignore[call-overload]
-                self._keep(record)
+        lines = "".join(to_json(asdict(record)) + "\n" for record in records)  # type: ignore[call-overload]
+        with writing(self._path), self._path.open("ab") as file:
+            file.write(lines.encode(errors="backslashreplace"))
+        for record in records:
+            self._keep(record)
 
     def _keep(self, record: R) -> None:
         self.found[record.key] = record
@@ -124,8 +131,7 @@ class OutputFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """results.json."""
-        text = to_json(results, indent=2) + "\n"
-        (self.path / RESULTS_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_whole(self.path / RESULTS_FILE, to_json(results, indent=2) + "\n")
 
 
 def open_output(given: str | None, fixed: Mapping[str, Any], holding: ExitStack) -> OutputFolder:
@@ -153,13 +159,11 @@ def _check_same(folder: Path, fixed: dict[str, Any]) -> None:
     if not file.exists():
         if any((folder / name).exists() for name in (ANSWERS_FILE, REVERSE_KL_FILE)):
             raise UserError(f"--output {folder}: has answers but no {SETTINGS_FILE}; give another folder")
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(to_json(fixed, indent=2) + "\n", encoding="utf-8", errors="backslashreplace")
-        temporary.replace(file)
+        write_whole(file, to_json(fixed, indent=2) + "\n")
         return
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"--output {folder}: its {SETTINGS_FILE} is damaged; give another folder") from None
     for name, value in fixed.items():
         if before.get(name) != value:

@@ -53,14 +53,14 @@ class Facts:
     def data(self) -> str:
         """Where the prompts came from, in words; empty where it is not known."""
         if self.settings.get("prompts_file"):
-            return f"a file of prompts ({Path(self.settings['prompts_file']).name})"
+            return f"a file of prompts ({Path(str(self.settings['prompts_file'])).name})"
         return str(self.settings.get("dataset") or ("built-in prompts" if self.settings else ""))
 
     @property
     def hub_data_set(self) -> str | None:
         """The hub id of the data set, where it has one."""
         name = self.settings.get("dataset")
-        return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name)
+        return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name and str(name))
 
     @property
     def command(self) -> str:
@@ -92,9 +92,9 @@ def facts_of(trained: Trained) -> Facts:
     settings = read_settings(run) if run else {}
     evaluations: list[Evaluation] = []
     tokens, seconds = 0, 0.0
-    if run and (run / COMPLETIONS_FILE).is_file():
+    if run and (run / COMPLETIONS_FILE).exists():
         evaluations = [each for each in read_evaluations(run / COMPLETIONS_FILE) if step is None or each.step <= step]
-    if run and (run / METRICS_FILE).is_file():
+    if run and (run / METRICS_FILE).exists():
         tokens, seconds = training_totals(run / METRICS_FILE)
     packages = _packages(run) if run else {}
     base = public(settings.get("student_model") or trained.files.path)
@@ -104,7 +104,7 @@ def facts_of(trained: Trained) -> Facts:
 def _packages(run: Path) -> dict[str, str]:
     """What it ran with when it was last started; none where it left no word of that."""
     path = run / ENVIRONMENT_FILE
-    if not path.is_file():
+    if not path.exists():
         return {}
     starts = read_starts(run)
     packages = starts[-1].get("packages") if starts else None

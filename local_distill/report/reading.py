@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.watching.jsonl import read_records
-from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, read_settings, read_starts
-
-HELD_OUT = "eval/"
-"""What the metrics of an evaluation begin with."""
+from local_distill.watching.records import is_step, read_metrics, read_samples
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, check_kinds, read_settings, read_starts
 
 Record = dict[str, Any]
 
@@ -58,32 +55,26 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def read_run(folder: Path, name: str | None = None) -> Run:
     """The run in ``folder``. Raises UserError when it is none, or when one of its files cannot be read."""
-    if not (folder / METRICS_FILE).is_file():
+    if not (folder / METRICS_FILE).exists():
         what = f"no {METRICS_FILE} in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as runs/<date-time>")
-    metrics = _by_step(folder / METRICS_FILE)
+    check_kinds(folder)
+    metrics = _in_order(read_metrics(folder / METRICS_FILE))
     if not metrics:
         raise UserError(f"{folder / METRICS_FILE}: nothing measured yet; wait for the run's first step")
+    samples = folder / COMPLETIONS_FILE
     return Run(
         name=name or folder.resolve().name,
         path=folder,
-        steps=[record for record in metrics if _is_step(record)],
-        evaluations=[record for record in metrics if not _is_step(record)],
-        samples=_by_step(folder / COMPLETIONS_FILE) if (folder / COMPLETIONS_FILE).is_file() else [],
+        steps=[record for record in metrics if is_step(record)],
+        evaluations=[record for record in metrics if not is_step(record)],
+        samples=_in_order([record for record, _ in read_samples(samples)]) if samples.exists() else [],
         settings=read_settings(folder),
         starts=read_starts(folder),
     )
 
 
-def _is_step(record: Record) -> bool:
-    return not any(name.startswith(HELD_OUT) for name in record)
-
-
-def _by_step(path: Path) -> list[Record]:
-    """The records, in the order of their steps; of two about the same step and the same thing, the later one."""
-    try:
-        records = [record for _, record in read_records(path)]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from error
-    last = {(record["step"], _is_step(record)): record for record in records}
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """By their steps; of two about the same step and the same thing, the later one."""
+    last = {(record["step"], is_step(record)): record for record in records}
     return sorted(last.values(), key=lambda record: record["step"])

@@ -69,7 +69,8 @@ class Shown:
 
 def outcome_of(run: Run) -> Outcome:
     """How the run ended, as far as its files tell."""
-    first, last = (run.evaluations[0], run.evaluations[-1]) if run.evaluations else ({}, {})
+    first: Record = next((each for each in run.evaluations if each["step"] == 0), {})
+    last = run.evaluations[-1] if run.evaluations else first
     done = run.steps[-1]["step"] if run.steps else 0
     tokens, seconds = _total(run, "tokens"), _total(run, "seconds/step")
     planned = run.settings.get("steps")

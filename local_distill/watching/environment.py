@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 
+from local_distill.disk import write_whole
 from local_distill.watching.run_files import ENVIRONMENT_FILE, read_starts
 
 PACKAGES = (
@@ -43,13 +44,11 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
     """Add what this start of a run runs on to ``folder``/environment.json; a new run begins the file.
 
     processes: of the run, over all machines. The rest is of this process's machine.
-    Raises UserError where a resumed run finds a file that holds no such list.
+    Raises UserError where a resumed run finds a file that holds no such list, or where it cannot be written.
     """
     path = folder / ENVIRONMENT_FILE
     records = [*(read_starts(folder) if resumed else []), describe_environment(processes)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(records, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     return path
 
 

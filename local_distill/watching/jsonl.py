@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from local_distill.errors import UserError
+
+T = TypeVar("T")
+LARGEST = 1e100
+"""A number above it was not measured."""
+LARGEST_STEP = 2**53
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -19,18 +25,41 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a file with the record it holds; a last line that a crash cut short is left out.
 
-    Raises UserError when another line is no record with a "step", OSError when there is no such file.
+    Raises UserError when the file cannot be read, or when another line is no record with a "step".
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that") from error
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the second of brackets in brackets
             record = None
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and _is_step(record.get("step")):
             yield line, record
         elif number < len(lines):
             raise UserError(f"{path}:{number}: not a JSON record; repair or remove that line")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is one that can be summed and drawn."""
+    return isinstance(value, (int, float)) and not abs(value) > LARGEST
+
+
+def as_declared(read: T) -> T:
+    """The same dataclass, made of a record. Raises TypeError where a field is no number or text and should be."""
+    for field in fields(read):  # type: ignore[arg-type]
+        value = getattr(read, field.name)
+        if field.type in ("int", "float", "bool") and not (is_number(value) or value != value):
+            raise TypeError(f"{field.name} is no number")
+        if field.type == "str" and not isinstance(value, str):
+            raise TypeError(f"{field.name} is no text")
+    return read
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < LARGEST_STEP
 
 
 def _finite(value: Any) -> Any:

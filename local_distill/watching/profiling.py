@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch.profiler import profile
 
+from local_distill.disk import writing
 from local_distill.watching.measuring import PHASE
 
 TRACE_FILE = "trace.json.gz"
@@ -65,10 +66,11 @@ class StepProfiler:
             self._write()
 
     def _write(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self._folder / TRACE_FILE))
         table = self._table()
-        (self._folder / TABLE_FILE).write_text(table, encoding="utf-8")
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._profile.export_chrome_trace(str(self._folder / TRACE_FILE))
+            (self._folder / TABLE_FILE).write_text(table, encoding="utf-8")
         self._say(f"profile of {self._steps} steps, trace in {self._folder / TRACE_FILE}")
         self._say(table)
 

@@ -13,16 +13,21 @@ Knows nothing of terminals or experiment trackers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from local_distill.errors import UserError
+from local_distill.disk import write_whole, writing
+from local_distill.errors import RunError, UserError
 from local_distill.types import Completion, Evaluation, Piece
-from local_distill.watching.jsonl import read_records, to_json
+from local_distill.watching.jsonl import as_declared, is_number, read_records, to_json
 from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE
+
+HELD_OUT = "eval/"
+"""What the metrics of an evaluation begin with."""
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -48,7 +53,7 @@ class JsonlWriter:
         crash cut short, are removed first, so that the file becomes the one that an unbroken run writes.
 
     Raises UserError when a new run finds records of another run, or when a resumed one finds a line
-    that is no record.
+    that is no record; RunError when the file cannot be written, or is not there any more.
     """
 
     def __init__(self, path: Path, keep_through: int | None = None) -> None:
@@ -56,18 +61,28 @@ class JsonlWriter:
             _remove_after(path, keep_through)
         elif path.exists() and path.stat().st_size:
             raise UserError(f"{path}: holds the records of another run; add --resume, or name another --output_dir")
-        # A token can decode to half of a surrogate pair, which UTF-8 has no bytes for; as a backslash
-        # escape it is still JSON.
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        self._path = path
+        with writing(path):
+            self._file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again by ``close``
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and flush it."""
-        self._file.write(to_json(record) + "\n")
-        self._file.flush()
+        """Append one record."""
+        # A token can decode to half of a surrogate pair, which UTF-8 has no bytes for; as a backslash
+        # escape it is still JSON.
+        line = f"{to_json(record)}\n".encode(errors="backslashreplace")
+        with writing(self._path):
+            self._check_in_place()
+            while line:
+                line = line[self._file.write(line) :]  # a disk that becomes full takes a part
 
     def close(self) -> None:
         """Close the file; nothing is written after that."""
         self._file.close()
+
+    def _check_in_place(self) -> None:
+        """An open file can be written long after its folder was removed, and nobody will ever read it."""
+        if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            raise RunError(f"{self._path}: another file has taken its place; let no other run use this folder")
 
     def __enter__(self) -> JsonlWriter:
         return self
@@ -98,33 +113,83 @@ class RunFiles:
         self._completions.close()
 
 
-def read_evaluations(path: Path) -> list[Evaluation]:
-    """The evaluations of a completions.jsonl, oldest first; null reads as NaN.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl: a step, and numbers or null.
 
-    Raises UserError when a line other than the last is no record, OSError when there is no such file.
+    Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
-    return [_evaluation(record) for _, record in read_records(path)]
+    records = []
+    for line, record in read_records(path):
+        for name, value in record.items():
+            if value is not None and not is_number(value):
+                raise UserError(f"{path}: {name} is no number in {_shown(line)}; repair or remove that line")
+        records.append(record)
+    return records
+
+
+def read_samples(path: Path) -> list[tuple[dict[str, Any], Evaluation]]:
+    """The records of a completions.jsonl, each with the evaluation that it holds, in the order of the lines.
+
+    Raises UserError when a line other than the last is no such record, or when the file cannot be read.
+    """
+    samples = []
+    for line, record in read_records(path):
+        try:
+            samples.append((record, _evaluation(record)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: no evaluation ({what}) in {_shown(line)}; repair or remove that line") from error
+    return samples
+
+
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """The evaluations of a completions.jsonl, oldest first; null reads as NaN. Raises UserError as ``read_samples``."""
+    return [evaluation for _, evaluation in read_samples(path)]
 
 
 def training_totals(path: Path) -> tuple[int, float]:
-    """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl."""
-    steps = [record for _, record in read_records(path) if "seconds/step" in record]
-    return int(sum(step["tokens"] for step in steps)), float(sum(step["seconds/step"] for step in steps))
+    """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl. Raises UserError."""
+    steps = [record for record in read_metrics(path) if is_step(record)]
+    tokens, seconds = (sum(step.get(name) or 0 for step in steps) for name in ("tokens", "seconds/step"))
+    return int(tokens), float(seconds)
+
+
+def lost_records(folder: Path, through: int) -> list[str]:
+    """In words, what of a run that has done ``through`` steps its files do not tell any more. Raises UserError."""
+    metrics, notes = read_metrics(folder / METRICS_FILE), []
+    if through > (found := len({record["step"] for record in metrics if is_step(record)})):
+        notes.append(f"{folder / METRICS_FILE}: holds {found} of {through} steps, the others are lost to the report")
+    evaluated = {record["step"] for record in metrics if not is_step(record)}
+    if lost := sorted(evaluated - {each.step for each in read_evaluations(folder / COMPLETIONS_FILE)}):
+        steps = ", ".join(map(str, lost))
+        notes.append(f"{folder / COMPLETIONS_FILE}: holds no completions of the evaluations at step {steps}")
+    return notes
+
+
+def is_step(record: Mapping[str, Any]) -> bool:
+    """Whether a record of a metrics.jsonl is of a training step, not of an evaluation."""
+    return not any(name.startswith(HELD_OUT) for name in record)
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
     completions = tuple(_completion(each) for each in record["completions"])
-    return Evaluation(**{**_null_to_nan(record), "completions": completions})
+    return as_declared(Evaluation(**{**_null_to_nan(record), "completions": completions}))
 
 
 def _completion(record: dict[str, Any]) -> Completion:
     pieces = tuple(_piece(each) for each in record.get("pieces", ()))
-    return Completion(**{**_null_to_nan(record), "pieces": pieces})
+    return as_declared(Completion(**{**_null_to_nan(record), "pieces": pieces}))
 
 
 def _piece(record: dict[str, Any]) -> Piece:
-    top = tuple((text, math.nan if logprob is None else logprob) for text, logprob in record["top"])
-    return Piece(**{**_null_to_nan(record), "top": top})
+    if not all(isinstance(text, str) for text, _ in record["top"]):
+        raise TypeError("top holds what is no text")
+    top = tuple((text, math.nan if logprob is None else float(logprob)) for text, logprob in record["top"])
+    return as_declared(Piece(**{**_null_to_nan(record), "top": top}))
+
+
+def _shown(line: str) -> str:
+    return line if len(line) <= 60 else f"{line[:59]}…"
 
 
 def _null_to_nan(record: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +200,4 @@ def _remove_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [f"{line}\n" for line, record in read_records(path) if record["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)  # a crash leaves either the old file or the new one
+    write_whole(path, "".join(kept))  # a crash leaves either the old file or the new one

@@ -17,6 +17,16 @@ METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
 SETTINGS_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
+SUMMARY_FILE = "summary.md"
+SUMMARY_JSON_FILE = "summary.json"
+
+
+def check_kinds(folder: Path) -> None:
+    """Raise UserError when something else than a file is where the run in ``folder`` keeps one."""
+    for name in (METRICS_FILE, COMPLETIONS_FILE, SETTINGS_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, SUMMARY_JSON_FILE):
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a file, and the run keeps one of that name; move it away")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -24,10 +34,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
     try:
         content = {} if (text := _text(path)) is None else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # the second of dates that there are not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates that there are not; of lists in lists
         raise _unreadable(path, error) from error
-    if not isinstance(content, dict):
+    if not (isinstance(content, dict) and all(isinstance(name, str) for name in content)):
         raise UserError(f"{path}: needs to hold names and values; mend or remove it")
+    for name, value in content.items():
+        if isinstance(value, (dict, list, set)):
+            raise UserError(f"{path}: {name} needs a single value; mend or remove it")
     return content
 
 
@@ -40,7 +53,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     text = _text(path)
     try:
         content = [] if text is None else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not (isinstance(content, list) and all(isinstance(each, dict) for each in content)):
         raise UserError(f"{path}: not a list of JSON records; mend or remove it")
@@ -49,7 +62,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 def _text(path: Path) -> str | None:
     """Of a file; None where there is none."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         return path.read_text(encoding="utf-8")

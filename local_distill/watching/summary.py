@@ -18,8 +18,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from local_distill.disk import write_whole
 from local_distill.types import Completion, Evaluation
 from local_distill.watching.jsonl import to_json
+from local_distill.watching.run_files import SUMMARY_FILE, SUMMARY_JSON_FILE
 from local_distill.watching.terminal import open_console
 from local_distill.watching.wording import (
     clean,
@@ -31,9 +33,6 @@ from local_distill.watching.wording import (
     shorten,
     with_error,
 )
-
-MARKDOWN_FILE = "summary.md"
-JSON_FILE = "summary.json"
 
 Facts = Mapping[str, str | int | float]
 
@@ -47,6 +46,8 @@ def write_summary(output_dir: Path, before: Evaluation | None, after: Evaluation
     before, after: the evaluations before training and at its end; None where nothing was held out.
     facts: what else is worth knowing, in the order to show it. "seconds" (wall-clock) and "tokens" (completion
         tokens trained on) are written for people; the rest is shown as it is.
+
+    Raises RunError when one of them cannot be written.
     """
     record = {
         "before": _in_json(before) if before else None,
@@ -54,10 +55,9 @@ def write_summary(output_dir: Path, before: Evaluation | None, after: Evaluation
         "reverse_kl_ratio": _ratio(before.reverse_kl, after.reverse_kl) if before and after else None,
         "facts": dict(facts),
     }
-    json_text = to_json(record, indent=2) + "\n"
-    (output_dir / JSON_FILE).write_text(json_text, encoding="utf-8", errors="backslashreplace")
-    markdown = output_dir / MARKDOWN_FILE
-    markdown.write_text(_markdown(before, after, facts), encoding="utf-8")
+    write_whole(output_dir / SUMMARY_JSON_FILE, to_json(record, indent=2) + "\n")
+    markdown = output_dir / SUMMARY_FILE
+    write_whole(markdown, _markdown(before, after, facts))
     return markdown
 
 
