@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,6 +53,11 @@ class ExportSettings:
             raise UserError("--gguf_converter: given without --gguf; add --gguf q8_0, or drop it")
         if self.private and self.push_to_hub is None:
             raise UserError("--private: given without --push_to_hub; add it, or drop the switch")
+        size = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*[KMGT]B", self.max_shard_size.strip(), re.IGNORECASE)
+        if size is None or float(size[1]) == 0:
+            raise UserError(
+                f"--max_shard_size: {self.max_shard_size!r} given, needs a size such as 5GB or 500MB; give one"
+            )
         if self.push_to_hub == "":
             raise UserError("--push_to_hub: empty text given; give owner/name, or leave the flag out")
 
