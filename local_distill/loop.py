@@ -97,8 +97,9 @@ def distil(
         done = step + 1
         metrics |= clock.metrics()
         metrics |= rollout_metrics(accelerator, rollouts, metrics["seconds/step"])
-        log.step(done, metrics | {"peak_memory_gib": peak_memory_gib(accelerator.device)})
-        profiler.end_step()  # after the step was timed: a trace takes seconds to write
+        metrics |= {"peak_memory_gib": peak_memory_gib(accelerator.device)}
+        on_every_process(partial(log.step, done, metrics))
+        on_every_process(profiler.end_step)  # after the step was timed: a trace takes seconds to write
 
         stopping = stop.agreed(accelerator)
         if schedule.evaluates_after(done) and not stopping:
@@ -117,4 +118,4 @@ def _score(teacher: Teacher, substeps: list[list[TokenBatch]]) -> list[list[Scor
 def _evaluate(evaluator: Evaluator, log: Log, step: int) -> None:
     evaluation = evaluator.evaluate(step)
     if evaluation is not None:
-        log.evaluation(evaluation)
+        on_every_process(partial(log.evaluation, evaluation))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from accelerate.utils import parse_flag_from_env
 from local_distill.building import build_and_run
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
+from local_distill.disk import write_whole
 from local_distill.engines import Site, open_ahead
 from local_distill.errors import RunError, UserError, exit_code_of
 from local_distill.inputs import Inputs, check_inputs
@@ -44,10 +46,10 @@ from local_distill.running.preflight import (
 from local_distill.running.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.watching.environment import write_environment
-from local_distill.watching.records import read_evaluations, training_totals
+from local_distill.watching.records import lost_records, read_evaluations, training_totals
 from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE
 from local_distill.watching.summary import show_summary, write_summary
-from local_distill.watching.terminal import open_terminal
+from local_distill.watching.terminal import Terminal, open_terminal
 from local_distill.watching.tracking import RunLog, open_run_log
 
 
@@ -95,24 +97,29 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
         closing.callback(stop.restore)
         site = Site(inputs, accelerator, terminal.say, closing)
         ahead = open_ahead(site)
-        log = open_run_log(
-            accelerator, terminal, run.path, asdict(config), resumed_step=run.first_step if run.checkpoint else None,
-            wandb_project=config.wandb_project, wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
-        )  # fmt: skip
+        closing.enter_context(ending_in_one_line(run.path))
+        log = on_every_process(partial(open_log, config, accelerator, terminal, run))
         closing.enter_context(log)
         announce(inputs, accelerator, run, log)
-        if accelerator.is_main_process:
-            write_settings(config, run.path)
-            write_environment(run.path, accelerator.num_processes, resumed=run.checkpoint is not None)
-        with ending_in_one_line(run.path):
-            done = build_and_run(site, ahead, run, log, stop)
-    result = TrainResult(run.path, done, stopped_by=stop.signal)
-    if accelerator.is_main_process:
-        result = with_evaluations(result)
-        finish(config, result)
-    accelerator.wait_for_everyone()  # a launcher ends the others when one process ends with another code than 0
+        done = build_and_run(site, ahead, run, log, stop)
+    with ending_in_one_line(run.path):
+        result = TrainResult(run.path, done, stopped_by=stop.signal)
+        # All wait: a launcher ends the others when one process ends with another code than 0.
+        result = on_every_process(lambda: finish(config, result) if accelerator.is_main_process else result)
     accelerator.end_training()
     return result
+
+
+def open_log(config: TrainConfig, accelerator: Accelerator, terminal: Terminal, run: RunFolder) -> RunLog:
+    """The log of the run; and in its folder, what it is and what it runs on. Raises UserError."""
+    log = open_run_log(
+        accelerator, terminal, run.path, asdict(config), resumed_step=run.first_step if run.checkpoint else None,
+        wandb_project=config.wandb_project, wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        write_settings(config, run.path)
+        write_environment(run.path, accelerator.num_processes, resumed=run.checkpoint is not None)
+    return log
 
 
 @contextmanager
@@ -135,7 +142,9 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
     config = inputs.config
     log.say(f"{config.student_model} learns from {teacher_in_words(config)}, in {run.path}")
     log.say(launch_in_words(accelerator, inputs.precision))
-    notes = (*run.notes, *inputs.notes, off_policy_note(config))
+    kept_here = run.checkpoint is not None and run.checkpoint.path.resolve().parent == run.path.resolve()
+    lost = lost_records(run.path, run.first_step) if kept_here and accelerator.is_main_process else ()
+    notes = (*run.notes, *lost, *inputs.notes, off_policy_note(config))
     for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         log.say(note)
 
@@ -170,20 +179,22 @@ def unused_lora_note(config: TrainConfig) -> str:
 
 
 def with_evaluations(result: TrainResult) -> TrainResult:
-    """The result with the run's first and last evaluation, where there are any."""
+    """The result with the evaluation before training and the last one after it, where there are any."""
     evaluations = read_evaluations(result.folder / COMPLETIONS_FILE)
-    return replace(result, before=evaluations[0], after=evaluations[-1]) if evaluations else result
+    before = next((each for each in evaluations if each.step == 0), None)
+    return replace(result, before=before, after=evaluations[-1]) if evaluations else result
 
 
-def finish(config: TrainConfig, result: TrainResult) -> None:
-    """Say how it ended: the summary, or the command to go on with."""
+def finish(config: TrainConfig, result: TrainResult) -> TrainResult:
+    """Say how it ended: the summary, or the command to go on with. Returns the result with the evaluations in it."""
+    result = with_evaluations(result)
     folder, stopped_by = result.folder, result.stopped_by
     if stopped_by is not None:
         ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
         print(f"{ended}; to go on, launch again:")
         print(f"  python -m local_distill.train_on_policy_local --config {folder / SETTINGS_FILE} --resume")
         print(told_of(folder))
-        return
+        return result
     tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {
         "student": config.student_model,
@@ -194,17 +205,19 @@ def finish(config: TrainConfig, result: TrainResult) -> None:
         "seconds": seconds,
         "checkpoint": str(result.checkpoint),
     }
+    if result.after and not result.before:
+        print(f"{folder / COMPLETIONS_FILE}: has no evaluation before training, so there is nothing to compare with")
     show_summary(result.before, result.after, facts)
     write_summary(folder, result.before, result.after, facts)
     print(told_of(folder))
+    return result
 
 
 def write_settings(config: TrainConfig, folder: Path) -> None:
     """The settings of the run, as a file that ``--config`` takes."""
     given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
     given["output_dir"] = str(folder)
-    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    write_whole(folder / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from local_distill.errors import UserError
+from local_distill.disk import readable_as_others, writing
+from local_distill.errors import RunError, UserError
 from local_distill.running.claim import LOCK, claimed
 from local_distill.running.isolation import quiet_libraries
 
@@ -119,8 +120,12 @@ def save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
-        aside.replace(folder)
-    except OSError as error:
-        raise _cannot_be_written(folder.parent, error) from error
+        with writing(folder):
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
+            readable_as_others(aside)
+            aside.replace(folder)
+    except RunError as error:
+        raise UserError(f"--models {error}; choose another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # it is not there any more where all went well

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub import HfApi
 
+from local_distill.disk import writing
 from local_distill.errors import UserError
 from local_distill.exporting.card import CURVE_FILE, model_card
 from local_distill.exporting.curve import curve_svg
@@ -47,10 +48,12 @@ def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | No
         difference = compare_with_trained(expected, folder, dtype, settings.trust_remote_code)
         say(f"written in {settings.dtype}, loaded again: {_in_words(difference)}")
         curve = curve_svg(facts.evaluations)
-        if curve is not None:
-            (folder / CURVE_FILE).write_text(curve, encoding="utf-8")
         title = (settings.push_to_hub or target.resolve().name).rsplit("/", 1)[-1]
-        model_card(title, facts, settings.dtype, difference, curve is not None).save(folder / CARD_FILE)
+        card = model_card(title, facts, settings.dtype, difference, curve is not None)
+        with writing(target):
+            if curve is not None:
+                (folder / CURVE_FILE).write_text(curve, encoding="utf-8")
+            card.save(folder / CARD_FILE)
         if converter is not None:
             file = convert(converter, folder, settings.gguf)
             found = compare_gguf(expected, file, settings.gguf)
@@ -93,9 +96,10 @@ def whole_or_not_there(target: Path) -> Iterator[Path]:
             raise UserError(f"--output_dir {target}: cannot be written ({error.strerror}); choose another") from error
         try:
             yield partial
-            if target.exists():
-                target.rmdir()  # it is empty, or this raises
-            partial.rename(target)
+            with writing(target):
+                if target.exists():
+                    target.rmdir()  # it is empty, or this raises
+                partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from local_distill.disk import readable_as_others, writing
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.tokenization import PROBES, stop_tokens
@@ -38,8 +39,10 @@ def write_model(trained: Trained, dtype: torch.dtype, folder: Path, max_shard_si
     if generation.pad_token_id is None:
         generation.pad_token_id = files.tokenizer.pad_token_id
     model.generation_config = generation
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    files.tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        files.tokenizer.save_pretrained(folder)
+    readable_as_others(folder)
 
 
 def probe_logprobs(files: ModelFiles, model: nn.Module) -> Tensor:

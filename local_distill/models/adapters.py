@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.running.manifest import check_as_written
 from local_distill.settings import comma_separated
 
 FLAG = "--init_adapter"
@@ -165,6 +166,7 @@ def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
     if not (folder / SETTINGS).is_file():
         found = "a whole model, needs an adapter on one" if (folder / "config.json").is_file() else "not an adapter"
         raise UserError(f"{flag} {path}: {found}, it has no {SETTINGS}; give the folder of a LoRA adapter")
+    check_as_written(flag, folder)
     with in_one_line(flag, path, SETTINGS, "adapter"):
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         kind = settings["peft_type"]

@@ -26,6 +26,7 @@ from local_distill.errors import UserError
 from local_distill.models import gguf_files
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
 from local_distill.models.saved_settings import make_savable, read_generation
+from local_distill.running.manifest import check_as_written
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 
@@ -120,6 +121,7 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
         return _open_gguf(flag, path, gguf)
     folder = local_folder(flag, path)
     if folder:
+        check_as_written(flag, folder)
         _check_folder(flag, folder)
     with in_one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -18,7 +18,8 @@ from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
 from local_distill.models.saved_settings import read_generation
-from local_distill.running.checkpoint import PREFIX, STATE, step_folders
+from local_distill.running.checkpoint import PREFIX, step_folders
+from local_distill.running.manifest import STATE
 from local_distill.watching.records import read_evaluations
 from local_distill.watching.run_files import COMPLETIONS_FILE
 
@@ -123,7 +124,7 @@ def _settings_of_step(folder: Path) -> dict[str, object] | None:
         return None
     try:
         settings: dict[str, object] = json.loads((folder / STATE).read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / STATE}: damaged ({error}); use another step") from error
     return settings
 

@@ -12,13 +12,10 @@ settings, so the step is all that needs to be kept of them. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +27,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from local_distill.disk import readable_as_others, writing
 from local_distill.errors import UserError
 from local_distill.learning.updates import Updates
+from local_distill.running.distributed import on_main_process
+from local_distill.running.manifest import MANIFEST, STATE, TRAINER, changed, listed, seal, sync
 
 PREFIX = "step-"
 PARTIAL = ".partial-"
 DISCARDED = ".discarded-"
-MANIFEST = "manifest.json"
-TRAINER = "trainer"
-STATE = f"{TRAINER}/state.json"
 
 
 @dataclass(frozen=True)
@@ -89,31 +86,42 @@ class Checkpointer:
     def save(self, step: int) -> None:
         """Write the checkpoint under another name, then rename it; a kill at any moment leaves the last one whole.
 
-        Collective: a sharded optimizer is gathered from all processes, the main one writes.
+        Collective: a sharded optimizer is gathered from all processes, the main one writes. Raises RunError on all
+        of them where the disk does not take it; nothing is left of it then.
         """
         weights, optimizer = self._updates.model_state(), self._updates.optimizer_state()
-        if self._accelerator.is_main_process:
-            partial = self._output_dir / f"{PARTIAL}{PREFIX}{step}"
+        on_main_process(self._accelerator, lambda: self._write(step, weights, optimizer))
+
+    def _write(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        final = self._output_dir / f"{PREFIX}{step}"
+        partial = self._output_dir / f"{PARTIAL}{final.name}"
+        with writing(final):
             _clear_leftovers(self._output_dir)
-            (partial / TRAINER).mkdir(parents=True)
-            self._model.save_pretrained(partial, state_dict=weights)  # type: ignore[operator]
-            self._tokenizer.save_pretrained(partial)
-            self._generation.save_pretrained(partial)
-            if optimizer:
-                save_torch_state_dict(
-                    optimizer, partial / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
-                )
-            state = {"step": step, "settings": dict(self._settings)}
-            (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-            _seal(partial)
-            final = self._output_dir / f"{PREFIX}{step}"
-            if final.exists():  # saved before, and gone on from an earlier one since
-                _discard(final)
-            partial.rename(final)
-            _sync(self._output_dir)
+            try:
+                self._fill(partial, step, weights, optimizer)
+                seal(partial)
+                if final.exists():  # saved before, and gone on from an earlier one since
+                    _discard(final)
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
+            sync(self._output_dir)
             for old in step_folders(self._output_dir)[self._keep :]:
                 _discard(old)
-        self._accelerator.wait_for_everyone()
+
+    def _fill(self, folder: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        folder.mkdir()  # not its parents: a run's folder that was removed stays so
+        (folder / TRAINER).mkdir()
+        self._model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+        self._tokenizer.save_pretrained(folder)
+        self._generation.save_pretrained(folder)
+        if optimizer:
+            save_torch_state_dict(
+                optimizer, folder / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
+            )
+        state = {"step": step, "settings": dict(self._settings)}
+        (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        readable_as_others(folder)
 
 
 def last_saved(output_dir: Path) -> str:
@@ -145,16 +153,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"--resume {folder}: not a checkpoint, it has no {MANIFEST}; give a {PREFIX}N folder")
     try:
-        expected: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        found = _fingerprints(folder)
-        wrong = sorted(name for name in {STATE, *expected} if found.get(name) != expected.get(name))
+        expected = listed(folder)
+        wrong = changed(folder, expected) if STATE in expected else [STATE]
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         checkpoint = Checkpoint(folder, int(state["step"]), dict(state["settings"]))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or {STATE} cannot be read ({error})") from error
-    if wrong or not expected:
-        what = ", ".join(wrong) or MANIFEST
-        raise UserError(f"--resume {folder}: damaged, {what} is not what was written; use an older one")
+    if wrong:
+        raise UserError(f"--resume {folder}: damaged, {', '.join(wrong)} is not what was written; use an older one")
     return checkpoint
 
 
@@ -184,52 +190,26 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
 
 def step_folders(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, by their names alone, newest first."""
-    folders = [f for f in output_dir.glob(f"{PREFIX}*") if f.is_dir() and f.name.removeprefix(PREFIX).isdigit()]
+    folders = [f for f in output_dir.glob(f"{PREFIX}*") if f.is_dir() and f.name.removeprefix(PREFIX).isdecimal()]
     return sorted(folders, key=lambda f: int(f.name.removeprefix(PREFIX)), reverse=True)
-
-
-def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the manifest; several files at a time, hashing is the slow part."""
-
-    def fingerprint(file: Path) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-        return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
-
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
-    with ThreadPoolExecutor() as pool:
-        names = [f.relative_to(folder).as_posix() for f in files]
-        return dict(zip(names, pool.map(fingerprint, files), strict=True))
-
-
-def _seal(folder: Path) -> None:
-    """Write the manifest, and everything down to the disk, before the folder gets its name."""
-    (folder / MANIFEST).write_text(json.dumps({"files": _fingerprints(folder)}, indent=2), encoding="utf-8")
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory to sync it
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _discard(folder: Path) -> None:
     """Delete a checkpoint; it loses its name first, so that no half of it can be taken for a whole."""
     nameless = folder.with_name(DISCARDED + folder.name)
     folder.rename(nameless)
-    shutil.rmtree(nameless)
+    _remove(nameless)
 
 
 def _clear_leftovers(output_dir: Path) -> None:
     """What a run that was killed while saving or deleting left behind."""
     for pattern in (PARTIAL, DISCARDED):
         for leftover in output_dir.glob(f"{pattern}{PREFIX}*"):
-            shutil.rmtree(leftover)
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel, remove_tied_weights_from_state_dict
 
+from local_distill.disk import writing
 from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
@@ -27,9 +28,10 @@ def check_saving(student: ModelFiles, adapter: Adapter | None, generation: Gener
             if adapter is None:
                 _check_names(skeleton)
             model = adapter.put_shapes_on(skeleton) if adapter else skeleton
-            model.save_pretrained(trial, state_dict={})  # type: ignore[operator]
-            generation.save_pretrained(trial)
-            student.tokenizer.save_pretrained(trial)
+            with writing(folder):
+                model.save_pretrained(trial, state_dict={})  # type: ignore[operator]
+                generation.save_pretrained(trial)
+                student.tokenizer.save_pretrained(trial)
     except UserError:
         raise
     except OSError as error:

@@ -17,7 +17,6 @@ from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
 from local_distill.running.checkpoint import (
-    MANIFEST,
     PREFIX,
     Checkpoint,
     check_same_run,
@@ -27,7 +26,9 @@ from local_distill.running.checkpoint import (
 )
 from local_distill.running.claim import LOCK, claimed
 from local_distill.running.dated_folder import make_dated_folder
+from local_distill.running.manifest import MANIFEST
 from local_distill.settings import LATEST
+from local_distill.watching.run_files import check_kinds
 
 BYTES_PER_TRAINED_PARAMETER = 12
 """A float32 weight and AdamW's two float32 moments."""
@@ -142,6 +143,7 @@ def open_run_folder(
         run = _run_of_step(_path(resume), output_dir, holding)
     assert run.checkpoint is not None
     check_same_run(run.checkpoint, settings)
+    check_kinds(run.path)
     renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(run.path, run.first_step)]
     return replace(run, notes=(*run.notes, f"going on from {run.checkpoint.path}", *renamed))
 

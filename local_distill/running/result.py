@@ -14,8 +14,8 @@ class TrainResult:
     """How a run ended.
 
     folder: of the run. steps: done in all, those of earlier launches included.
-    before, after: the first evaluation of the run and the last, None where no prompts were held out; and on all
-    processes but the main one.
+    before, after: the evaluation before training and the last one, None where no prompts were held out, or where the
+    run's files do not hold it any more; and on all processes but the main one.
     stopped_by: the signal that ended it early, after the checkpoint of the last step was written; else None.
     """
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from local_distill.disk import readable_as_others, writing
 from local_distill.errors import RunError
 from local_distill.serving.client import HttpClient, ServerError
 
@@ -68,7 +69,8 @@ class Publisher(Protocol):
 def fresh_folder(parent: Path) -> Path:
     """A new folder under ``parent`` for one run's weights: a server knows weights by their path, so none returns."""
     folder = parent.resolve() / secrets.token_hex(4)
-    folder.mkdir(parents=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
     return folder
 
 
@@ -151,11 +153,14 @@ class _ThroughFolder:
             path = self._folder / str(newest)
 
             def send() -> None:
-                self._write(path, state)
+                with writing(path):
+                    self._write(path, state)
+                readable_as_others(path)
                 for url in self._client.urls:
                     self._send(url, path, last)
                 if last is not None:
-                    shutil.rmtree(self._folder / str(last))
+                    with writing(self._folder):
+                        shutil.rmtree(self._folder / str(last))
 
             self._on_main(send)
             self._version = newest

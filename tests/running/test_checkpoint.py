@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there: written aside, sealed, verified, pruned last."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from local_distill.errors import UserError
+from local_distill.errors import RunError, UserError
 from local_distill.learning.updates import make_updates
 from local_distill.models.scorer import TokenScorer
 from local_distill.running.checkpoint import (
@@ -78,16 +79,19 @@ def test_old_ones_go_only_after_the_new_one_is_there(saver, tmp_path, monkeypatc
     assert steps(tmp_path) == ["step-2", "step-3"]
 
     def fails(*_args, **_kwargs):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("local_distill.running.checkpoint.save_torch_state_dict", fails)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RunError, match=r"step-4: cannot be written \(No space left on device\); free some space"):
         checkpointer.save(4)
-    assert [name for name in steps(tmp_path) if name.startswith("step")] == ["step-2", "step-3"]
-    assert find_checkpoint(tmp_path)[0].step == 3, "what was half written is not taken for a checkpoint"
+    assert steps(tmp_path) == ["step-2", "step-3"], "what was half written is cleared away: it takes room"
+    assert find_checkpoint(tmp_path)[0].step == 3
     monkeypatch.undo()
+    for leftover in (".partial-step-4", ".discarded-step-1"):  # of a run that was killed
+        (tmp_path / leftover).mkdir()
+    (tmp_path / ".partial-step-9").touch()
     checkpointer.save(5)
-    assert steps(tmp_path) == ["step-3", "step-5"], "and is cleared away by the next save"
+    assert steps(tmp_path) == ["step-3", "step-5"]
 
 
 def test_saving_a_step_again_replaces_it(saver, tmp_path):

@@ -91,6 +91,8 @@ def test_an_adapter_is_written_as_it_is_and_each_under_a_name_and_a_path_of_its_
         torch.testing.assert_close(
             weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"], expected, rtol=0, atol=0
         )
+        mode = (Path(path) / "adapter_model.safetensors").stat().st_mode
+        assert mode == (Path(path) / "adapter_config.json").stat().st_mode, "a server may be another user's"
         assert name == publisher.served_model
         names.add(name)
         paths.append(Path(path))
