@@ -1,4 +1,4 @@
-"""A model in the middle of a text: what it thinks comes next, and the keys and values of all it has read."""
+"""A model in the middle of a text: what it thinks comes next, and its cache of all it has read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from local_distill.models.files import causal_lm
-from local_distill.rollouts.hf import next_logits
+from local_distill.rollouts.decoding import TokenCache, next_logits
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Reading:
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
-        self._cache = DynamicCache(config=causal_lm(voice.model).config)
+        self._cache = TokenCache.of(voice.model)
         self._length = 0
 
     @torch.no_grad()

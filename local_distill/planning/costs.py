@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from local_distill.losses.logprobs import Head, TopTokens, read_tokens, read_top_tokens
 from local_distill.losses.named import Loss
@@ -18,7 +17,7 @@ from local_distill.models.files import causal_lm
 from local_distill.models.scorer import TokenScorer, head_of
 from local_distill.planning.rehearsal import DEVICE, Stage, Tally
 from local_distill.rollouts.choosing import NucleusSampling
-from local_distill.rollouts.hf import next_logits
+from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.types import HeadStates, ScoredBatch, TokenBatch
@@ -208,7 +207,7 @@ class Costs:
             with self._decoding():
                 cache, logits = self._read_prompts(prompts, self._lengths.prompt)
                 copies = torch.zeros(prompts * group_size, dtype=torch.long)
-                cache.batch_select_indices(copies)
+                cache.take_rows(copies)
                 self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
                 return tally.peak
 
@@ -220,19 +219,19 @@ class Costs:
         def act(tally: Tally) -> _Decoding:
             with self._decoding():
                 cache, last = self._read_prompts(rows, self._lengths.whole - 1)
-                copies = tally.now - _bytes_of(cache) - last.untyped_storage().nbytes()
+                copies = tally.now - cache.nbytes - last.untyped_storage().nbytes()
                 tally.forget_peak()
                 logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
                 self._choose(logits, torch.zeros(rows, dtype=torch.float64))
-                return _Decoding(copies, _bytes_of(cache), tally.peak)
+                return _Decoding(copies, cache.nbytes, tally.peak)
 
         return self._stage.rehearse(act)
 
-    def _read_prompts(self, rows: int, length: int) -> tuple[DynamicCache, Tensor]:
-        cache = DynamicCache(config=causal_lm(self._student.model).config)
+    def _read_prompts(self, rows: int, length: int) -> tuple[TokenCache, Tensor]:
+        cache = TokenCache.of(self._student.model)
         return cache, self._next_logits(torch.zeros(rows, length, dtype=torch.long), length, cache)
 
-    def _next_logits(self, ids: Tensor, length: int, cache: DynamicCache) -> Tensor:
+    def _next_logits(self, ids: Tensor, length: int, cache: TokenCache) -> Tensor:
         """ids: (rows, new tokens). length: tokens with these."""
         mask = torch.ones(len(ids), length, dtype=torch.long)
         return next_logits(self._student.model, ids, mask, cache, self._vocab_size)
@@ -270,11 +269,6 @@ class Costs:
     def _states(self, tokens: int) -> HeadStates:
         head = head_of(self._teacher_network, self._vocab_size)
         return HeadStates(torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype), head)
-
-
-def _bytes_of(cache: DynamicCache) -> int:
-    """Of its keys and values."""
-    return sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
 
 
 def _sum_of_states(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:

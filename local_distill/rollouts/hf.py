@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from local_distill.errors import RunError
 from local_distill.learning.halving import release_memory
-from local_distill.models.files import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
+from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.types import Prompt, Rollout, nobody
 
@@ -80,7 +79,7 @@ class HFRollouts:
         # Prompts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.ids))
         done: dict[int, Rollout] = {}
-        with torch.no_grad(), self._autocast(), _evaluating(self._model), packed_weights(self._model):
+        with torch.no_grad(), self._autocast(), evaluating(self._model), packed_weights(self._model):
             while left := order[len(done) :]:
                 part = left[: self._batch_size]
                 decoded = self._decode_or_give_up([rows[i] for i in part], finished)
@@ -138,15 +137,15 @@ class HFRollouts:
                 alive, chosen, mask = alive[going], chosen[going], mask[going]
                 if len(alive) == 0:
                     break
-                cache.batch_select_indices(going)
+                cache.take_rows(going)
             if t + 1 < self._max_new_tokens:
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
                 logits = next_logits(self._model, chosen[:, None], mask, cache, self._vocab_size)
         finish(alive, self._max_new_tokens, "length")
         return [done[i] for i in range(len(rows))]
 
-    def _prefill(self, prompts: list[Prompt], device: torch.device) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Read each distinct prompt once, then give every row its copy of the keys and values.
+    def _prefill(self, prompts: list[Prompt], device: torch.device) -> tuple[TokenCache, Tensor, Tensor]:
+        """Read each distinct prompt once, then give every row its copy of what was read.
 
         Returns the cache, the attention mask (rows, L) and the logits of the first new token (rows, V).
         """
@@ -157,40 +156,11 @@ class HFRollouts:
         rows = zip(padding, distinct, strict=True)
         input_ids = torch.tensor([[self._pad_id] * p + list(ids) for p, ids in rows], device=device)
         mask = (torch.arange(length) >= torch.tensor(padding)[:, None]).long().to(device)
-        cache = DynamicCache(config=causal_lm(self._model).config)
+        cache = TokenCache.of(self._model)
         logits = next_logits(self._model, input_ids, mask, cache, self._vocab_size)
         if len(distinct) < len(prompts):
             place = {ids: i for i, ids in enumerate(distinct)}
             copies = torch.tensor([place[prompt.ids] for prompt in prompts], device=device)
-            cache.batch_select_indices(copies)
+            cache.take_rows(copies)
             mask, logits = mask[copies], logits[copies]
         return cache, mask, logits
-
-
-def next_logits(model: nn.Module, input_ids: Tensor, mask: Tensor, cache: DynamicCache, vocab_size: int) -> Tensor:
-    """(rows, V) logits of the next token.
-
-    input_ids: (rows, n) new tokens, by which the cache grows. mask: (rows, L), with them and all that is in the cache.
-    """
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    output = model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits: Tensor = output.logits[:, -1, :vocab_size]
-    return logits
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout, and no gradient checkpointing, which would switch the cache off."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
