@@ -25,6 +25,7 @@ from local_distill.models.adapters import load_lora
 from local_distill.models.files import causal_lm
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
+from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.running.checkpoint import Checkpointer
 from local_distill.running.distributed import any_process, most_anywhere, on_every_process
@@ -47,6 +48,11 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
     scorer = TokenScorer(model, inputs.vocab_size)
     check_scorer(scorer, "--student_model", partial(any_process, accelerator))
     check_quiet(scorer, "--student_model")
+    if config.rollouts_kind == "hf":
+        on_every_process(lambda: check_sampling(
+            scorer, "--student_model", pad_id=inputs.pad_id, longest=site.longest, autocast=accelerator.autocast,
+            instead=OTHER_ENGINE,
+        ))  # fmt: skip
     loss = loss_of(config)
     teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)

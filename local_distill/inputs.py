@@ -22,6 +22,7 @@ from local_distill.models.tokenization import (
     unsampled_tokens_note,
 )
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
+from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
 from local_distill.teachers.zero3 import zero3_config
@@ -114,6 +115,8 @@ def check_inputs(config: TrainConfig) -> Inputs:
 
 
 def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
+    if rollouts == "hf":
+        check_has_cache(student, OTHER_ENGINE)
     if rollouts == "vllm" and student.gguf:
         raise UserError(
             "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "

@@ -16,9 +16,11 @@ from local_distill.chatting.session import END, Session
 from local_distill.chatting.slash_commands import COMMANDS
 from local_distill.chatting.voices import Voice
 from local_distill.errors import UserError
+from local_distill.models.scorer import TokenScorer
 from local_distill.models.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import parse_template_kwargs
+from local_distill.rollouts.checking import check_has_cache, check_sampling
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.running.preflight import Precision, resolve_precision
 
@@ -48,7 +50,7 @@ def chat(settings: ChatSettings) -> int:
     screen = open_screen(settings.numbers)
     for note in filter(None, opened.notes):
         screen.note(note)
-    student, teacher = load_voices(opened, settings.teacher_model)
+    student, teacher = load_voices(opened, settings.teacher_model, settings.max_new_tokens)
     typed = sys.stdin.isatty()
     session = Session(
         student,
@@ -87,6 +89,8 @@ def open_chat(settings: ChatSettings) -> Opened:
         teacher = open_trained("--teacher_model", settings.teacher_model, settings.trust_remote_code)
         check_same_tokens(student.files.tokenizer, teacher.files.tokenizer)
     files, other = student.files, (teacher or student).files
+    for each in (files, other):
+        check_has_cache(each)
     vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
     speech = Speech(
         files.tokenizer,
@@ -107,11 +111,12 @@ def open_chat(settings: ChatSettings) -> Opened:
     )
 
 
-def load_voices(opened: Opened, teacher_model: str | None) -> tuple[Voice, Voice | None]:
-    """The student, and its teacher where there is one."""
+def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tuple[Voice, Voice | None]:
+    """The student, and its teacher where there is one. longest: tokens of an answer; see check_sampling."""
 
     def voice(name: str, trained: Trained) -> Voice:
         model = trained.load(opened.precision.dtype, opened.device)
+        check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=longest)
         return Voice(name, model, opened.vocab_size, trained.files.context_length)
 
     student = voice("student", opened.student)

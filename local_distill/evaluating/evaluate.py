@@ -34,6 +34,7 @@ from local_distill.evaluating.table import show
 from local_distill.learning.halving import release_memory
 from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.models.start_checks import check_scorer
+from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.running.host_memory import keep_freed_memory
 from local_distill.teachers.local import WholeDistributionTeacher
@@ -160,7 +161,12 @@ def _check_served(site: _Site) -> None:
 
 def _load(site: _Site, subject: Subject) -> nn.Module:
     model = subject.trained.load(site.inputs.precision.dtype, site.accelerator.device)
-    check_head(TokenScorer(model, subject.vocab_size), f"MODEL {subject.name}")
+    scorer, flag = TokenScorer(model, subject.vocab_size), f"MODEL {subject.name}"
+    check_head(scorer, flag)
+    if not site.settings.samples_by_server:
+        check_sampling(
+            scorer, flag, pad_id=subject.pad_id, longest=site.inputs.longest, autocast=_autocast(site, subject)
+        )
     return model
 
 

@@ -16,6 +16,7 @@ from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import Renderer, parse_template_kwargs
+from local_distill.rollouts.checking import check_has_cache
 from local_distill.running.preflight import Precision, resolve_precision
 from local_distill.types import Prompt
 
@@ -127,6 +128,8 @@ def _subject(
     name: str, trained: Trained, teacher: ModelFiles | None, tasks: Sequence[Task], settings: EvalSettings
 ) -> Subject:
     files, other = trained.files, teacher or trained.files
+    if not settings.samples_by_server:
+        check_has_cache(files)
     if teacher is not None:
         check_same_tokens(files.tokenizer, teacher.tokenizer)
     vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)

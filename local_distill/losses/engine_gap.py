@@ -19,6 +19,23 @@ from local_distill.types import Evaluation
 KL, RATIO = "engine/kl", "engine/max_ratio"
 MOST_KL = 0.02
 """Nats a token above which people are told: a bf16 engine is at a tenth of it."""
+ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.01}
+"""Nats a token that rounding may make of two ways to the same log-probs, by the precision of the products.
+
+The divergence grows with the square of a log-prob's error. Measured on processors: in bf16 at most 7e-3, of a real
+model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
+ROUNDING_OF_FLOAT32 = 1e-5
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """The most that products in this precision explain, nats a token."""
+    return ROUNDING.get(dtype, ROUNDING_OF_FLOAT32)
+
+
+def divergence(drawn_with: Tensor, logprobs: Tensor) -> float:
+    """KL(engine‖training) a token, estimated from the log-probs (n,) of tokens that the engine drew; see EngineGap."""
+    gap = (logprobs - drawn_with).double()
+    return float((torch.expm1(gap) - gap).mean())
 
 
 @dataclass(frozen=True)

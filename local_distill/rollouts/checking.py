@@ -1,0 +1,145 @@
+"""Whether a model can be sampled from as it is scored, before the first step: right, or refused in one line.
+
+    check_has_cache(files, instead)    before its weights are loaded: it has a cache that our sampling loop can fill
+    check_sampling(scorer, flag, …)    with its weights, before training wraps it: what our loop says that it drew with
+                                       is what scoring makes of each rollout by itself
+
+Both raise UserError. The second reads a few short texts, and a long one for each length at which the model changes its
+ways (a window, a chunk) if the run comes that far. It draws nothing from the process's random numbers and leaves the
+model in the mode in which it was. What a model is asked about scoring alone is in models/start_checks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from local_distill.errors import UserError
+from local_distill.learning.batching import collate
+from local_distill.losses.engine_gap import divergence, rounding_of
+from local_distill.losses.logprobs import matmul_dtype
+from local_distill.models.files import ModelFiles, causal_lm
+from local_distill.models.scorer import TokenScorer
+from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters_of
+from local_distill.rollouts.hf import HFRollouts
+from local_distill.types import Prompt, Rollout
+
+Context = Callable[[], AbstractContextManager[Any]]
+OTHER_MODEL = "choose another model"
+OTHER_ENGINE = "use --rollouts vllm, or choose another model"
+SHORT = (2, 7)
+"""Tokens of the prompts that are read in any case, in one batch."""
+NEW_TOKENS = 4
+CHANGES = ("window", "chunk", "block_size")
+"""In the names of settings that are a length at which attention changes its ways."""
+
+
+def check_has_cache(files: ModelFiles, instead: str = OTHER_MODEL) -> None:
+    """Raise UserError where a model keeps what it has read in a way of its own (RWKV, xLSTM), or not at all (GPT-1).
+
+    instead: what to do, for the message.
+    """
+    model_class = AutoModelForCausalLM._model_mapping.get(type(files.config), None)
+    if model_class is None:  # code of its own: check_sampling will see
+        return
+    taken = parameters_of(model_class)
+    cache = taken.get("past_key_values", taken.get(STATES_ALONE))
+    kind = "" if cache is None else str(cache.annotation)
+    if cache is None or ("Cache" in kind and "cache_utils" not in kind):
+        raise UserError(
+            f"{files.flag} {files.path}: {model_class.__name__} does not keep what it has read in a cache of "
+            f"transformers, which sampling needs; {instead}"
+        )
+
+
+@torch.no_grad()
+def check_sampling(
+    scorer: TokenScorer, flag: str, *, pad_id: int, longest: int, autocast: Context = nullcontext,
+    instead: str = OTHER_MODEL,
+) -> None:  # fmt: skip
+    """Sample a few rollouts with our own loop, and score each by itself, without a cache or any padding.
+
+    longest: tokens of the longest prompt and completion that will be. autocast: makes the context of the run's
+    products; float32 weights are compared in float32 too, where less is lost. instead: what to do, for the message.
+    """
+    with autocast():
+        rounds = matmul_dtype(_weight(scorer)) != _weight(scorer).dtype == torch.float32
+    for context in (autocast, nullcontext) if rounds else (autocast,):
+        for lengths in _batches(scorer, longest):
+            with _in_one_line(scorer, flag, instead), context(), evaluating(scorer.model):
+                rollouts = _sample(scorer, lengths, pad_id, context)
+                drawn_with = torch.cat([each.sampler_logprobs for each in rollouts])
+                found = divergence(drawn_with, _scored_alone(scorer, rollouts, pad_id))
+                most = rounding_of(matmul_dtype(_weight(scorer)))
+            if not found <= most:  # NaN as well
+                raise UserError(
+                    f"{flag}: {_name(scorer)} gives other log-probs token by token, from its cache and in a padded "
+                    f"batch, than for a whole text ({found:.2g} nats a token apart, rounding explains {most:g}), so "
+                    f"that what is sampled would not be what is scored; {instead}"
+                )
+
+
+def _batches(scorer: TokenScorer, longest: int) -> Iterator[tuple[int, ...]]:
+    """Lengths of prompts that are read together: short ones; one on the brink of each change, beside a short one."""
+    yield SHORT
+    settings = causal_lm(scorer.model).config.get_text_config().to_dict()
+    changes = {
+        value
+        for name, value in settings.items()
+        if isinstance(value, int) and any(word in name for word in CHANGES) and "layer" not in name
+    }
+    for length in sorted(changes):
+        if SHORT[0] < length <= longest - NEW_TOKENS + 1:
+            yield SHORT[0], length - 1
+
+
+def _prompt(length: int, vocab_size: int) -> Prompt:
+    """Of the few tokens that any vocabulary has."""
+    return Prompt(tuple(1 + (i * i + i // 8 + length) % min(vocab_size - 1, 8) for i in range(length)), "", "")
+
+
+def _sample(scorer: TokenScorer, lengths: Sequence[int], pad_id: int, context: Context) -> list[Rollout]:
+    """Two of each short prompt, so that rows are copied; one of a long one, whose rows are large."""
+    prompts = [_prompt(length, scorer.vocab_size) for length in lengths]
+    engine = HFRollouts(
+        scorer.model, choose=NucleusSampling(1.0, 1.0), group_size=2 if lengths == SHORT else 1,
+        max_new_tokens=NEW_TOKENS, stop_ids=(), pad_id=pad_id, vocab_size=scorer.vocab_size, seed=0,
+        batch_size=2 * len(lengths), autocast=context, say=lambda _: None,
+    )  # fmt: skip
+    return engine.sample(list(enumerate(prompts)), step=0)
+
+
+def _scored_alone(scorer: TokenScorer, rollouts: Sequence[Rollout], pad_id: int) -> Tensor:
+    """(N,) log-probs of the tokens of all of them."""
+    device = _weight(scorer).device
+    return torch.cat([scorer(collate([each], pad_id).to(device)).logprobs.cpu() for each in rollouts])
+
+
+def _weight(scorer: TokenScorer) -> Tensor:
+    """One that tells where the model is, and in what precision."""
+    weight: Tensor = causal_lm(scorer.model).get_output_embeddings().weight
+    return weight
+
+
+def _name(scorer: TokenScorer) -> str:
+    return type(causal_lm(scorer.model)).__name__
+
+
+@contextmanager
+def _in_one_line(scorer: TokenScorer, flag: str, instead: str) -> Iterator[None]:
+    """What a model's own code raises, as a user's mistake; memory that runs out is none."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or ["no message"])[0][:240]
+        raise UserError(
+            f"{flag}: {_name(scorer)} cannot be sampled from with a cache ({type(error).__name__}: {said}); {instead}"
+        ) from error
