@@ -42,6 +42,7 @@ from local_distill.running.preflight import (
     checkpoint_manifest,
     launch_in_words,
     open_run_folder,
+    sums_in_words,
 )
 from local_distill.running.result import TrainResult
 from local_distill.setting_checks import SAMPLED_LOSSES
@@ -144,7 +145,7 @@ def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunL
     log.say(launch_in_words(accelerator, inputs.precision))
     kept_here = run.checkpoint is not None and run.checkpoint.path.resolve().parent == run.path.resolve()
     lost = lost_records(run.path, run.first_step) if kept_here and accelerator.is_main_process else ()
-    notes = (*run.notes, *lost, *inputs.notes, off_policy_note(config))
+    notes = (*run.notes, *lost, sums_in_words(accelerator), *inputs.notes, off_policy_note(config))
     for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         log.say(note)
 

@@ -6,7 +6,7 @@ Both put the student behind the same few verbs, so that the learner need not kno
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,7 +62,8 @@ class Updates(Protocol):
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """All that the optimizer remembers, by parameter name; collective."""
+        """All that the optimizer remembers, by parameter name, on the CPU of the main process, and nothing elsewhere;
+        collective. No process has more than one whole tensor of it on its device."""
         ...
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
@@ -70,7 +71,8 @@ class Updates(Protocol):
         ...
 
     def model_state(self) -> dict[str, Tensor]:
-        """The student's weights in the precision that they are trained in; collective."""
+        """The student's weights in the precision that they are trained in, in the main process, and nothing elsewhere;
+        collective. On the CPU, as ``optimizer_state``; weights that are not trained stay where they are."""
         ...
 
 
@@ -126,12 +128,11 @@ class TorchUpdates:
         self._optimizer.zero_grad(set_to_none=True)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        for name, parameter in _trainable(self._scorer):
-            for key, value in self._adamw.state[parameter].items():
-                state[f"{name}.{key}"] = value
+        states = ((name, self._adamw.state[parameter]) for name, parameter in _trainable(self._scorer))
+        values = ((f"{name}.{key}", value) for name, state in states for key, value in state.items())
+        state = _in_main_process(self._accelerator, values)
         scaler = self._accelerator.scaler
-        if scaler is not None:
+        if scaler is not None and self._accelerator.is_main_process:
             state["scaler.scale"] = torch.tensor(scaler.get_scale())
             state["scaler.growth_tracker"] = torch.tensor(scaler.state_dict()["_growth_tracker"])
         return state
@@ -150,7 +151,7 @@ class TorchUpdates:
             scaler.load_state_dict(own)
 
     def model_state(self) -> dict[str, Tensor]:
-        return self._scorer.model.state_dict()
+        return _whole_model(self._accelerator, self._scorer, nn.Parameter.detach)
 
 
 class DeepSpeedUpdates:
@@ -159,7 +160,9 @@ class DeepSpeedUpdates:
     def __init__(
         self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
     ) -> None:
+        self._accelerator = accelerator
         self._scorer = scorer
+        self._adamw = optimizer
         self.version = 0
         # The engine casts the weights it is given, masters included; a resumed student's are kept to be put back.
         # In the machine's memory: on the device they would be as much again as a data-parallel student takes.
@@ -174,6 +177,8 @@ class DeepSpeedUpdates:
         if zero.get("reduce_bucket_size", "auto") == "auto":  # DeepSpeed allocates two, of 1 GB each by default
             trained = sum(p.numel() for _, p in _trainable(scorer))
             zero["reduce_bucket_size"] = min(LARGEST_BUCKET, trained)
+        if precision_of_sums(settings) is None:
+            settings["data_types"] = {**settings.get("data_types", {}), "grad_accum_dtype": "fp32"}
         self.student, _ = accelerator.prepare(scorer, optimizer)
         self._link_moments()
 
@@ -187,7 +192,7 @@ class DeepSpeedUpdates:
 
     def apply(self, learning_rate: float, loss_is_finite: bool) -> Applied:
         zero = self.student.optimizer
-        _set_learning_rate(zero.optimizer, learning_rate)
+        _set_learning_rate(self._adamw, learning_rate)
         del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
         self._masters = {}  # a student that trains is past being put back
         self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
@@ -206,23 +211,25 @@ class DeepSpeedUpdates:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         step = self._flat_states()[0]["step"]
-        state = {}
-        for name, parameter in _trainable(self._scorer):
-            state[f"{name}.step"] = step.clone().cpu()
-            for key in MOMENTS:
-                state[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key)
-        return state
+
+        def whole() -> Iterator[tuple[str, Tensor]]:
+            for name, parameter in _trainable(self._scorer):
+                yield f"{name}.step", step.clone()
+                for key in MOMENTS:
+                    yield f"{name}.{key}", safe_get_full_optimizer_state(parameter, key)
+
+        return _in_main_process(self._accelerator, whole())
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        # What comes from the machine's memory goes straight into this process's share on the device.
         for name, parameter in _trainable(self._scorer):
             if name in self._masters:
-                safe_set_full_fp32_param(parameter, self._masters[name].to(parameter.device))
-        self._masters = {}
-        for name, parameter in _trainable(self._scorer):
+                safe_set_full_fp32_param(parameter, self._masters[name])
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, state[f"{name}.{key}"].to(parameter.device), key)
+                safe_set_full_optimizer_state(parameter, state[f"{name}.{key}"], key)
+        self._masters = {}
         step = next(value for name, value in state.items() if name.endswith(".step"))
         for flat in self._flat_states():
             flat["step"].copy_(step)
@@ -230,24 +237,34 @@ class DeepSpeedUpdates:
     def model_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        masters = {id(parameter): safe_get_full_fp32_param(parameter) for _, parameter in _trainable(self._scorer)}
-        weights = self._scorer.model.state_dict(keep_vars=True)
-        return {name: masters.get(id(value), value.detach()) for name, value in weights.items()}
+        return _whole_model(self._accelerator, self._scorer, safe_get_full_fp32_param)
 
     def _link_moments(self) -> None:
         """Make AdamW's moments now, all zero, and tell each parameter where its share lies.
 
         DeepSpeed does so after the first parameter group's first step, when the second has none yet.
         """
-        zero = self.student.optimizer
-        for flat in zero.single_partition_of_fp32_groups:
+        for flat in self._flats:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            zero.optimizer.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
-        zero._lazy_init_hp_params_optimizer_state()
+            self._adamw.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
+        self.student.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def _flats(self) -> list[nn.Parameter]:
+        """This process's share of each parameter group, float32, which DeepSpeed puts in place of the parameters."""
+        return [flat for group in self._adamw.param_groups for flat in group["params"]]
 
     def _flat_states(self) -> list[dict[str, Any]]:
-        zero = self.student.optimizer
-        return [zero.optimizer.state[flat] for flat in zero.single_partition_of_fp32_groups]
+        return [self._adamw.state[flat] for flat in self._flats]
+
+
+def precision_of_sums(settings: Mapping[str, Any]) -> str | None:
+    """In which a DeepSpeed configuration adds up micro-batches' gradients; None where it leaves that open.
+
+    DeepSpeed's own choice would be the student's precision: in bf16 the sum of 32 micro-batches is off by 0.7 %.
+    """
+    given = settings.get("data_types", {}).get("grad_accum_dtype")
+    return None if given in (None, "auto") else str(given).removeprefix("torch.")
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:
@@ -277,3 +294,26 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _trainable(scorer: TokenScorer) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in scorer.named_parameters() if p.requires_grad)
+
+
+def _in_main_process(accelerator: Accelerator, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """All of them on the CPU of the main process; elsewhere each is dropped before the next one is made."""
+    kept = {}
+    for name, tensor in tensors:
+        if accelerator.is_main_process:
+            kept[name] = tensor.cpu()
+        del tensor
+    return kept
+
+
+def _whole_model(
+    accelerator: Accelerator, scorer: TokenScorer, whole: Callable[[nn.Parameter], Tensor]
+) -> dict[str, Tensor]:
+    """The model's state in the main process. whole: of a parameter that is trained, maybe collective."""
+    trained = dict(_trainable(scorer))
+    kept = _in_main_process(accelerator, ((name, whole(parameter)) for name, parameter in trained.items()))
+    if not accelerator.is_main_process:
+        return {}
+    by_parameter = {id(trained[name]): tensor for name, tensor in kept.items()}  # one that is tied has several names
+    weights = scorer.model.state_dict(keep_vars=True)
+    return {name: by_parameter.get(id(value), value.detach()) for name, value in weights.items()}

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
@@ -77,7 +77,7 @@ def _tensors(found: Any) -> Iterator[Tensor]:
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    if func is torch.ops.aten._local_scalar_dense.default:
+    if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
         return _nothing(args[0])
     if func is torch.ops.mkldnn._reorder_linear_weight.default:
         return args[0].clone()  # in another order, as large as before

@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,32 +90,35 @@ class Checkpointer:
         Collective: a sharded optimizer is gathered from all processes, the main one writes. Raises RunError on all
         of them where the disk does not take it; nothing is left of it then.
         """
-        weights, optimizer = self._updates.model_state(), self._updates.optimizer_state()
-        on_main_process(self._accelerator, lambda: self._write(step, weights, optimizer))
-
-    def _write(self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
         final = self._output_dir / f"{PREFIX}{step}"
-        partial = self._output_dir / f"{PARTIAL}{final.name}"
-        with writing(final):
-            _clear_leftovers(self._output_dir)
-            try:
-                self._fill(partial, step, weights, optimizer)
-                seal(partial)
-                if final.exists():  # saved before, and gone on from an earlier one since
-                    _discard(final)
-                partial.rename(final)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
-            sync(self._output_dir)
-            for old in step_folders(self._output_dir)[self._keep :]:
-                _discard(old)
+        aside = self._output_dir / f"{PARTIAL}{final.name}"
+        weights = self._updates.model_state()
+        self._on_disk(final, aside, partial(self._write_model, aside, weights))
+        del weights  # before the moments come, which are twice as much
+        self._on_disk(final, aside, partial(self._write_rest, aside, final, step, self._updates.optimizer_state()))
 
-    def _fill(self, folder: Path, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    def _on_disk(self, final: Path, aside: Path, write: Callable[[], None]) -> None:
+        """``write`` on the main process; where it fails nothing is left of ``aside``. Collective."""
+
+        def attempt() -> None:
+            with writing(final):
+                try:
+                    write()
+                except BaseException:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    raise
+
+        on_main_process(self._accelerator, attempt)
+
+    def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        _clear_leftovers(self._output_dir)
         folder.mkdir()  # not its parents: a run's folder that was removed stays so
-        (folder / TRAINER).mkdir()
         self._model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self._tokenizer.save_pretrained(folder)
         self._generation.save_pretrained(folder)
+
+    def _write_rest(self, folder: Path, final: Path, step: int, optimizer: dict[str, Tensor]) -> None:
+        (folder / TRAINER).mkdir()
         if optimizer:
             save_torch_state_dict(
                 optimizer, folder / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
@@ -122,6 +126,13 @@ class Checkpointer:
         state = {"step": step, "settings": dict(self._settings)}
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         readable_as_others(folder)
+        seal(folder)
+        if final.exists():  # saved before, and gone on from an earlier one since
+            _discard(final)
+        folder.rename(final)
+        sync(self._output_dir)
+        for old in step_folders(self._output_dir)[self._keep :]:
+            _discard(old)
 
 
 def last_saved(output_dir: Path) -> str:

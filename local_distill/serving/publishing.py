@@ -29,11 +29,9 @@ OnMain = Callable[[Callable[[], None]], None]
 
 
 class Weights(Protocol):
-    """Where the newest weights are had from; see Updates."""
+    """What changes the weights; see Updates."""
 
     version: int
-
-    def model_state(self) -> dict[str, Tensor]: ...
 
 
 class Publisher(Protocol):
@@ -111,8 +109,8 @@ class Gate:
 class _ThroughFolder:
     """What both publishers share: when to send, to whom, and that it is whole.
 
-    client: the servers. weights: of the student. folder: of this run alone, the same on every process, readable by the
-    servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all processes.
+    client: the servers. weights: what changes the student's. folder: of this run alone, the same on every process,
+    readable by the servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all processes.
     """
 
     def __init__(
@@ -149,12 +147,11 @@ class _ThroughFolder:
             return False
         with self._gate.changing():
             self._barrier()  # other processes draw from the same servers
-            state = self._weights.model_state()
             path = self._folder / str(newest)
 
             def send() -> None:
                 with writing(path):
-                    self._write(path, state)
+                    self._write(path)
                 readable_as_others(path)
                 for url in self._client.urls:
                     self._send(url, path, last)
@@ -172,7 +169,8 @@ class _ThroughFolder:
             if self._version is not None and not self._is_there(url):
                 self._send(url, self._path, None)
 
-    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
+    def _write(self, path: Path) -> None:
+        """The weights that the student computes with now: every process has them whole, so nothing is gathered."""
         raise NotImplementedError
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
@@ -210,8 +208,8 @@ class AdapterPublisher(_ThroughFolder):
     def _named(self, version: object) -> str:
         return f"{self._name}-{version}"
 
-    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
-        self._model.save_pretrained(path, state_dict=state)  # type: ignore[operator]
+    def _write(self, path: Path) -> None:
+        self._model.save_pretrained(path)  # type: ignore[operator]
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
         body = {"lora_name": self._named(path.name), "lora_path": str(path)}
@@ -257,8 +255,9 @@ class WeightsPublisher(_ThroughFolder):
         for url in self._client.urls:
             self.again(url)
 
-    def _write(self, path: Path, state: dict[str, Tensor]) -> None:
-        self._model.save_pretrained(path, state_dict=_in_precision(state, self._dtype))  # type: ignore[operator]
+    def _write(self, path: Path) -> None:
+        weights = _in_precision(self._model.state_dict(), self._dtype)
+        self._model.save_pretrained(path, state_dict=weights)  # type: ignore[operator]
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
         del last

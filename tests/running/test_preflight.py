@@ -29,6 +29,7 @@ from local_distill.running.preflight import (
     launch_in_words,
     open_run_folder,
     resolve_precision,
+    sums_in_words,
 )
 from tests.tiny_models import gpt2_config, llama_config, make_tokenizer, save_model
 
@@ -143,6 +144,23 @@ def test_launches_in_words():
     assert launch_in_words(Accelerator(cpu=True), Precision(*FP32)) == "1 process, fp32, on cpu"
     assert launch_in_words(launched(2), Precision(*BF16)) == "2 processes with data parallelism, bf16, on cpu"
     assert launch_in_words(launched(1, zero(2)), Precision(*BF16)) == "1 process with DeepSpeed ZeRO-2, bf16, on cpu"
+
+
+@pytest.mark.parametrize(
+    ("data_types", "said"),
+    [
+        ({}, "gradients are summed in fp32"),
+        ({"data_types": {}}, "gradients are summed in fp32"),
+        ({"data_types": {"grad_accum_dtype": "auto"}}, "gradients are summed in fp32"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, None),
+        ({"data_types": {"grad_accum_dtype": "torch.float32"}}, None),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "grad_accum_dtype bf16: the sum of 32 micro-batches"),
+    ],
+)
+def test_what_a_deepspeed_file_says_of_sums_of_gradients_is_told_unless_it_is_what_one_wants(data_types, said):
+    words = sums_in_words(launched(2, zero(2, **data_types)))
+    assert said in words if said else words == ""
+    assert sums_in_words(launched(2)) == ""
 
 
 # --- the run's folder ----------------------------------------------------------------------------
