@@ -82,7 +82,11 @@ def _hidden(hidden: Tensor, head: Head, targets: Tensor) -> Any:
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
-    """Whether states differ by rounding alone, at most positions: an expert that is nearly chosen may change one."""
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 0.02
+    """Whether states differ by rounding alone, at most positions: an expert that is nearly chosen may change one.
+
+    The shape of a batch decides in which order products are summed, and a large residual stream magnifies that: bf16
+    is off from float32 by 7 % in the states of SmolLM2-135M (median). What sees other tokens is off by half and more.
+    """
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.25
     error = (found - expected).float().norm(dim=1) / expected.float().norm(dim=1).clamp(min=1e-12)
     return bool(error.median() < tolerance)

@@ -15,6 +15,7 @@ from transformers import (
 
 from local_distill.errors import UserError
 from local_distill.learning.batching import collate
+from local_distill.models import start_checks
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer
@@ -124,6 +125,25 @@ def test_a_model_that_sees_both_ways_is_refused():
     model = make_model(XLNetConfig(vocab_size=V, d_model=32, n_layer=2, n_head=4, d_inner=48, initializer_range=0.2))
     with pytest.raises(UserError, match="--student_model: XLNetLMHeadModel sees the tokens that come after"):
         check_scorer(TokenScorer(model, V), "--student_model")
+
+
+def test_it_is_refused_in_low_precision_too():
+    model = make_model(llama_config(), dtype=torch.bfloat16)
+    for layer in model.base_model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(UserError, match="sees the tokens that come after"):
+        check_scorer(TokenScorer(model, V), "--student_model")
+
+
+def test_low_precision_is_no_reason_to_refuse_a_model():
+    """Other kernels for other shapes, as GPUs have: what the rounding of all products to bf16 does is let through."""
+    exact = make_model(llama_config(layers=12, hidden_size=64, initializer_range=0.3))
+    rounded = TokenScorer(exact.to(torch.bfloat16), V)
+    batch = collate(ROLLOUTS, 0)
+    found = rounded.states(batch).hidden
+    expected = TokenScorer(rounded.model.float(), V).states(batch).hidden
+    assert 0.02 < ((found - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.25
+    assert start_checks._same(found, expected.to(torch.bfloat16))
 
 
 NOISY = {
