@@ -46,7 +46,7 @@ def test_continuous_batching_draws_from_what_is_trained(dtype, gap, run, pairs, 
 
 def test_padded_rows_are_attended_to_by_flash_kernels(device):
     """Flash attention takes no mask: with one, no other kernel being allowed, this cannot run at all on a GPU."""
-    model, batch = make_model(llama_config(hidden_size=64)), collate(RAGGED, 0)
+    model, batch = make_model(llama_config(hidden_size=64, num_key_value_heads=4)), collate(RAGGED, 0)
     exact = TokenScorer(model, 300)(batch).logprobs
     with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
         found = TokenScorer(model.to(device, torch.bfloat16), 300)(batch.to(device)).logprobs
