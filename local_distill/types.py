@@ -161,7 +161,7 @@ class ScoredBatch:
             tokens=self.tokens.rows(start, end),
             teacher_logprobs=None if self.teacher_logprobs is None else self.teacher_logprobs[part],
             teacher_entropy=None if self.teacher_entropy is None else self.teacher_entropy[part],
-            top=None if self.top is None else TopTokens(self.top.ids[part], self.top.logprobs[part]),
+            top=None if self.top is None else self.top.of(part),
             states=None if self.states is None else HeadStates(self.states.hidden[part], self.states.head),
             anchor=None if self.anchor is None else self.anchor[part],
         )

@@ -76,6 +76,10 @@ class TopTokens(NamedTuple):
     ids: Tensor
     logprobs: Tensor
 
+    def of(self, part: slice) -> TopTokens:
+        """Those of some positions."""
+        return TopTokens(self.ids[part], self.logprobs[part])
+
 
 @torch.no_grad()
 def read_tokens(hidden: Tensor, head: Head, targets: Tensor, logits_per_chunk: int | None = None) -> TokenReading:
