@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.errors import RunError, UserError
 from local_distill.models.tokenization import PROBES
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
+from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.publishing import Publisher
 from local_distill.types import Prompt, Rollout, nobody
@@ -98,18 +100,19 @@ class VLLMServerRollouts:
         }
 
         def make() -> Rollout:
-            rollout = self._rollout(prompt, position, self._completion(body))
+            rollout = self._completion(body, lambda answer: self._rollout(prompt, position, _only_choice(answer)))
             finished(rollout)
             return rollout
 
         return make
 
-    def _completion(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The one choice of the answer; a server that was restarted is given the weights first."""
+    def _completion(self, body: Mapping[str, Any], read: Callable[[Any], Rollout]) -> Rollout:
+        """What is read of the answer; a server that was restarted is given the weights first."""
         for _ in range(REPAIRS):
             self._publisher.look()
             try:
-                return _only_choice(self._client.post(COMPLETIONS, body, on_lost=self._publisher.again))
+                drawn: Rollout = self._client.post(COMPLETIONS, body, on_lost=self._publisher.again, read=read)
+                return drawn
             except ServerError as error:
                 if error.status != 404:  # it does not know the adapter
                     raise
@@ -119,7 +122,7 @@ class VLLMServerRollouts:
         raise RunError(f"{refused}; asked {REPAIRS} times, and given the weights again each time") from refused
 
     def _rollout(self, prompt: Prompt, position: int, choice: Mapping[str, Any]) -> Rollout:
-        """Raises RunError for an answer that is not one whole completion with a log-prob for each of its tokens."""
+        """Raises BadAnswerError for what is not one whole completion with a log-prob for each of its tokens."""
         ids, logprobs = _tokens(choice)
         wrong = None
         if not 1 <= len(ids) <= self._max_new_tokens:
@@ -134,7 +137,7 @@ class VLLMServerRollouts:
             said = choice.get("finish_reason")
             wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {said!r})"
         if wrong:
-            raise RunError(f"{FLAG}: a server answered with {wrong}; see its log")
+            raise BadAnswerError(wrong)
         finish: Literal["stop", "length"] = "stop" if ids[-1] in self._stop_ids else "length"
         return Rollout(prompt, position, torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32), finish)
 
@@ -159,12 +162,11 @@ def check_engine(
 
 
 def _check_model(client: HttpClient, url: str, longest: int) -> str:
-    cards = client.get_from(url, "/v1/models")
-    base = [card for card in cards["data"] if not card.get("parent")] if isinstance(cards, dict) else []
+    base = [card for card in model_cards(client.get_from(url, "/v1/models")) if not card.get("parent")]
     if not base:
         raise UserError(f"{FLAG} {url}: serves no model; give the address of a vLLM server")
     length = base[0].get("max_model_len")
-    if length is not None and length < longest:
+    if isinstance(length, int) and length < longest:
         raise UserError(
             f"{FLAG} {url}: takes {length} tokens, prompt and completion may have {longest} together; start it with "
             f"--max-model-len {longest}, or lower --max_new_tokens or --max_prompt_tokens"
@@ -175,7 +177,7 @@ def _check_model(client: HttpClient, url: str, longest: int) -> str:
 def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     for probe in PROBES:
         asked = {"model": name, "prompt": probe, "add_special_tokens": False}
-        theirs = client.post_to(url, "/tokenize", asked)["tokens"]
+        theirs = client.post_to(url, "/tokenize", asked, read=partial(member, "tokens"))
         if theirs != tokenizer.encode(probe, add_special_tokens=False):
             raise UserError(
                 f"{FLAG} {url}: {name} splits text into other tokens than the student ({probe[:24]!r}); "
@@ -192,7 +194,8 @@ def _check_processed(client: HttpClient, url: str, name: str, tokenizer: PreTrai
     greedy = _sampling_parameters(NucleusSampling(0.5, 1e-6), 1, ())
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
-        _, (logprob,) = _tokens(_only_choice(client.post_to(url, COMPLETIONS, body)))
+        _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
+        logprob = logprobs[0]
         if logprob < -1e-3:
             raise UserError(
                 f"{FLAG} {url}: its log-probs are from before temperature and top-p, those of the draws are needed; "
@@ -224,7 +227,7 @@ def _sampling_parameters(choose: NucleusSampling, max_new_tokens: int, stop_ids:
 def _only_choice(answer: Any) -> Mapping[str, Any]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise RunError(f"{FLAG}: a server's answer is not one completion; give the address of a vLLM server")
+        raise BadAnswerError("what is not one completion, as if it were no vLLM server")
     return choices[0]
 
 
@@ -237,11 +240,12 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         or not isinstance(logprobs, list)
         or len(ids) != len(logprobs)
         or tokens != [f"token_id:{each}" for each in ids]
-        or None in logprobs
+        or not all(type(each) is int for each in ids)
+        or not all(isinstance(each, (int, float)) for each in logprobs)
     ):
-        raise RunError(
-            f"{FLAG}: a server's answer does not have the id and the log-prob of each of its tokens; use a vLLM that "
-            "knows return_token_ids"
+        raise BadAnswerError(
+            "what does not have the id and the log-prob of each of its tokens, as if it were a vLLM that does not know "
+            "return_token_ids"
         )
     return ids, logprobs
 

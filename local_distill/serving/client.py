@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import threading
@@ -15,8 +14,10 @@ from typing import Any, TypeVar
 import httpx
 
 from local_distill.errors import RunError, UserError
+from local_distill.serving.answers import BadAnswerError, ErrorInAnswerError, message_of, read_answer
 from local_distill.serving.background import Background
 from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls
+from local_distill.serving.proxies import http_client
 
 T = TypeVar("T")
 FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0  # seconds
@@ -26,6 +27,11 @@ KEEP_CONNECTION = 2.0
 """Seconds that an idle connection is used again: less than after which servers close it themselves (uvicorn: 5)."""
 LONGEST_MESSAGE = 240
 """Characters of a server's own message that are shown."""
+
+
+def as_it_is(answer: Any) -> Any:
+    """An answer that is read by whoever asked."""
+    return answer
 
 
 class ServerError(RunError):
@@ -42,10 +48,11 @@ class ServerError(RunError):
 class _FailedAttemptError(Exception):
     """One attempt failed in a way that may pass."""
 
-    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, status: int | None = None, wait: float = 0.0, answered: bool = False) -> None:
         super().__init__(reason)
         self.status = status
         self.wait = wait
+        self.answered = answered
 
     @property
     def lost(self) -> bool:
@@ -59,8 +66,8 @@ class HttpClient:
     urls: addresses, with or without ``/v1`` at the end. flag: where they were given, for messages.
     key_variable: name of the environment variable that may hold an API key; the key is shown nowhere.
     timeout: seconds that one request may take. patience: seconds that a request is tried again for after
-    it first failed by a lost connection, a time-out, 408, 429 or a 5xx; the pauses grow, are spread by chance,
-    and are as long as the server asks for. concurrency: most requests in flight.
+    it first failed by a lost connection, a time-out, 408, 429, a 5xx, or an answer that is none; the pauses grow, are
+    spread by chance, and are as long as the server asks for. concurrency: most requests in flight.
     say: told when a server is lost and when it is back.
 
     Requests raise ServerError when patience is used up, and at once for any other answer than success.
@@ -88,28 +95,35 @@ class HttpClient:
         self._background = Background(concurrency, flag.lstrip("-"))
         self._key_variable = key_variable
         self._key = _read_key(key_variable)
-        self._http = httpx.Client(
+        self._http = http_client(
+            self.urls,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_CONNECTION),
-            mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},  # no proxy leads there
         )
 
-    def post(self, path: str, body: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        on_lost: Callable[[str], None] | None = None,
+        read: Callable[[Any], Any] = as_it_is,
+    ) -> Any:
         """What the least busy server answers: JSON, or text from one that answers in text.
 
         on_lost: called with a server's address after its connection was lost or it answered 5xx, before the request
-        is tried again, there or elsewhere.
+        is tried again, there or elsewhere. read: makes of the answer what is returned; raises BadAnswerError for one
+        that is not what was asked for, which is then asked for again.
         """
-        return self._request(self._endpoints, "POST", path, body, on_lost)
+        return self._request(self._endpoints, "POST", path, body, on_lost, read)
 
-    def post_to(self, url: str, path: str, body: Mapping[str, Any]) -> Any:
-        """What the server at ``url``, one of ``urls``, answers."""
-        return self._request(self._endpoints.only(url), "POST", path, body, None)
+    def post_to(self, url: str, path: str, body: Mapping[str, Any], read: Callable[[Any], Any] = as_it_is) -> Any:
+        """What the server at ``url``, one of ``urls``, answers; ``read`` as in ``post``."""
+        return self._request(self._endpoints.only(url), "POST", path, body, None, read)
 
-    def get_from(self, url: str, path: str) -> Any:
-        """What the server at ``url``, one of ``urls``, has at ``path``."""
-        return self._request(self._endpoints.only(url), "GET", path, None, None)
+    def get_from(self, url: str, path: str, read: Callable[[Any], Any] = as_it_is) -> Any:
+        """What the server at ``url``, one of ``urls``, has at ``path``; ``read`` as in ``post``."""
+        return self._request(self._endpoints.only(url), "GET", path, None, None, read)
 
     def submit(self, path: str, body: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> Future[Any]:
         """``post`` in the background."""
@@ -127,7 +141,7 @@ class HttpClient:
 
     def _request(
         self, among: Endpoints, method: str, path: str, body: Mapping[str, Any] | None,
-        on_lost: Callable[[str], None] | None,
+        on_lost: Callable[[str], None] | None, read: Callable[[Any], Any],
     ) -> Any:  # fmt: skip
         first_failure: float | None = None
         attempt = 0
@@ -135,7 +149,7 @@ class HttpClient:
             endpoint: Endpoint
             try:
                 with self._free, among.least_busy() as endpoint:
-                    answer = self._attempt(endpoint.url, method, path, body)
+                    answer = self._read(read, self._attempt(endpoint.url, method, path, body))
                 if among.works(endpoint) and self._say:
                     self._say(f"{self._flag} {endpoint.url}: answers again")
                 return answer
@@ -177,8 +191,8 @@ class HttpClient:
             raise
         content = b"".join(parts)
         if response.is_success:
-            return self._read(url, path, response, content)
-        said = self._one_line(_message_of(response, content))
+            return self._answer(url, path, response, content)
+        said = self._one_line(message_of(content, response.reason_phrase))
         status = response.status_code
         if status in (408, 429) or status >= 500:
             raise _FailedAttemptError(f"answered {status} ({said})", status, _retry_after(response))
@@ -186,15 +200,25 @@ class HttpClient:
             said += f"; put the server's API key into the environment variable {self._key_variable}"
         raise self._error(url, path, f"answered {status}: {said}", status)
 
-    def _read(self, url: str, path: str, response: httpx.Response, content: bytes) -> Any:
-        if "json" not in response.headers.get("content-type", ""):
-            return content.decode(errors="replace")
+    def _answer(self, url: str, path: str, response: httpx.Response, content: bytes) -> Any:
         try:
-            return json.loads(content)
-        except ValueError:
-            raise self._error(url, path, "answered with what is not JSON") from None
+            return read_answer(content, response.headers.get("content-type", ""))
+        except ErrorInAnswerError as error:
+            said, status = self._one_line(str(error)), error.status
+            if status is None or status >= 500 or status in (408, 429):
+                raise _FailedAttemptError(said, status, answered=True) from None
+            raise self._error(url, path, said, status) from None
+
+    def _read(self, read: Callable[[Any], Any], answer: Any) -> Any:
+        try:
+            return read(answer)
+        except BadAnswerError as error:
+            raise _FailedAttemptError(self._one_line(f"answered with {error}"), answered=True) from None
 
     def _gave_up(self, url: str, path: str, failure: _FailedAttemptError) -> ServerError:
+        if failure.answered:
+            again = f"asked again for {self._patience:g} s; see the server's own log"
+            return ServerError(f"{self._flag} {url}: {failure} ({path}); {again}", failure.status)
         kind = "does not answer" if failure.status is None else "cannot serve"
         return self._error(
             url, path, f"{kind}: {failure}; tried for {self._patience:g} s; see the server's own log, or raise "
@@ -236,15 +260,3 @@ def _retry_after(response: httpx.Response) -> float:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0
-
-
-def _message_of(response: httpx.Response, content: bytes) -> str:
-    """A server's own words for its error, in whichever of the usual places they are."""
-    try:
-        answer = json.loads(content)
-    except ValueError:
-        return content.decode(errors="replace") or response.reason_phrase
-    for place in ("error", "message", "detail"):
-        if isinstance(answer, dict) and place in answer:
-            answer = answer[place]
-    return str(answer)

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import RunError
+from local_distill.serving.answers import member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 
 AS_STARTED = "default"
@@ -231,7 +233,8 @@ class AdapterPublisher(_ThroughFolder):
         return self._knows(url, self.served_model)
 
     def _knows(self, url: str, name: str) -> bool:
-        return any(card["id"] == name for card in self._client.get_from(url, "/v1/models")["data"])
+        listed = self._client.get_from(url, "/v1/models", read=partial(member, "data"))
+        return any(card["id"] == name for card in model_cards({"data": listed}))
 
 
 class WeightsPublisher(_ThroughFolder):
@@ -274,7 +277,7 @@ class WeightsPublisher(_ThroughFolder):
             ) from error
 
     def _is_there(self, url: str) -> bool:
-        found = self._client.get_from(url, "/weight_info")["weight_version"]
+        found = self._client.get_from(url, "/weight_info", read=partial(member, "weight_version"))
         if found not in (self.salt, AS_STARTED):
             raise RunError(
                 f"--rollouts_url {url}: has other weights than this run gave it ({found}); let no other run use it"

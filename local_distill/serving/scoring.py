@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from local_distill.losses.logprobs import TopTokens
+from local_distill.serving.answers import BadAnswerError
 
 NO_PROBABILITY = -9999.0
 """What vLLM writes for a log-prob of minus infinity, which JSON does not have."""
@@ -21,10 +22,6 @@ ROUNDING = 1e-3
 
 LEAST_REST = 1e-7
 """Of probability, left to the tokens that a server did not name: what float32 can tell from nothing."""
-
-
-class BadAnswerError(Exception):
-    """An answer that does not hold, token for token, what was asked for; says what it holds instead."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) ->
         top = _top_tokens(positions, question.top_k, vocab_size) if question.top_k else None
         if top is not None:
             _check_aligned(logprobs, question.targets, top)
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
         raise BadAnswerError(f"{type(error).__name__} {error}"[:120]) from None
     return Scores(torch.tensor(logprobs, dtype=torch.float32), top)
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.errors import UserError
 from local_distill.models.tokenization import PROBES
+from local_distill.serving.answers import BadAnswerError, model_cards
 from local_distill.serving.client import HttpClient, ServerError
-from local_distill.serving.scoring import VLLM, BadAnswerError, Question, Scores, SGLang, Wire, read_scores
+from local_distill.serving.scoring import VLLM, Question, Scores, SGLang, Wire, read_scores
 
 FLAG = "--teacher_url"
 SPREAD, ADDED, PER_PROBE = 256, 64, 16
@@ -83,7 +84,7 @@ def _find_model(client: HttpClient, url: str, model: str | None, longest: int, s
     name = names[0] if model is None else model
     # An adapter has its base's length.
     lengths = [cards[name].get("max_model_len"), *(card.get("max_model_len") for card in cards.values())]
-    most = next((int(length) for length in lengths if length is not None), None)
+    most = next((length for length in lengths if isinstance(length, int)), None)
     if most is None:
         say(f"{FLAG} {url}: does not tell how long a text it takes; it needs to take {longest + 1} tokens")
     elif most < longest + 1:  # neither kind reads without room to write
@@ -97,9 +98,7 @@ def _find_model(client: HttpClient, url: str, model: str | None, longest: int, s
 
 def _cards(answer: Any) -> dict[str, dict[str, Any]]:
     """The models that a server lists, by name."""
-    if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
-        return {}
-    return {str(card["id"]): card for card in answer["data"] if isinstance(card, dict) and "id" in card}
+    return {str(card["id"]): card for card in model_cards(answer)}
 
 
 def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:

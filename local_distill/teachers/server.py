@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.losses.logprobs import TopTokens
-from local_distill.serving.client import HttpClient, ServerError
-from local_distill.serving.scoring import BadAnswerError, Question, Scores, Wire, read_scores
+from local_distill.serving.client import HttpClient
+from local_distill.serving.scoring import Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire
 from local_distill.types import Rollout, ScoredBatch, TokenBatch
 
@@ -93,12 +93,12 @@ class ServerTeacher:
 
     def _ask(self, question: Question) -> Scores:
         """Tensors already: an answer with its likeliest tokens takes a hundred times their room."""
-        answer = self._client.post(self._wire.path, self._wire.request(question))
-        try:
-            return read_scores(self._wire, answer, question, self._vocab_size)
-        except BadAnswerError as error:
-            where = ", ".join(self._client.urls)
-            raise ServerError(f"{FLAG} {where}: answered with {error}; see the server's own log") from None
+        scores: Scores = self._client.post(
+            self._wire.path,
+            self._wire.request(question),
+            read=lambda answer: read_scores(self._wire, answer, question, self._vocab_size),
+        )
+        return scores
 
     def _joined(self, tops: Sequence[TopTokens]) -> TopTokens:
         k = self._top_k

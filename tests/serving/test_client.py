@@ -11,6 +11,7 @@ from email.utils import formatdate
 import pytest
 
 from local_distill.errors import UserError
+from local_distill.serving.answers import BadAnswerError
 from local_distill.serving.client import HttpClient, ServerError
 from tests.serving.protocol_server import close_connection, serving, stall, status, text
 from tests.tiny_models import llama_config, make_model, make_tokenizer
@@ -85,11 +86,116 @@ def test_other_refusals_are_final_and_tell_what_the_server_said(parts, code):
         assert len(str(e.value)) < 240 + 200
 
 
-def test_success_without_json_is_an_error(parts):
+ERRORS = {
+    "an error": ('{"error": {"message": "engine is dead", "code": 500}}', "answered with an error (engine is dead)"),
+    "an error object": ('{"object": "error", "message": "out of blocks"}', "answered with an error (out of blocks)"),
+    "an error in words": ('{"error": "model is loading"}', "answered with an error (model is loading)"),
+    "too many": ('{"error": {"message": "slow down", "code": "429"}}', "answered with an error (slow down)"),
+    "a web page": ("<html><title>502 Bad\ngateway</title>", "answered with what is not JSON: '<html>"),
+    "nothing": ("", "answered with nothing"),
+    "half of an answer": ('{"choices": [{"ind', 'answered with what is not JSON: \'{"choices": [{"ind\''),
+}
+
+
+@pytest.mark.parametrize("how", ERRORS)
+def test_success_with_an_error_in_it_is_tried_again_and_told_in_the_servers_words(parts, how):
+    body, said = ERRORS[how]
     with serving(*parts) as server, client(server.url) as http:
-        server.failures.append(text("<html>"))
-        with pytest.raises(ServerError, match="not JSON"):
+        right = http.post(PATH, ASK)
+        server.failures += [text(body)] * 2
+        assert http.post(PATH, ASK) == right
+    with serving(*parts) as server, client(server.url, patience=0.1) as http:
+        server.failures += [text(body)] * 9
+        with pytest.raises(ServerError) as caught:
             http.post(PATH, ASK)
+    assert str(caught.value).startswith(f"--some_url {server.url}: {said}")
+    assert "asked again for 0.1 s; see the server's own log" in str(caught.value)
+
+
+def test_a_mistake_that_is_told_with_success_is_final(parts):
+    with serving(*parts) as server, client(server.url) as http:
+        server.failures.append(text('{"object": "error", "message": "no such model", "code": 404}'))
+        with pytest.raises(ServerError, match="no such model") as caught:
+            http.post(PATH, ASK)
+        assert caught.value.status == 404
+        assert len(server.scored) == 1
+
+
+def test_a_web_page_is_no_answer_though_its_status_is_success(parts):
+    def page(handler):
+        content = b"<!DOCTYPE html><html><title>Please\n log in</title>"
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    with serving(*parts) as server, client(server.url, patience=0.1) as http:
+        server.failures += [page] * 9
+        with pytest.raises(ServerError, match=r"answered with a web page \(Please log in\)"):
+            http.post(PATH, ASK)
+
+
+def test_an_answer_that_is_not_what_was_asked_for_is_asked_for_again(parts):
+    def read(answer):
+        if answer.get("choices") == 3:
+            raise BadAnswerError("a number of choices")
+        return answer["choices"]
+
+    with serving(*parts) as server, client(server.url) as http:
+        server.failures += [text('{"choices": 3, "error": null}')] * 2
+        assert len(http.post(PATH, ASK, read=read)) == 1
+        assert len(server.scored) == 3
+
+
+LOOPBACK = ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.1.2.3:1", "https://0.0.0.0:1")
+NO_PROXIES = ("socks://127.0.0.1:1", "ftp://a:1", "http://", "http://[", "socks5://127.0.0.1:1", "a b", "http://a:port")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    for name in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("proxy", NO_PROXIES)
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "HTTP_PROXY", "https_proxy"])
+def test_a_proxy_that_is_none_is_in_nobodys_way_unless_it_leads_to_a_server(monkeypatch, variable, proxy):
+    monkeypatch.setenv(variable, proxy)
+    with client(*LOOPBACK):
+        pass
+    url = f"{'https' if variable == 'https_proxy' else 'http'}://gpu-7:8000"
+    said = rf"^{variable}: .* cannot be used as the proxy to {url} \(.*NO_PROXY$"
+    with pytest.raises(UserError, match=said) as e, client(*LOOPBACK, url):
+        pass
+    assert "\n" not in str(e.value)
+    monkeypatch.setenv("NO_PROXY", "gpu-7")
+    with client(*LOOPBACK, url):
+        pass
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_a_password_of_a_proxy_is_not_shown(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks://me:secret@proxy:1")
+    with pytest.raises(UserError, match="ALL_PROXY") as caught:
+        client("http://gpu-7:8000").__enter__()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_proxy_is_gone_through_where_one_leads_to_the_server(parts, monkeypatch, scheme):
+    """The proxy here is a server that answers itself: it sees the whole address that was asked for."""
+    with serving(*parts) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"{scheme}{proxy.url.removeprefix('http://')}")
+        with client("http://gpu-7.invalid:8000", patience=0.1) as http, pytest.raises(ServerError, match="404"):
+            http.post(PATH, ASK)
+        assert proxy.requests[0][0] == f"http://gpu-7.invalid:8000{PATH}"
+        with serving(*parts) as server, client(server.url) as http:
+            http.post(PATH, ASK)
+        assert len(proxy.requests) == 1
 
 
 def test_patience_ends_with_flag_and_address():

@@ -239,7 +239,7 @@ def test_any_other_answer_is_an_error_not_a_guess(server, name):
 
     server.mangle = mangle
     refused = pytest.raises(ServerError, match=rf"^--teacher_url {server.url}: answered with .*{said}")
-    with teacher_at(server.url) as teacher, refused:
+    with teacher_at(server.url, patience=0.1) as teacher, refused:
         teacher.score(collate([rollout([5, 6], [7, 8, 9])], EOS))
 
 
@@ -262,7 +262,7 @@ def test_the_same_of_sglang(model, tokenizer, name):
 
     with (
         serving(model, tokenizer, kind="sglang") as server,
-        teacher_at(server.url, kind="sglang", top_k=290) as teacher,
+        teacher_at(server.url, kind="sglang", top_k=290, patience=0.1) as teacher,
     ):
         server.mangle = mangle
         with pytest.raises(ServerError, match=rf"^--teacher_url {server.url}: answered with .*{said}"):

@@ -1,0 +1,77 @@
+"""What a server's answer says, whatever its status: an error in its own words, or something else than was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+
+class BadAnswerError(Exception):
+    """An answer that does not hold, token for token, what was asked for; says what it holds instead."""
+
+
+class ErrorInAnswerError(Exception):
+    """An answer of success that holds an error. status: the one that is written in it; None where there is none."""
+
+    def __init__(self, said: str, status: int | None = None) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+def read_answer(content: bytes, content_type: str) -> Any:
+    """JSON as it is; other text where the server does not call it JSON.
+
+    Raises ErrorInAnswerError for an error, and for what only stands in for an answer: a web page, half of some JSON.
+    """
+    text = content.decode(errors="replace")
+    if "json" in content_type:
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError):
+            what = f"what is not JSON: {text[:60]!r}" if text.strip() else "nothing"
+            raise ErrorInAnswerError(f"answered with {what}") from None
+        _check_no_error(answer)
+        return answer
+    if "html" in content_type or text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+        raise ErrorInAnswerError(f"answered with a web page{f' ({title[1].strip()})' if title else ''}")
+    return text
+
+
+def message_of(content: bytes, otherwise: str) -> str:
+    """A server's own words for its error, in whichever of the usual places they are."""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        return content.decode(errors="replace") or otherwise
+    return _words(answer)
+
+
+def member(name: str, answer: Any) -> Any:
+    """What an answer has under a name. Raises BadAnswerError where it has nothing there."""
+    if not isinstance(answer, dict) or answer.get(name) is None:
+        raise BadAnswerError(f"{str(answer)[:60]!r}, which has no {name}")
+    return answer[name]
+
+
+def model_cards(answer: Any) -> list[dict[str, Any]]:
+    """The models that an answer to ``/v1/models`` lists; none where it is another kind of answer."""
+    cards = answer.get("data") if isinstance(answer, dict) else None
+    return [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
+
+
+def _check_no_error(answer: Any) -> None:
+    if not isinstance(answer, dict) or not (answer.get("error") or answer.get("object") == "error"):
+        return
+    inside = answer["error"] if isinstance(answer.get("error"), dict) else answer
+    codes = [str(inside.get(name)) for name in ("code", "status", "status_code")]
+    status = next((int(code) for code in codes if code.isdecimal() and 400 <= int(code) < 600), None)
+    raise ErrorInAnswerError(f"answered with an error ({_words(answer)})", status)
+
+
+def _words(answer: Any) -> str:
+    for place in ("error", "message", "detail"):
+        if isinstance(answer, dict) and place in answer:
+            answer = answer[place]
+    return str(answer)
