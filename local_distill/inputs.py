@@ -12,7 +12,7 @@ from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter, LoraSettings, open_adapter
 from local_distill.models.files import ModelFiles, open_model
-from local_distill.models.quantization import check_quantization
+from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
 from local_distill.models.tokenization import (
     StopTokens,
     check_same_tokens,
@@ -50,7 +50,7 @@ class Inputs:
     def notes(self) -> tuple[str, ...]:
         """For people; some may be empty."""
         unsampled = unsampled_tokens_note(self.student.tokenizer, self.vocab_size)
-        return self.precision.note, self.student.note, unsampled, self.stops.note
+        return self.precision.note, *self.student.notes, unsampled, self.stops.note
 
     @property
     def saved_generation(self) -> GenerationConfig:
@@ -80,9 +80,11 @@ def check_inputs(config: TrainConfig) -> Inputs:
     if "wandb" in trackers:
         check_wandb(config.wandb_mode)
     student = open_model("--student_model", config.student_model, config.trust_remote_code)
+    check_dense(student.flag, student.path, student.config, "to be trained")
     teacher = student
     if sharded or config.teacher_kind == "local":
         teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
+        _check_packing(config, teacher)
         check_same_tokens(student.tokenizer, teacher.tokenizer)
     vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer, teacher.tokenizer)
     stops = stop_tokens(
@@ -92,13 +94,6 @@ def check_inputs(config: TrainConfig) -> Inputs:
     if config.top_k is not None and config.top_k >= vocab_size:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
     _check_engine(config.rollouts_kind, student, vocab_size)
-    if config.teacher_quantization != "none":
-        if teacher.gguf:
-            raise UserError(
-                f"--teacher_quantization: {config.teacher_quantization} given with a GGUF teacher, which is quantised "
-                "already; drop it"
-            )
-        check_quantization(config.teacher_quantization)
     return Inputs(
         config=config,
         precision=precision,
@@ -112,6 +107,22 @@ def check_inputs(config: TrainConfig) -> Inputs:
         trackers=tuple(trackers),
         teacher_sharding=sharding,
     )
+
+
+def _check_packing(config: TrainConfig, teacher: ModelFiles) -> None:
+    """Raise UserError for a teacher that comes quantised, where it cannot be read or is to be packed once more."""
+    check_readable(teacher.flag, teacher.path, teacher.config)
+    packed = quantised_by(teacher.path, teacher.config)
+    for flag, given in (
+        ("--teacher_quantization", config.teacher_quantization != "none" and (packed or teacher.gguf)),
+        ("--teacher_offload", config.teacher_offload != "none" and packed),
+        ("--teacher_ds_zero3", config.teacher_kind == "zero3" and packed),
+    ):
+        if given:
+            kind = packed or "a GGUF file"
+            raise UserError(f"{flag}: given with a teacher that is quantised already ({kind}); drop it")
+    if config.teacher_quantization != "none":
+        check_quantization(config.teacher_quantization)
 
 
 def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:

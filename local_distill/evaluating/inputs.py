@@ -13,6 +13,7 @@ from local_distill.evaluating.settings import MATH, SELF, EvalSettings
 from local_distill.evaluating.tasks import MATH_TEMPLATE, PLACE, Columns, Task, asked, is_written, open_tasks, readable
 from local_distill.evaluating.verifying import Verifier, open_verifier
 from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.quantization import check_readable
 from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import Renderer, parse_template_kwargs
@@ -105,6 +106,7 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
     teacher = None
     if settings.teacher_model not in (None, SELF) and not settings.teacher_url:
         teacher = open_model("--teacher_model", str(settings.teacher_model), settings.trust_remote_code)
+        check_readable(teacher.flag, teacher.path, teacher.config)
     if settings.teacher_model == SELF:
         for name, each in zip(names, trained, strict=True):
             if each.adapter is None:

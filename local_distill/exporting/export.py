@@ -20,6 +20,7 @@ from local_distill.exporting.gguf import compare_gguf, convert, find_converter
 from local_distill.exporting.hub import check_hub, push
 from local_distill.exporting.weights import Difference, compare_with_trained, probe_logprobs, write_model
 from local_distill.models.loading_errors import expanded
+from local_distill.models.quantization import check_dense
 from local_distill.models.trained import Trained, open_trained
 from local_distill.running.checkpoint import PARTIAL
 from local_distill.running.claim import LOCK, claimed
@@ -34,6 +35,7 @@ CARD_FILE = "README.md"
 def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | None = None) -> Path:
     """Do it, and say what was done. Returns the folder. Raises UserError before anything is loaded where possible."""
     trained = open_trained("RUN", settings.run, settings.trust_remote_code, settings.step)
+    check_dense("RUN", trained.files.path, trained.files.config, "to be exported")
     target = _target(trained, settings)
     converter = find_converter(settings.gguf_converter) if settings.gguf != "none" else None
     api = api or HfApi()

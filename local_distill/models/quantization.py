@@ -1,15 +1,25 @@
-"""A teacher in 4 or 8 bits a weight, by bitsandbytes: less memory, and log-probs that are off by a little."""
+"""Weights in few bits: a teacher that is packed while it is loaded, and models that come packed already."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.quantizers import AutoHfQuantizer
 
 from local_distill.errors import UserError
+from local_distill.models.loading_errors import reason_of
+from local_distill.models.saved_settings import with_parts
 
+SETTINGS = ("quantization_config", "compression_config")
+FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Where AutoGPTQ, AutoAWQ and ModelOpt say what config.json may not."""
+UNPACKED_BY_TRANSFORMERS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 FLAG = "--teacher_quantization"
 
 
@@ -38,3 +48,53 @@ def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def check_dense(flag: str, path: str, config: PretrainedConfig, purpose: str) -> None:
+    """Raise UserError for a model that comes quantised; purpose: what for it needs to be dense."""
+    kind = quantised_by(path, config)
+    if kind is None:
+        return
+    unpack = ""
+    if kind in UNPACKED_BY_TRANSFORMERS:
+        unpack = (
+            f", or unpack it: from_pretrained with quantization_config={UNPACKED_BY_TRANSFORMERS[kind]}"
+            "(dequantize=True), then save_pretrained"
+        )
+    raise UserError(
+        f"{flag} {path}: its weights are quantised ({kind}), needs ordinary ones {purpose}; give the model that it was "
+        f"made from, in bf16, fp16 or fp32{unpack}"
+    )
+
+
+def check_readable(flag: str, path: str, config: PretrainedConfig) -> None:
+    """Raise UserError where a model that comes quantised cannot be read here: what it needs is not installed."""
+    kind = quantised_by(path, config)
+    if kind is None:
+        return
+    settings = _settings(config)
+    try:
+        if settings is None:
+            raise ValueError("its config.json does not say so")
+        AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True).validate_environment(device_map=None)
+    except Exception as error:  # each kind has a package of its own, which fails in its own way
+        raise UserError(
+            f"{flag} {path}: its weights are quantised ({kind}), which cannot be read here ({reason_of(error)}); "
+            "install what that asks for, or give the model that it was made from, in bf16, fp16 or fp32"
+        ) from error
+
+
+def _settings(config: PretrainedConfig) -> Any:
+    """What transformers is told of the packing, as a dictionary or one of its classes; None for ordinary weights."""
+    found = (getattr(part, name, None) for part in with_parts(config) for name in SETTINGS)
+    return next(filter(None, found), None)
+
+
+def quantised_by(path: str, config: PretrainedConfig) -> str | None:
+    """What a model is packed by, as its files call it: gptq, awq, fp8 …; None for ordinary weights."""
+    settings = _settings(config)
+    if settings is None:
+        return next((name for name in FILES if (Path(path) / name).is_file()), None)
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    kind = settings.get("quant_method") or "bitsandbytes"
+    return str(getattr(kind, "value", kind))

@@ -65,7 +65,7 @@ def make_savable(config: PretrainedConfig) -> None:
     and the configuration of a model with another is refused when it is saved. A padding id that is no token, -1 in
     many configurations, would take a row out of training or stop the embedding from being made.
     """
-    for each in _with_parts(config):
+    for each in with_parts(config):
         each.output_attentions = False
         each.output_hidden_states = False
         each.return_dict = True
@@ -74,9 +74,10 @@ def make_savable(config: PretrainedConfig) -> None:
             each.pad_token_id = None
 
 
-def _with_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+def with_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """A configuration, and those of its parts: text, vision and so on."""
     yield config
     for name in config.sub_configs:
         part = getattr(config, name, None)
         if isinstance(part, PretrainedConfig):
-            yield from _with_parts(part)
+            yield from with_parts(part)

@@ -17,6 +17,7 @@ from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
 from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.quantization import check_readable
 from local_distill.models.saved_settings import read_generation
 from local_distill.running.checkpoint import PREFIX, step_folders
 from local_distill.running.manifest import STATE
@@ -79,6 +80,7 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
                 f"{ADAPTER_SETTINGS} as base_model_name_or_path"
             )
         files = _with_what_was_saved(open_model(flag, str(base), trust_remote_code), adapter.folder)
+    check_readable(flag, files.path, files.config)
     if settings is None:
         return Trained(files, adapter)
     return Trained(files, adapter, folder.parent, int(folder.name.removeprefix(PREFIX)))

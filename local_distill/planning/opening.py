@@ -11,6 +11,7 @@ from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
 from local_distill.models.files import context_length_of, open_config
+from local_distill.models.quantization import check_dense
 from local_distill.planning.costs import Lengths
 from local_distill.planning.machine import Machine, free_for_a_run, gpus, this_machine
 from local_distill.planning.memory import Run
@@ -25,6 +26,7 @@ def open_run(settings: PlanSettings) -> Run:
     if settings.zero2 and dtype == torch.float32:
         raise UserError("--zero2: DeepSpeed shards a low-precision student; add --dtype bf16")
     student = open_config("--student_model", settings.student_model, settings.trust_remote_code)
+    check_dense("--student_model", settings.student_model, student, "to be trained")
     teacher = None
     if settings.teacher_kind in ("local", "zero3"):
         teacher = open_config("--teacher_model", settings.teacher_model, settings.trust_remote_code)
