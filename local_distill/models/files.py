@@ -20,12 +20,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
 from local_distill.models.saved_settings import make_savable, read_generation
+from local_distill.models.tying import tie_as_loaded, untie_as_filed
 from local_distill.running.manifest import check_as_written
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -36,7 +37,7 @@ class ModelFiles:
     """A model before its weights: what can be checked without loading them.
 
     flag, path: as given, for messages. gguf: the one file that holds everything, None for a folder or a hub id.
-    note: what a person should know of its files, or empty.
+    notes: what a person should know of its files.
     """
 
     flag: str
@@ -46,7 +47,7 @@ class ModelFiles:
     generation: GenerationConfig
     trust_remote_code: bool
     gguf: Path | None = None
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def context_length(self) -> int | None:
@@ -92,6 +93,9 @@ class ModelFiles:
                 ignore_mismatched_sizes=True,  # which then are in the loading info, as the missing ones are
                 **options,
             )
+        if not self.gguf:
+            folder = local_folder(self.flag, path) or Path(cached_file(path, "config.json")).parent
+            tie_as_loaded(model, found["missing_keys"], _weight_files(self.flag, folder))
         self._check_complete(found)
         return model.eval()
 
@@ -122,7 +126,7 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
     folder = local_folder(flag, path)
     if folder:
         check_as_written(flag, folder)
-        _check_folder(flag, folder)
+    weights = _check_folder(flag, folder) if folder else []
     with in_one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
@@ -133,7 +137,8 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
         generation, note = read_generation(path, config)
     make_savable(config)
     _switch_off_dropout(config)
-    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, note=note)
+    notes = (note, untie_as_filed(config, weights))
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, notes=tuple(filter(None, notes)))
 
 
 def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
@@ -187,8 +192,11 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _check_folder(flag: str, folder: Path) -> None:
-    """Raise UserError when a local folder lacks a file that a model has, or has safetensors that are cut short."""
+def _check_folder(flag: str, folder: Path) -> list[Path]:
+    """The safetensors files of a local folder.
+
+    Raises UserError when it lacks a file that a model has, or when one of them is cut short.
+    """
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise UserError(
@@ -196,7 +204,8 @@ def _check_folder(flag: str, folder: Path) -> None:
                 "merge_and_unload and save_pretrained, and give that folder"
             )
         raise UserError(f"{flag} {folder}: not a model folder, it has no config.json; give a transformers model folder")
-    for file in _weight_files(flag, folder):
+    files = _weight_files(flag, folder)
+    for file in files:
         try:
             with safe_open(file, framework="pt"):  # compares the header with the file's length
                 pass
@@ -208,6 +217,7 @@ def _check_folder(flag: str, folder: Path) -> None:
             f"{flag} {folder}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there "
             "from the model that it was made from"
         )
+    return files
 
 
 def _weight_files(flag: str, folder: Path) -> list[Path]:
