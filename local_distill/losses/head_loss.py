@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from local_distill.losses.divergences import Distribution
-from local_distill.losses.logprobs import Head, chunks, exact_arithmetic, matmul_dtype, softmax_dtype
+from local_distill.losses.logprobs import Head, exact_arithmetic, for_each_chunk, matmul_dtype, softmax_dtype
 
 PEAK = "max "
 """What the name of a stat begins with of which the largest value counts, not the mean."""
@@ -78,17 +78,19 @@ class _SummedLoss(torch.autograd.Function):
         gradients = _Gradients(hidden, head, matrix, accumulate, wanted)
         total = torch.zeros((), dtype=accumulate, device=hidden.device)
         stats = torch.empty(num_stats, len(hidden), dtype=accumulate, device=hidden.device)
-        for part in chunks(hidden, head, logits_per_chunk):
+
+        def one(part: slice) -> None:
             states = hidden[part].to(dtype)
-            logits = head.logits(states, matrix)
-            slope = _slope(logits, head)
-            found = chunk_loss(part, Distribution.of(logits.log_softmax(1)))
-            del logits
-            total += found.loss
+            slope, student = _read(states, head, matrix)
+            found = chunk_loss(part, student)
+            del student
+            total.add_(found.loss)
             for row, values in zip(stats, found.stats, strict=True):
                 row[part] = values
             if any(wanted):
                 gradients.add(part, states, found.grad if slope is None else found.grad.mul_(slope))
+
+        for_each_chunk(one, hidden, head, logits_per_chunk)
         ctx.save_for_backward(*gradients.result())
         ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (hidden, weight, bias)]
         ctx.mark_non_differentiable(stats)
@@ -182,8 +184,17 @@ def _times(product: Tensor, size: Tensor | None) -> Tensor:
     return product if size is None else product.float() * size
 
 
+def _read(states: Tensor, head: Head, matrix: Tensor) -> tuple[Tensor | float | None, Distribution]:
+    """(d(final logit)/d(matrix product), the student's distribution) at the positions of a chunk; see ``_slope``."""
+    logits = head.logits(states, matrix)
+    slope = _slope(logits, head)
+    logprobs = logits.log_softmax(1)
+    del logits  # a chunk's are 256 MiB on a GPU, and there is enough to come
+    return slope, Distribution.of(logprobs)
+
+
 def _slope(logits: Tensor, head: Head) -> Tensor | float | None:
-    """d(final logit)/d(matrix product): scale · (1 − (z / softcap)²); None where it is one."""
+    """scale · (1 − (z / softcap)²); None where it is one."""
     if head.softcap is not None:
-        return (1 - (logits / head.softcap) ** 2) * head.scale
+        return (logits / head.softcap).square_().neg_().add_(1).mul_(head.scale)
     return head.scale if head.scale != 1.0 else None

@@ -7,7 +7,7 @@ on. The results are the plain ones, not an approximation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,11 +88,16 @@ def read_tokens(hidden: Tensor, head: Head, targets: Tensor, logits_per_chunk: i
     Matrix products run in the autocast precision when autocast is on, the softmax always in float32.
     """
     dtype = matmul_dtype(hidden)
+    matrix = head.matrix(dtype)
     reading = hidden.new_empty(2, len(targets), dtype=softmax_dtype(dtype))
+
+    def read(part: slice) -> None:
+        model = distribution(hidden[part], head, matrix)
+        reading[0, part] = model.logprobs.gather(1, targets[part, None]).squeeze(1)
+        reading[1, part] = model.entropy()
+
     with exact_arithmetic(hidden):
-        for part, model in distributions(hidden, head, dtype, logits_per_chunk):
-            reading[0, part] = model.logprobs.gather(1, targets[part, None]).squeeze(1)
-            reading[1, part] = model.entropy()
+        for_each_chunk(read, hidden, head, logits_per_chunk)
     return TokenReading(*reading)
 
 
@@ -101,24 +106,35 @@ def read_top_tokens(hidden: Tensor, head: Head, k: int, logits_per_chunk: int | 
     """The k likeliest tokens at each position; see ``read_tokens``."""
     ids = torch.empty(len(hidden), k, dtype=torch.long, device=hidden.device)
     dtype = matmul_dtype(hidden)
+    matrix = head.matrix(dtype)
     found = hidden.new_empty(len(hidden), k + 1, dtype=softmax_dtype(dtype))
+
+    def read(part: slice) -> None:
+        model = distribution(hidden[part], head, matrix)
+        ids[part] = model.logprobs.topk(k).indices
+        found[part] = model.with_tail(ids[part]).logprobs
+
     with exact_arithmetic(hidden):
-        for part, model in distributions(hidden, head, dtype, logits_per_chunk):
-            ids[part] = model.logprobs.topk(k).indices
-            found[part] = model.with_tail(ids[part]).logprobs
+        for_each_chunk(read, hidden, head, logits_per_chunk)
     return TopTokens(ids, found)
 
 
-def distributions(
-    hidden: Tensor, head: Head, dtype: torch.dtype, logits_per_chunk: int | None
-) -> Iterator[tuple[slice, Distribution]]:
-    """The positions of each chunk and the model's distribution there, (n, V); for use without gradient.
+def distribution(states: Tensor, head: Head, matrix: Tensor) -> Distribution:
+    """A model's, at the positions of a chunk of its states (n, H): (n, V); for use without gradient.
 
-    dtype: of the matrix products.
+    matrix: the head's, in the precision of the products. The logits are gone before the probabilities are made.
     """
-    matrix = head.matrix(dtype)
+    logprobs = head.logits(states.to(matrix.dtype), matrix).log_softmax(1)
+    return Distribution.of(logprobs)
+
+
+def for_each_chunk(
+    act: Callable[[slice], object], hidden: Tensor, head: Head, logits_per_chunk: int | None = None
+) -> None:
+    """Call ``act`` with the positions of each chunk. What it makes goes when it returns: in the body of a loop, a
+    chunk's tensors would stay until the next chunk's have taken their names, and both would be there at once."""
     for part in chunks(hidden, head, logits_per_chunk):
-        yield part, Distribution.of(head.logits(hidden[part].to(dtype), matrix).log_softmax(1))
+        act(part)
 
 
 def chunks(hidden: Tensor, head: Head, logits_per_chunk: int | None) -> Iterator[slice]:

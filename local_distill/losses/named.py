@@ -31,6 +31,7 @@ from local_distill.losses.head_loss import ChunkLoss, SummedLoss, summed_loss
 from local_distill.losses.logprobs import (
     Head,
     TopTokens,
+    distribution,
     read_tokens,
 )
 from local_distill.losses.objectives import (
@@ -162,7 +163,7 @@ class WholeDistributionLoss:
     def _chunk(
         self, batch: ScoredBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
     ) -> ChunkLoss:
-        teacher = Distribution.of(states.head.logits(states.hidden[part], matrix).log_softmax(1))
+        teacher = distribution(states.hidden[part], states.head, matrix)
         stats = (
             vecdot(student.probs, student.logprobs - teacher.logprobs),
             student.entropy(),

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vecdot
 
-from local_distill.losses.logprobs import Head, distributions, exact_arithmetic, matmul_dtype, softmax_dtype
+from local_distill.losses.logprobs import (
+    Head,
+    distribution,
+    exact_arithmetic,
+    for_each_chunk,
+    matmul_dtype,
+    softmax_dtype,
+)
 from local_distill.types import HeadStates, ScoredBatch
 
 
@@ -57,14 +64,18 @@ def compare_whole(teacher: HeadStates, k: int, hidden: Tensor, head: Head, targe
     dtype, k = matmul_dtype(hidden), min(k, head.vocab_size)
     found = hidden.new_empty(3, len(hidden), dtype=softmax_dtype(dtype))
     ids, logprobs = targets.new_empty(len(hidden), k), found.new_empty(len(hidden), k)
+    ours, theirs = head.matrix(dtype), teacher.head.matrix(teacher.hidden.dtype)
+
+    def read(part: slice) -> None:
+        p = distribution(hidden[part], head, ours)
+        q = distribution(teacher.hidden[part], teacher.head, theirs)
+        chosen = targets[part, None]
+        found[0, part] = p.logprobs.gather(1, chosen).squeeze(1)
+        found[1, part] = q.logprobs.gather(1, chosen).squeeze(1)
+        found[2, part] = vecdot(p.probs, p.logprobs - q.logprobs)
+        if k:
+            logprobs[part], ids[part] = q.logprobs.topk(k)
+
     with exact_arithmetic(hidden):
-        ours = distributions(hidden, head, dtype, None)
-        theirs = distributions(teacher.hidden, teacher.head, teacher.hidden.dtype, None)
-        for (part, p), (_, q) in zip(ours, theirs, strict=True):
-            chosen = targets[part, None]
-            found[0, part] = p.logprobs.gather(1, chosen).squeeze(1)
-            found[1, part] = q.logprobs.gather(1, chosen).squeeze(1)
-            found[2, part] = vecdot(p.probs, p.logprobs - q.logprobs)
-            if k:
-                logprobs[part], ids[part] = q.logprobs.topk(k)
+        for_each_chunk(read, hidden, head)
     return Comparison(found[0], found[1], found[2], ids, logprobs)
