@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -41,8 +42,8 @@ from local_distill.watching.tracking import RunLog
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 
 
-def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: StopRequest) -> int:
-    """Load the models, put the parts together, run the loop. Returns the number of steps done."""
+def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tuple[int, signal.Signals | None]:
+    """Load the models, put the parts together, run the loop. Returns the steps done, and what stopped it or None."""
     inputs, config, accelerator = site.inputs, site.config, site.accelerator
     model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
     scorer = TokenScorer(model, inputs.vocab_size)
@@ -57,7 +58,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
     teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
     if run.checkpoint:
-        updates.load_optimizer_state(run.checkpoint.optimizer_state())
+        updates.load_optimizer_state(on_every_process(run.checkpoint.optimizer_state))
     engine, samplers = open_engine(site, Student(model, updates, run.path), ahead)
     micro_batches = make_micro_batches(config, accelerator, scorer, moments_exist=run.checkpoint is not None)
     collate = partial(
@@ -70,7 +71,9 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
         micro_batches=micro_batches,
         pad_id=inputs.pad_id,
     )
-    return distil(
+    stop = StopRequest()  # before the loop there is nothing to save, and a signal ends the command at once
+    site.closing.callback(stop.restore)
+    done = distil(
         accelerator,
         prompts=inputs.prompts,
         engine=engine,
@@ -84,6 +87,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog, stop: S
         stop=stop,
         profiler=make_profiler(config, accelerator, run, log),
     )
+    return done, stop.signal
 
 
 def loss_of(config: TrainConfig) -> Loss:

@@ -6,13 +6,19 @@ import os
 import sys
 from collections.abc import Callable
 
+from local_distill.running.signals import Stopped, stoppable, tell
+
 
 class UserError(Exception):
     """A mistake in a flag, a file or the set-up; printed as one line, exit code 2, no traceback.
 
     The message names the flag or file, what was given, what is needed and what to do:
     ``--temperature: 0 given, needs to be above 0; use 0.01 for nearly greedy samples``.
+
+    alone: whether no other process may know of it, so that this one must say it.
     """
+
+    alone = False
 
 
 class RunError(UserError):
@@ -20,10 +26,14 @@ class RunError(UserError):
 
 
 def exit_code_of(action: Callable[[], int]) -> int:
-    """The action's own exit code, or 2 after a user's mistake, told in one line."""
+    """The action's own exit code; 2 after a user's mistake, 128 + n after signal n, each told in one line."""
     try:
-        return action()
+        with stoppable():
+            return action()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process finds the same mistake; one a machine says it
+        if error.alone or os.environ.get("LOCAL_RANK", "0") == "0":  # what all find, one a machine says
             print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        tell(stopped)
+        return stopped.exit_code

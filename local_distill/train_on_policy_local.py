@@ -5,32 +5,36 @@ python -m local_distill.train_on_policy_local --student_model … --teacher_mode
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    from local_distill.running.signals import ending_on_signals
+
+    to_the_end = ending_on_signals()
+    to_the_end.__enter__()
+
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import torch
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from local_distill.building import build_and_run
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.disk import write_whole
 from local_distill.engines import Site, open_ahead
-from local_distill.errors import RunError, UserError, exit_code_of
+from local_distill.errors import exit_code_of
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.planning.checking import check_memory
 from local_distill.report.page import told_of
-from local_distill.running.checkpoint import last_saved
-from local_distill.running.distributed import on_every_process, on_main_process
+from local_distill.running.distributed import losing_others, on_every_process, on_main_process, processes_meet
 from local_distill.running.dry_save import check_saving
+from local_distill.running.ending import ending_in_one_line
 from local_distill.running.host_memory import keep_freed_memory
-from local_distill.running.interruption import StopRequest
 from local_distill.running.isolation import process_left_as_found
 from local_distill.running.preflight import (
     RunFolder,
@@ -45,6 +49,7 @@ from local_distill.running.preflight import (
     sums_in_words,
 )
 from local_distill.running.result import TrainResult
+from local_distill.running.signals import ending_on_signals
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.watching.environment import write_environment
 from local_distill.watching.records import lost_records, read_evaluations, training_totals
@@ -53,10 +58,15 @@ from local_distill.watching.summary import show_summary, write_summary
 from local_distill.watching.terminal import Terminal, open_terminal
 from local_distill.watching.tracking import RunLog, open_run_log
 
+UNBOUNDED_WORK = 3600.0
+"""Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""
+LONGEST_WAIT = 30 * 24 * 3600.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
-    return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)).exit_code)
+    with ending_on_signals():
+        return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)).exit_code)
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -65,14 +75,13 @@ def train(config: TrainConfig) -> TrainResult:
     As often as wanted in one process, from any thread; Ctrl-C and SIGTERM are heeded in the main thread alone.
     Raises UserError, in one line, for what the user can mend.
     """
-    with process_left_as_found(), ExitStack() as holding:
+    # The processes meet before anything is checked, so that a mistake on one machine ends all.
+    with process_left_as_found(), processes_meet(longest_wait(config)), losing_others(), ExitStack() as holding:
         return run_training(config, holding)
 
 
 def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
-    """``train`` in a process that has no state of accelerate's. holding: closed when nothing more is written."""
-    # The processes meet before anything is checked, so that a mistake on one machine ends all.
-    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    """``train`` in a process that has met the others of its launch. holding: closed when nothing more is written."""
     inputs = on_every_process(lambda: check_inputs(config))
     accelerator = Accelerator(
         mixed_precision=inputs.precision.mixed,
@@ -91,24 +100,27 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
     needed = checkpoint_bytes(inputs.student, inputs.lora)
     on_main_process(accelerator, lambda: check_disk_space(run.path, needed, config.keep_checkpoints))
     on_main_process(accelerator, lambda: check_saving(inputs.student, inputs.lora, inputs.saved_generation, run.path))
+    with ending_in_one_line(run.path), losing_others():
+        result = carry_out(inputs, accelerator, run)
+    accelerator.end_training()
+    return result
+
+
+def carry_out(inputs: Inputs, accelerator: Accelerator, run: RunFolder) -> TrainResult:
+    """The run, from its first word to its last."""
+    config = inputs.config
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
-    stop = StopRequest()
     with ExitStack() as closing:
-        closing.callback(stop.restore)
         site = Site(inputs, accelerator, terminal.say, closing)
         ahead = open_ahead(site)
-        closing.enter_context(ending_in_one_line(run.path))
         log = on_every_process(partial(open_log, config, accelerator, terminal, run))
         closing.enter_context(log)
         announce(inputs, accelerator, run, log)
-        done = build_and_run(site, ahead, run, log, stop)
-    with ending_in_one_line(run.path):
-        result = TrainResult(run.path, done, stopped_by=stop.signal)
-        # All wait: a launcher ends the others when one process ends with another code than 0.
-        result = on_every_process(lambda: finish(config, result) if accelerator.is_main_process else result)
-    accelerator.end_training()
-    return result
+        done, stopped_by = build_and_run(site, ahead, run, log)
+    result = TrainResult(run.path, done, stopped_by=stopped_by)
+    # All wait: a launcher ends the others when one process ends with another code than 0.
+    return on_every_process(lambda: finish(config, result) if accelerator.is_main_process else result)
 
 
 def open_log(config: TrainConfig, accelerator: Accelerator, terminal: Terminal, run: RunFolder) -> RunLog:
@@ -123,19 +135,15 @@ def open_log(config: TrainConfig, accelerator: Accelerator, terminal: Terminal, 
     return log
 
 
-@contextmanager
-def ending_in_one_line(folder: Path) -> Iterator[None]:
-    """What ends a run early, told together with what was saved of it."""
-    try:
-        yield
-    except RunError as error:
-        raise UserError(f"{error}; {last_saved(folder)}") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "--microbatch_tokens: out of memory while loading, scoring or evaluating "
-            f"({str(error).split('. ')[0]}); lower it, or see "
-            f'"Out of memory?" in the README; {last_saved(folder)}'
-        ) from error
+def longest_wait(config: TrainConfig) -> timedelta:
+    """How long one process may lawfully be waited for by the others: what settings bound, and an hour for the rest.
+
+    Requests to a server may follow each other where they are more than may be under way, and weights go before them.
+    """
+    requests = max(config.batch_size * config.group_size, config.eval_prompts or 0)
+    in_turn = 2 + -(-requests // config.server_concurrency) if config.rollouts_url or config.teacher_url else 0
+    seconds = UNBOUNDED_WORK + in_turn * (config.server_timeout + config.server_patience)
+    return timedelta(seconds=min(seconds, LONGEST_WAIT))
 
 
 def announce(inputs: Inputs, accelerator: Accelerator, run: RunFolder, log: RunLog) -> None:

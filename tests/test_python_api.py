@@ -97,11 +97,11 @@ def test_a_run_in_a_thread(small):
 
 
 def test_a_signal_is_in_the_result(small, monkeypatch):
-    def stopped(*_):
+    def stopped(*_, **__):
         signal.raise_signal(signal.SIGTERM)
         return 0
 
-    monkeypatch.setattr("local_distill.train_on_policy_local.build_and_run", stopped)
+    monkeypatch.setattr("local_distill.building.distil", stopped)
     result = train(small(output_dir="run"))
     assert (result.stopped_by, result.exit_code, result.steps) == (signal.SIGTERM, 143, 0)
 

@@ -23,6 +23,7 @@ from local_distill.prompts import parse_template_kwargs
 from local_distill.rollouts.checking import check_has_cache, check_sampling
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.running.preflight import Precision, resolve_precision
+from local_distill.running.signals import sigint_is_an_answer
 
 if TYPE_CHECKING:
     from local_distill.commands.chat import ChatSettings
@@ -66,10 +67,11 @@ def chat(settings: ChatSettings) -> int:
     )  # fmt: skip
     if typed:
         screen.note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
-    try:
-        session.run(typed_lines([*COMMANDS, END]) if typed else piped_lines())
-    except KeyboardInterrupt:
-        return 130
+    with sigint_is_an_answer():
+        try:
+            session.run(typed_lines([*COMMANDS, END]) if typed else piped_lines())
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 

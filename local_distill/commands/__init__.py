@@ -6,10 +6,14 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from local_distill import __version__
-from local_distill.commands.command import Command
 from local_distill.errors import UserError, exit_code_of
+from local_distill.running.signals import ending_on_signals
+
+if TYPE_CHECKING:
+    from local_distill.commands.command import Command
 
 COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
@@ -32,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"local-distill {__version__}")
         return 0
-    return exit_code_of(lambda: load(words[0])(words[1:]))
+    with ending_on_signals():
+        return exit_code_of(lambda: load(words[0])(words[1:]))
 
 
 def load(name: str) -> Command:

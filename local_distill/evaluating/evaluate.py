@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -31,12 +30,13 @@ from local_distill.evaluating.results import differences, measure, to_record
 from local_distill.evaluating.servers import served_sampler, served_teacher
 from local_distill.evaluating.settings import SELF, EvalSettings
 from local_distill.evaluating.table import show
-from local_distill.learning.halving import release_memory
+from local_distill.learning.halving import is_out_of_memory, release_memory
 from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.models.start_checks import check_scorer
 from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.running.host_memory import keep_freed_memory
+from local_distill.running.signals import Stopped
 from local_distill.teachers.local import WholeDistributionTeacher
 from local_distill.teachers.own_base import BaseOfStudent
 from local_distill.types import Teacher
@@ -84,10 +84,12 @@ def evaluate(settings: EvalSettings) -> int:
         say(f"answers go to {site.output.path}")
         try:
             on_harness = {subject.name: _ask(site, subject, console.is_terminal) for subject in inputs.subjects}
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stopped:
             say(f"stopped; the same command with --output {site.output.path} goes on from here")
-            return 128 + signal.SIGINT
-        except torch.OutOfMemoryError as error:
+            return stopped.exit_code if isinstance(stopped, Stopped) else 128 + signal.SIGINT
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
                 f"{site.output.path}"

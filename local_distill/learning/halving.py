@@ -9,9 +9,19 @@ import torch
 
 from local_distill.errors import RunError
 from local_distill.learning.batching import MicroBatches
+from local_distill.running.distributed import alone
 from local_distill.types import ScoredBatch
 
 LESS_MEMORY = "add --gradient_checkpointing or --use_lora, or lower --max_new_tokens or --max_prompt_tokens"
+
+SAID_WITHOUT_MEMORY = (
+    "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_ALLOC_FAILED", "CUSPARSE_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "HIP out of memory", "HIP error: out of memory",
+    "HIPBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory",
+)  # fmt: skip
+"""Of a workspace that a library could not have, or a context that it could not make, where torch's pool took all."""
 
 
 class HalveMicroBatches:
@@ -29,11 +39,13 @@ class HalveMicroBatches:
         widest = max(batches, key=lambda batch: batch.tokens.input_ids.numel()).tokens
         tokens, bound = widest.input_ids.numel(), widest.input_ids.numel() // 2
         if len(widest.lengths) == 1:
-            raise RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}")
+            raise alone(RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}"))
         if not can_start_over:
-            raise RunError(
-                f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with "
-                f"several processes or DeepSpeed the step cannot be done again; give {bound}"
+            raise alone(
+                RunError(
+                    f"--microbatch_tokens: training ran out of memory on a micro-batch of {tokens} tokens, and with "
+                    f"several processes or DeepSpeed the step cannot be done again; give {bound}"
+                )
             )
         release_memory()
         self._micro_batches.most_tokens = bound
@@ -51,6 +63,13 @@ def _within(batch: ScoredBatch, bound: int) -> list[ScoredBatch]:
         return [batch]
     half = (rows + 1) // 2
     return [part for each in (batch.rows(0, half), batch.rows(half, rows)) for part in _within(each, bound)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no memory left; torch's allocator says so by its type, CUDA and its libraries in words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in SAID_WITHOUT_MEMORY)
+    )
 
 
 def release_memory() -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from local_distill.errors import RunError
-from local_distill.learning.halving import HalveMicroBatches
+from local_distill.learning.halving import HalveMicroBatches, is_out_of_memory
 from local_distill.learning.tally import Tally, merge, per_token
 from local_distill.learning.updates import Updates
 from local_distill.losses.named import Loss, summarise
@@ -79,8 +79,10 @@ class Learner:
         while True:
             try:
                 return self._try_backward_all(batches, substep)
-            except torch.OutOfMemoryError:
-                pass  # only out here is the traceback gone, which keeps the activations alive
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Only out of here is the traceback gone, which keeps the activations alive.
             batches = self._halve.smaller(batches, self._updates.can_start_over)
             self._updates.start_over()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.errors import RunError
-from local_distill.learning.halving import release_memory
+from local_distill.learning.halving import is_out_of_memory, release_memory
 from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
@@ -93,8 +93,10 @@ class HFRollouts:
         """``_decode``, or None when it ran out of memory."""
         try:
             return self._decode(rows, finished)
-        except torch.OutOfMemoryError:
-            return None
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return None
+            raise
 
     def _half(self, rows: int) -> int:
         """How many rollouts to decode at a time after ``rows`` of them did not fit."""

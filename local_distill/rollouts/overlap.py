@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
+from local_distill.running.distributed import on_every_process
 from local_distill.types import Prompt, Rollout, nobody
 
 Numbered = Sequence[tuple[int, Prompt]]
@@ -48,7 +49,8 @@ class OverlappedRollouts:
         if self._ahead is not None and self._ahead[0] == step:
             _, drawn_at, future = self._ahead
             self._ahead = None
-            rollouts = future.result()
+            # Agreed on before the weights go out, where a process that failed would be waited for.
+            rollouts = on_every_process(future.result)
         self._engine.refresh()
         if rollouts is None:
             rollouts = self._engine.draw(prompts, step, finished)

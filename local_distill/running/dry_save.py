@@ -14,7 +14,7 @@ from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
 from local_distill.models.loading_errors import reason_of
-from local_distill.running.checkpoint import PARTIAL
+from local_distill.running.checkpoint import PARTIAL, PREFIX
 
 
 def check_saving(student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path) -> None:
@@ -23,7 +23,7 @@ def check_saving(student: ModelFiles, adapter: Adapter | None, generation: Gener
     Raises UserError where the library does not save what it has read, or where the disk does not take it.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as trial:
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{PREFIX}", dir=folder) as trial:
             skeleton = student.skeleton()
             if adapter is None:
                 _check_names(skeleton)

@@ -10,10 +10,7 @@ from types import FrameType
 from accelerate import Accelerator
 
 from local_distill.running.distributed import most_anywhere
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-SAME = 2.0
-"""Seconds within which a second signal is the first one again: schedulers tell every process, and launchers too."""
+from local_distill.running.signals import SAME, STOPPING
 
 
 class StopRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -131,7 +132,7 @@ class HeldOutEvaluator:
         told: list[tuple[int, T]] = []
         self._student.eval()
         for part in self._micro_batches.split(rollouts, -(-busiest // self._micro_batch)):
-            batch = self._teacher.score(collate(part, self._pad_id))
+            batch = on_every_process(partial(self._teacher.score, collate(part, self._pad_id)))
             each = compare(self._student, batch, top).split(batch.tokens.lengths)
             told += [(rollout.position, tell(rollout, one)) for rollout, one in zip(part, each, strict=False)]
         return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]

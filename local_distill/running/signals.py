@@ -1,0 +1,156 @@
+"""SIGINT and SIGTERM while a command has nothing to save yet: it ends at once, in one line.
+
+Imported before torch is, which takes seconds; so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+SAME = 2.0
+"""Seconds within which a second signal is the first one again: schedulers tell every process, and launchers too."""
+GRACE = 5.0
+"""Seconds for what is under way to be put in order, before the process ends as it is."""
+
+
+class Stopped(BaseException):
+    """A signal ends this command. Not an Exception: nobody but the command itself has an answer to it."""
+
+    def __init__(self, number: int, what: str = "") -> None:
+        super().__init__(what)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell gives for it."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (f"stopped by {self.signal.name}", *self.args)))
+
+
+class _Ending:
+    """What this process knows of its end.
+
+    noted: when the first signal came. awaited: whether somebody waits for Stopped. said: whether the user was told.
+    """
+
+    noted: float | None = None
+    awaited = False
+    said = False
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """In here SIGINT and SIGTERM end the process; inside ``stoppable`` by raising Stopped in the main thread.
+
+    Where that is in a library which does not come back, such as one that waits for another process, or which swallows
+    what is raised, the process ends after GRACE seconds, or at another signal.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or any(signal.getsignal(number) is _end for number in STOPPING):
+        yield
+        return
+    received, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    handlers = {number: signal.signal(number, _end) for number in STOPPING}
+    wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(received,), daemon=True, name="signals").start()
+    try:
+        yield
+    finally:
+        if _Ending.noted is None:  # else the watch goes on until the process has gone
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            wakes.close()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """There is something to put in order in here, and somebody who waits for Stopped outside."""
+    before, _Ending.awaited = _Ending.awaited, True
+    try:
+        yield
+    finally:
+        _Ending.awaited = before
+
+
+def _forget() -> None:
+    """A forked process has an end of its own: its signals are not this one's, whose watch it would wake."""
+    if any(signal.getsignal(number) is _end for number in STOPPING):
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def sigint_is_an_answer() -> Iterator[None]:
+    """In here SIGINT is KeyboardInterrupt again, for a command that people talk to."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not _end:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def tell(stopped: Stopped) -> None:
+    """Say it, once, on one process of a machine."""
+    if not _Ending.said and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(stopped, file=sys.stderr, flush=True)
+    _Ending.said = True
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """The handler. What is raised inside an import may be swallowed there: the process is left as it is."""
+    now = time.monotonic()
+    if _Ending.noted is None:
+        _Ending.noted = now
+        if _Ending.awaited and not _imports(frame):
+            raise Stopped(number)
+    elif now - _Ending.noted < SAME:
+        return
+    _leave(number)
+
+
+def _watch(received: socket.socket) -> None:
+    """Python runs a handler only when the main thread is back from whatever C code it is in; this thread is not."""
+    with received:
+        while signals := received.recv(1):
+            if signal.getsignal(signals[0]) is _end:
+                time.sleep(GRACE)
+                _leave(signals[0])
+
+
+def _leave(number: int) -> None:
+    """End as it is."""
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar has hidden the cursor
+    stopped = Stopped(number)
+    tell(stopped)
+    os._exit(stopped.exit_code)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
