@@ -24,8 +24,8 @@ from pathlib import Path
 from local_distill.running.claim import claimed
 with claimed(Path(sys.argv[1]), "--output_dir x"):
     child = os.fork() if len(sys.argv) > 2 else None
-    if child != 0:
-        print(child, flush=True)
+    if not child:  # the one that goes on holding it, or the one that does not
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
@@ -97,6 +97,7 @@ ELSEWHERE = Holder("gpu-7", 4242, 1.7e9)
         (Holder(HERE.host, 2**22 + 1, HERE.started), None),
         (None, None),
     ],
+    ids=["alive", "elsewhere", "another by that number", "gone", "nobody"],  # numbers of processes are no names
 )
 def test_on_a_disk_without_locks_the_word_of_a_process_that_may_run_counts(tmp_path, monkeypatch, written, refused):
     def unsupported(*_):
