@@ -1,4 +1,4 @@
-"""Whole runs on a device: `make test-gpu` on a machine with a GPU; in small, in the default suite, on the processor.
+"""Whole runs on a device: `make test-gpu` on a machine with a GPU; in small, in the default suite, on a pretended one.
 
 Wants torch, transformers, accelerate, peft and pytest, and no network. What was measured on the way is printed at the
 end.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from accelerate.state import AcceleratorState, GradientState
 from local_distill.cli import parse_config
 from local_distill.train_on_policy_local import train
 from tests.gpu.memory import Memory, memory_of
+from tests.pretended_gpu.device import missing, pretended_gpu
 from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 ON_GPU = os.environ.get("LOCAL_DISTILL_TEST_DEVICE") == "cuda"
-"""Whether this is `make test-gpu`; the default suite hides GPUs, and runs all this on the processor."""
+"""Whether this is `make test-gpu`; the default suite hides GPUs, and runs all this on a pretended one."""
 TIMING = ("seconds", "tokens_per_second", "peak_memory")
 MEASURED = pytest.StashKey[list[str]]()
 
@@ -86,9 +88,16 @@ def measured(request) -> Callable[[str], None]:
     return request.config.stash[MEASURED].append if ON_GPU else lambda _: None
 
 
+@pytest.fixture(autouse=True)
+def _gpu() -> Iterator[None]:
+    """Where there is none, and no compiler to make a pretended one, all this is on the processor."""
+    with nullcontext() if ON_GPU or missing() else pretended_gpu():
+        yield
+
+
 @pytest.fixture
 def device() -> torch.device:
-    return torch.device("cuda" if ON_GPU else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
@@ -162,7 +171,7 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., Ran]:
 
     def trained(name: str, *arguments: object, on_cpu: bool = False) -> Ran:
         folder = tmp_path / name
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "true" if on_cpu or not ON_GPU else "false")
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true" if on_cpu or not torch.cuda.is_available() else "false")
         capsys.readouterr()
         train(parse_config([*map(str, arguments), "--output_dir", str(folder)]))
         return Ran(folder, capsys.readouterr().out.splitlines())
