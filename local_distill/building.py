@@ -24,6 +24,7 @@ from local_distill.losses.engine_gap import EngineGap
 from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import causal_lm
+from local_distill.models.reach import freeze_unreached
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
@@ -46,6 +47,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     """Load the models, put the parts together, run the loop. Returns the steps done, and what stopped it or None."""
     inputs, config, accelerator = site.inputs, site.config, site.accelerator
     model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
+    freeze_unreached(model)
     scorer = TokenScorer(model, inputs.vocab_size)
     check_scorer(scorer, "--student_model", partial(any_process, accelerator))
     check_quiet(scorer, "--student_model")

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
@@ -77,7 +78,9 @@ def gpt2_config(vocab_size: int = 300, **overrides: object) -> GPT2Config:
 def make_model(config: PretrainedConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        sees = type(config) not in AutoModelForCausalLM._model_mapping
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_config(config, dtype=dtype)
     return model.eval()
 
 

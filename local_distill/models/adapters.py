@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.reach import towers
 from local_distill.running.manifest import check_as_written
 from local_distill.settings import comma_separated
 
@@ -224,6 +226,8 @@ def _check_settings(adapter: AdapterFiles) -> None:
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Module:
     """Freeze the model and give it a trainable low-rank adapter in float32, the same on every process, in eval mode.
 
+    What text does not reach gets none.
+
     Raises UserError when the model lacks one of the modules, or when one is not a linear layer inside of it.
     """
     from peft import LoraConfig, get_peft_model
@@ -234,6 +238,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=_target_modules(model, settings.target_modules),
+        exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in towers(model)) or None,
     )
     torch.manual_seed(seed)
     with _peft_without_warnings(), model.device:  # a skeleton's adapter takes no memory either

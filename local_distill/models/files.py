@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -83,7 +84,7 @@ class ModelFiles:
             path, name = gguf_files.where_to_read(self.gguf)
             options |= name | gguf_files.dense_weights()
         with in_one_line(self.flag, self.path, "its weights"):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = _reader_of(self.config).from_pretrained(
                 path,
                 config=self.config,
                 generation_config=self.generation,
@@ -176,7 +177,7 @@ def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConf
 def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """A model without memory for its weights: shapes alone, on the meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return _reader_of(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def context_length_of(config: PretrainedConfig) -> int | None:
@@ -234,6 +235,16 @@ def _weight_files(flag: str, folder: Path) -> list[Path]:
     raise UserError(f"{flag} {folder}: no weights in it; needs {SAFE_WEIGHTS_NAME}, download the model again")
 
 
+def _reader_of(config: PretrainedConfig) -> Any:
+    """The class that reads such a model: of text, or where there is none, of text beside images, given text alone."""
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    return (
+        AutoModelForImageTextToText
+        if sees and type(config) not in AutoModelForCausalLM._model_mapping
+        else AutoModelForCausalLM
+    )
+
+
 def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
     if not _is_causal(config):
         raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
@@ -241,7 +252,7 @@ def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
 
 def _is_causal(config: PretrainedConfig) -> bool:
     """Whether transformers has a decoder for this configuration that sees only what came before."""
-    models = AutoModelForCausalLM._model_mapping
+    models = _reader_of(config)._model_mapping
     if type(config) not in models or config.is_encoder_decoder:
         return False
     # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from local_distill.errors import UserError
 from local_distill.losses.logprobs import Head, read_tokens
 from local_distill.models.files import causal_lm
+from local_distill.models.reach import waiting_experts
 from local_distill.types import HeadStates, TokenBatch
 
 Reading = Callable[[Tensor, Head, Tensor], Any]
@@ -38,6 +39,7 @@ class TokenScorer(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.needs_mask = False
+        self._experts: list[nn.Parameter] = []
 
     def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
         """What ``read`` makes of the completion tokens; by default their log-probs given everything before them."""
@@ -51,6 +53,7 @@ class TokenScorer(nn.Module):
         only an adapter's modules do, and those whose activations are computed again, which look at the same flag.
         """
         super().train(mode)
+        self._experts = waiting_experts(self.model)
         for name, module in self.model.named_modules():
             module.training = mode and (ADAPTER in name or getattr(module, "gradient_checkpointing", False))
         return self
@@ -63,6 +66,9 @@ class TokenScorer(nn.Module):
             input_ids=batch.input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
         visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        if torch.is_grad_enabled():
+            for expert in self._experts:  # without a token it has no gradient here, which other processes wait for
+                visited = visited + expert.flatten()[0].to(visited.dtype) * 0
         return HeadStates(visited, head_of(network, self.vocab_size))
 
 

@@ -17,6 +17,7 @@ from local_distill.config import TrainConfig
 from local_distill.inputs import open_lora
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import causal_lm, skeleton_of
+from local_distill.models.reach import freeze_towers
 from local_distill.planning.costs import Costs, Lengths, Sampling, Training
 from local_distill.planning.machine import GIB, Machine
 from local_distill.planning.phases import LOADING, SAMPLING, SCORING, TRAINING, Part, Phase
@@ -87,7 +88,11 @@ class Memory:
         """Its weights and what trains them."""
         run, skeleton = self.run, self._skeleton(self.run.student)
         shape = shape_of(skeleton)
-        trained = run.adapter.number_of_parameters(skeleton) if run.adapter else shape.parameters
+        if run.adapter:
+            trained = run.adapter.number_of_parameters(skeleton)
+        else:
+            freeze_towers(skeleton)
+            trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
         return StudentWeights(
             shape, trained, run.adapter is not None, run.dtype.itemsize, run.machine.processes, run.zero2
         )
@@ -217,6 +222,7 @@ class Memory:
         run, config, on_cpu = self.run, self.run.config, self.run.machine.device == "cpu"
         stage = Stage(run.machine.device)
         skeleton = self._skeleton(run.student)
+        freeze_towers(skeleton)
         student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
         stage.model(student, run.dtype if run.zero2 else torch.float32, run.dtype)
         if config.gradient_checkpointing:

@@ -32,7 +32,7 @@ class StudentWeights:
     @property
     def loaded(self) -> Part:
         """As they come from their files: what is trained in float32."""
-        frozen = self.item * self.shape.parameters if self.adapter else 0
+        frozen = self.item * self.shape.parameters if self.adapter else MASTER * (self.shape.parameters - self.trained)
         return Part(STUDENT, frozen + MASTER * self.trained)
 
     def resident(self) -> tuple[Part, ...]:

@@ -17,6 +17,7 @@ from local_distill.errors import UserError
 from local_distill.learning.updates import precision_of_sums
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
+from local_distill.models.reach import freeze_towers
 from local_distill.running.checkpoint import (
     PREFIX,
     Checkpoint,
@@ -31,8 +32,8 @@ from local_distill.running.manifest import MANIFEST
 from local_distill.settings import LATEST
 from local_distill.watching.run_files import check_kinds
 
-BYTES_PER_TRAINED_PARAMETER = 12
-"""A float32 weight and AdamW's two float32 moments."""
+BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4
+"""A float32 weight and AdamW's two float32 moments; the weight alone."""
 RUNS = Path("runs")
 """Where runs are whose ``--output_dir`` is not given."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -190,10 +191,13 @@ def check_steps_left(run: RunFolder, steps: int) -> None:
 
 
 def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
-    """Size of one checkpoint, from the shapes of the trained parameters alone."""
+    """Size of one checkpoint, from the shapes of the trained parameters, and of all others that it holds."""
     model = student.skeleton()
-    number = adapter.number_of_parameters(model) if adapter else sum(p.numel() for p in model.parameters())
-    return number * BYTES_PER_TRAINED_PARAMETER
+    if adapter:
+        return adapter.number_of_parameters(model) * BYTES_PER_TRAINED_PARAMETER
+    freeze_towers(model)
+    each = ((p.numel(), p.requires_grad) for p in model.parameters())
+    return sum(number * (BYTES_PER_TRAINED_PARAMETER if trained else BYTES_PER_WEIGHT) for number, trained in each)
 
 
 def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
