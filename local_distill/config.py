@@ -80,15 +80,19 @@ class TrainConfig:
     trust_remote_code: bool = _model("Run model code that a hub repository brings along.", False)
 
     dataset: str | None = _prompts(
-        "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder, "
-        "JSONL or Parquet file (these need --prompt_column). With no source named, built-in prompts are used.",
+        "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder "
+        "or JSON, JSONL, CSV, TSV or Parquet file (these need --prompt_column). With no source named, built-in prompts "
+        "are used.",
         fixed=True,
     )
     dataset_path: str | None = _prompts("Local copy of the data set that --dataset names.")
     dataset_split: str = _prompts("Split to read.", "train", fixed=True)
+    dataset_config: str | None = _prompts("Configuration to read, of a data set that has several.", fixed=True)
     prompt_column: str | None = _prompts("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
     prompts_file: str | None = _prompts(
-        "Text file with one prompt a line, or JSONL with `prompt` or `messages`.", fixed=True
+        "Text file with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet with `prompt` (text or chat messages), "
+        "`messages` or `conversations`; `tools` beside them go to the chat template.",
+        fixed=True,
     )
     max_prompt_tokens: int = _prompts(
         "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True
@@ -102,6 +106,17 @@ class TrainConfig:
     system_prompt: str | None = _prompts("System message put before each prompt.", fixed=True)
     chat_template_kwargs: str | None = _prompts(
         "JSON object handed to the chat template, such as '{\"enable_thinking\": false}' for Qwen3.", fixed=True
+    )
+    keep_control_tokens: bool = _prompts(
+        "Control tokens that are spelled in a prompt, such as <|im_end|>, are control tokens; otherwise they are "
+        "ordinary text, and counted aloud.",
+        False,
+        fixed=True,
+    )
+    template_date: str | None = _prompts(
+        "Date (2026-01-31) for a chat template with a clock in it. Default: the day on which the run began, which is "
+        "kept with it.",
+        fixed=True,
     )
 
     batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True)

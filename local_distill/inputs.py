@@ -22,6 +22,7 @@ from local_distill.models.tokenization import (
     unsampled_tokens_note,
 )
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
+from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
@@ -146,6 +147,7 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, voca
         dataset=config.dataset,
         dataset_path=config.dataset_path,
         dataset_split=config.dataset_split,
+        dataset_config=config.dataset_config,
         prompt_column=config.prompt_column,
         prompts_file=config.prompts_file,
     )
@@ -156,6 +158,8 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, voca
         template_kwargs=parse_template_kwargs(config.chat_template_kwargs),
         fallback_template=teacher.tokenizer.chat_template,
         vocab_size=vocab_size,
+        keep_control_tokens=config.keep_control_tokens,
+        date=read_date(config.template_date),
     )
     contexts = [length for length in (student.context_length, teacher.context_length) if length]
     return PromptSource.build(

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from local_distill.building import build_and_run
 from local_distill.cli import parse_config
@@ -50,6 +50,7 @@ from local_distill.running.preflight import (
 )
 from local_distill.running.result import TrainResult
 from local_distill.running.signals import ending_on_signals
+from local_distill.running.template_date import with_template_date
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.watching.environment import write_environment
 from local_distill.watching.records import lost_records, read_evaluations, training_totals
@@ -82,6 +83,8 @@ def train(config: TrainConfig) -> TrainResult:
 
 def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
     """``train`` in a process that has met the others of its launch. holding: closed when nothing more is written."""
+    # Midnight may come between two processes.
+    config = on_main_process(PartialState(), lambda: with_template_date(config))
     inputs = on_every_process(lambda: check_inputs(config))
     accelerator = Accelerator(
         mixed_precision=inputs.precision.mixed,

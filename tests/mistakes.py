@@ -30,6 +30,11 @@ def says(*words):
     return words
 
 
+TWO_LANGUAGES: dict[str, str | bytes] = {
+    "d/README.md": "---\nconfigs:\n- config_name: en\n  data_files: e*\n- config_name: de\n  data_files: f*\n---\n",
+    "d/e.csv": "q\nwhy\n",
+    "d/f.csv": "q\nwarum\n",
+}
 STUDENT, TEACHER = "--student_model broken", "--teacher_model broken"
 PROMPTS = {
     "prompts file missing": Mistake("--prompts_file no.txt", says("--prompts_file no.txt", "no such file")),
@@ -47,6 +52,31 @@ PROMPTS = {
     "JSONL without a prompt": Mistake(
         "--prompts_file p.jsonl", says("--prompts_file p.jsonl", "line 1", "prompt"), {"p.jsonl": '{"text": "why"}'}
     ),
+    "prompts file without its end": Mistake(
+        "--prompts_file p.json", says("--prompts_file p.json", "not JSON"), {"p.json": '["why",'}
+    ),
+    "CSV without a prompt": Mistake(
+        "--prompts_file p.csv",
+        says("--prompts_file p.csv", "line 2", "keys q given", "--prompt_column"),
+        {"p.csv": "q\nwhy\nhow\n"},
+    ),
+    "most prompts wrong": Mistake(
+        "--prompts_file p.jsonl",
+        says("--prompts_file p.jsonl", "line 2", "content NoneType", "; 2 of the 3 rows read are wrong"),
+        {"p.jsonl": '{"prompt": "why"}\n' + '{"messages": [{"role": "user", "content": null}]}\n' * 2},
+    ),
+    "configuration of nothing": Mistake("--dataset_config en", says("--dataset_config", "--dataset")),
+    "configuration absent": Mistake(
+        "--dataset d --prompt_column q --dataset_config fr",
+        says("--dataset_config fr", "it has en, de"),
+        TWO_LANGUAGES,
+    ),
+    "configuration not named": Mistake(
+        "--dataset d --prompt_column q",
+        says("--dataset d", "several configurations", "--dataset_config", "en, de"),
+        TWO_LANGUAGES,
+    ),
+    "no date": Mistake("--template_date tomorrow", says("--template_date", "tomorrow", "2026-01-31")),
     "data set misspelt": Mistake("--dataset depmath", says("--dataset depmath", "did you mean deepmath?")),
     "data set out of reach": Mistake(
         "--dataset deepmath", says("--dataset deepmath", "cannot be loaded", "hf download")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.chatting.answering import Token
 from local_distill.prompts import Message, RawPrompt, Renderer
+from local_distill.prompts.control_tokens import ControlTokens
 from local_distill.types import Piece
 from local_distill.watching.comparison import Comparison
 from local_distill.watching.evaluation import pieces_of
@@ -44,17 +46,25 @@ class Turn:
 
 @dataclass(frozen=True)
 class Speech:
-    """How a conversation becomes tokens; the fields: see Renderer."""
+    """How a conversation becomes tokens. All but date: see Renderer; date: on which it began, for a clock in it."""
 
     tokenizer: PreTrainedTokenizerBase
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     fallback_template: str | None = None
     vocab_size: int | None = None
+    keep_control_tokens: bool = False
+    date: datetime = field(default_factory=datetime.now)
 
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template, so that earlier turns can be told."""
         return bool(self.tokenizer.chat_template or self.fallback_template)
+
+    def note_on(self, question: str) -> str:
+        """What to say of control tokens that are spelled in a question, or nothing."""
+        typed = [] if self.keep_control_tokens else ControlTokens(self.tokenizer).typed_in(question)
+        names = " ".join(dict.fromkeys(typed))
+        return f"{names}: ordinary text here, unless --keep_control_tokens is given" if typed else ""
 
     def renderer(self, system_prompt: str | None) -> Renderer:
         """Raises UserError where a system prompt needs a chat template and there is none."""
@@ -64,6 +74,8 @@ class Speech:
             template_kwargs=self.template_kwargs,
             fallback_template=self.fallback_template,
             vocab_size=self.vocab_size,
+            keep_control_tokens=self.keep_control_tokens,
+            date=self.date,
         )
 
 

@@ -99,6 +99,7 @@ def open_chat(settings: ChatSettings) -> Opened:
         parse_template_kwargs(settings.chat_template_kwargs),
         fallback_template=other.tokenizer.chat_template,
         vocab_size=vocab_size,
+        keep_control_tokens=settings.keep_control_tokens,
     )
     stops = stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size)
     return Opened(

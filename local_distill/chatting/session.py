@@ -62,6 +62,8 @@ class Session:
 
     def _reply(self, question: str) -> None:
         prompt = self._conversation.prompt(question, self._speech)
+        if note := self._speech.note_on(question):
+            self._screen.note(note)
         sampling = self._fitting(prompt)
         writers = [self._student, *([self._teacher] if self._both and self._teacher else [])]
         started = time.perf_counter()

@@ -51,6 +51,7 @@ class ChatSettings:
     seed: int = _sampling("The same seed and questions give the same answers.", 0)
     system_prompt: str | None = same_as(TrainConfig, "system_prompt", fixed=False)
     chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs", fixed=False)
+    keep_control_tokens: bool = same_as(TrainConfig, "keep_control_tokens", fixed=False)
     numbers: bool = _output("Write each token's reverse KL behind it, in brackets.", False)
 
     def __post_init__(self) -> None:

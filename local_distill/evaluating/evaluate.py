@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from local_distill.evaluating.asking import (
     missing_divergences,
 )
 from local_distill.evaluating.inputs import EvalInputs, Subject, check_inputs
-from local_distill.evaluating.output import OutputFolder, open_output
+from local_distill.evaluating.output import OutputFolder, date_kept, open_output
 from local_distill.evaluating.results import differences, measure, to_record
 from local_distill.evaluating.servers import served_sampler, served_teacher
 from local_distill.evaluating.settings import SELF, EvalSettings
@@ -63,7 +64,8 @@ class _Site:
 
 def evaluate(settings: EvalSettings) -> int:
     """Evaluate as ``settings`` says. Returns the exit code. Raises UserError for what the user can mend."""
-    inputs = check_inputs(settings)
+    date = settings.template_date or date_kept(settings.output) or str(datetime.date.today())
+    inputs = check_inputs(replace(settings, template_date=date))
     console = open_console()
 
     def say(text: str) -> None:

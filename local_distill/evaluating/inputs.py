@@ -5,18 +5,30 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from local_distill.errors import UserError
 from local_distill.evaluating.settings import MATH, SELF, EvalSettings
-from local_distill.evaluating.tasks import MATH_TEMPLATE, PLACE, Columns, Task, asked, is_written, open_tasks, readable
+from local_distill.evaluating.tasks import (
+    MATH_TEMPLATE,
+    PLACE,
+    Columns,
+    Task,
+    asked,
+    is_written,
+    open_tasks,
+    readable,
+    without_wrong,
+)
 from local_distill.evaluating.verifying import Verifier, open_verifier
 from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.quantization import check_readable
 from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
-from local_distill.prompts import Renderer, parse_template_kwargs
+from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
+from local_distill.prompts.clock import read_date
+from local_distill.prompts.raw import check_share_of_wrong
 from local_distill.rollouts.checking import check_has_cache
 from local_distill.running.preflight import Precision, resolve_precision
 from local_distill.types import Prompt
@@ -29,6 +41,7 @@ class Subject:
     """A model to evaluate. name: as it is called in files and tables. prompts: of each task, as this model reads them.
 
     vocab_size: tokens that it may draw; with a teacher, those that both have. stops: which end a completion.
+    notes: on the chat template, for people.
     """
 
     name: str
@@ -36,6 +49,7 @@ class Subject:
     prompts: Mapping[str, tuple[Prompt, ...]]
     vocab_size: int
     stops: StopTokens
+    notes: tuple[str, ...] = ()
 
     @property
     def pad_id(self) -> int:
@@ -62,7 +76,9 @@ class EvalInputs:
         said = hashlib.sha256()
         for task in self.tasks:
             for question in task.questions:
-                said.update(repr((task.name, question.messages, question.answer)).encode("utf-8", "backslashreplace"))
+                tools = [question.tools] if question.tools else []
+                row = (task.name, question.messages, question.answer, *tools)
+                said.update(repr(row).encode("utf-8", "backslashreplace"))
         return {**flags, "questions": said.hexdigest()[:16]}
 
     @property
@@ -75,7 +91,8 @@ class EvalInputs:
     def notes(self) -> tuple[str, ...]:
         """For people."""
         stops = (f"{each.name}: {each.stops.note}" for each in self.subjects if each.stops.note)
-        notes = [self.precision.note, *stops, *(note for task in self.tasks for note in task.notes)]
+        templates = (f"{each.name}: {note}" for each in self.subjects for note in each.notes)
+        notes = [self.precision.note, *stops, *templates, *(note for task in self.tasks for note in task.notes)]
         return tuple(filter(None, notes))
 
 
@@ -90,6 +107,7 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
         dataset=settings.dataset,
         dataset_path=settings.dataset_path,
         dataset_split=settings.dataset_split,
+        dataset_config=settings.dataset_config,
         prompts_file=settings.prompts_file,
         columns=Columns(settings.question_column, settings.answer_column),
         limit=settings.limit,
@@ -118,17 +136,31 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
         except BaseException:
             verifier.close()
             raise
-    subjects = tuple(_subject(name, each, teacher, tasks, settings) for name, each in zip(names, trained, strict=True))
-    return EvalInputs(settings, precision, tuple(tasks), verifier, subjects, teacher)
+    readers = [_reader(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
+    asked_of = [_ask_all(task, readers, settings) for task in tasks]
+    subjects = tuple(_subject(reader, teacher, i, asked_of) for i, reader in enumerate(readers))
+    return EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
 
 
 def _name(path: str, trained: Trained) -> str:
     return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
 
 
-def _subject(
-    name: str, trained: Trained, teacher: ModelFiles | None, tasks: Sequence[Task], settings: EvalSettings
-) -> Subject:
+@dataclass(frozen=True)
+class _Reader:
+    """A model, and how it reads questions.
+
+    context: tokens that it and its teacher can hold; None if unknown. vocab_size: see Subject.
+    """
+
+    name: str
+    trained: Trained
+    renderer: Renderer
+    context: int | None
+    vocab_size: int
+
+
+def _reader(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> _Reader:
     files, other = trained.files, teacher or trained.files
     if not settings.samples_by_server:
         check_has_cache(files)
@@ -142,30 +174,56 @@ def _subject(
         template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
         fallback_template=other.tokenizer.chat_template,
         vocab_size=vocab_size,
+        keep_control_tokens=settings.keep_control_tokens,
+        date=read_date(settings.template_date),
     )
     contexts = [length for length in (files.context_length, other.context_length) if length]
+    return _Reader(name, trained, renderer, min(contexts, default=None), vocab_size)
+
+
+def _subject(
+    reader: _Reader, teacher: ModelFiles | None, place: int, asked_of: Sequence[tuple[Task, Sequence[Sequence[Prompt]]]]
+) -> Subject:
+    files, other = reader.trained.files, teacher or reader.trained.files
     return Subject(
-        name,
-        trained,
-        {task.name: _prompts(name, task, renderer, min(contexts, default=None), settings) for task in tasks},
-        vocab_size,
-        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size),
+        reader.name,
+        reader.trained,
+        {task.name: tuple(row[place] for row in rows) for task, rows in asked_of},
+        reader.vocab_size,
+        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", reader.vocab_size),
+        reader.renderer.notes,
     )
 
 
-def _prompts(
-    name: str, task: Task, renderer: Renderer, context: int | None, settings: EvalSettings
-) -> tuple[Prompt, ...]:
-    """The task's questions as one model reads them. Raises UserError for one that leaves no room for an answer."""
+def _ask_all(task: Task, readers: Sequence[_Reader], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:
+    """The questions that can be put to every model, and each of them as each model reads it.
+
+    Raises UserError for one that leaves no room for an answer.
+    """
     template = settings.prompt_template or (MATH_TEMPLATE if task.verified and settings.answers == MATH else PLACE)
-    prompts = []
+    kept, rows, spelled, wrong = [], [], 0, []
     for question in task.questions:
         raw = asked(question, template)
-        prompt = Prompt(renderer.render(raw), raw.text, raw.origin, raw.answer)
-        if context is not None and len(prompt.ids) + settings.max_new_tokens > context:
-            raise UserError(
-                f"--max_new_tokens: {settings.max_new_tokens} given, {prompt.origin} has {len(prompt.ids)} tokens and "
-                f"the context of {name} holds {context}; lower it, or leave that question out"
-            )
-        prompts.append(prompt)
-    return tuple(prompts)
+        try:
+            ids = [reader.renderer.render(raw) for reader in readers]
+        except UserError as error:
+            wrong.append(error)
+            continue
+        for reader, each in zip(readers, ids, strict=True):
+            _check_fits(raw, len(each), reader, settings.max_new_tokens)
+        kept.append(question)
+        rows.append(tuple(Prompt(each, raw.text, raw.origin, raw.answer) for each in ids))
+        spelled += bool(readers[0].renderer.control_tokens_in(raw))
+    check_share_of_wrong(wrong, len(task.questions))
+    if spelled:
+        read_as = "control tokens" if settings.keep_control_tokens else "ordinary text, unless --keep_control_tokens"
+        task = replace(task, notes=(*task.notes, f"{task.name}: {spelled} questions spell control tokens: {read_as}"))
+    return without_wrong(replace(task, questions=tuple(kept)), wrong), rows
+
+
+def _check_fits(raw: RawPrompt, length: int, reader: _Reader, max_new_tokens: int) -> None:
+    if reader.context is not None and length + max_new_tokens > reader.context:
+        raise UserError(
+            f"--max_new_tokens: {max_new_tokens} given, {raw.origin} has {length} tokens and the context of "
+            f"{reader.name} holds {reader.context}; lower it, or leave that question out"
+        )

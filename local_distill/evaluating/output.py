@@ -134,6 +134,17 @@ class OutputFolder:
         write_whole(self.path / RESULTS_FILE, to_json(results, indent=2) + "\n")
 
 
+def date_kept(output: str | None) -> str | None:
+    """The --template_date of the answers in a folder that is to be gone on with; None where there is none."""
+    file = Path(output).expanduser() / SETTINGS_FILE if output else None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+    except ValueError:  # which is told where the folder is opened
+        return None
+    date = kept.get("template_date") if isinstance(kept, dict) else None
+    return str(date) if date else None
+
+
 def open_output(given: str | None, fixed: Mapping[str, Any], holding: ExitStack) -> OutputFolder:
     """The folder, made where there is none.
 

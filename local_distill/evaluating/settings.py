@@ -59,6 +59,7 @@ class EvalSettings:
     )
     dataset_path: str | None = same_as(TrainConfig, "dataset_path", group="questions")
     dataset_split: str | None = _questions("Split to read. Default: test, or what a set known by name has.", fixed=True)
+    dataset_config: str | None = same_as(TrainConfig, "dataset_config", group="questions")
     question_column: str | None = _questions(
         "Column to ask. Default: question, problem, prompt or messages.", fixed=True
     )
@@ -66,7 +67,9 @@ class EvalSettings:
         "Column of the reference answers. Default: answer or final_answer.", fixed=True
     )
     prompts_file: str | None = _questions(
-        "Text file with one prompt a line, or JSONL with `prompt` or `messages`, and perhaps `answer`.", fixed=True
+        "Text file with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet with `prompt`, `messages` or "
+        "`conversations`, and perhaps `answer` and `tools`.",
+        fixed=True,
     )
     limit: int | None = _questions("Most questions of each source. Default: all; of deepmath 500.", fixed=True)
     answers: str = _questions(
@@ -87,6 +90,10 @@ class EvalSettings:
     system_prompt: str | None = same_as(TrainConfig, "system_prompt")
     chat_template: str = same_as(TrainConfig, "chat_template")
     chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs")
+    keep_control_tokens: bool = same_as(TrainConfig, "keep_control_tokens")
+    template_date: str | None = _prompts(
+        "Date (2026-01-31) for a chat template with a clock in it. Default: today.", fixed=True
+    )
 
     samples: int = _sampling("Answers to each question; more than one needs --temperature.", 1, fixed=True)
     temperature: float = _sampling("Sampling temperature of the answers; 0: greedy.", 0.0, fixed=True)

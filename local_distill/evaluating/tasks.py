@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from local_distill.errors import UserError
 from local_distill.evaluating.verifying import Verifier
 from local_distill.prompts import RawPrompt
-from local_distill.prompts.data_sets import HUB_ID, load_table
+from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
+from local_distill.prompts.data_sets import HUB_ID, TOOLS_COLUMN, has_configurations, kind_of, load_table
 from local_distill.prompts.files import json_rows, read_prompts_file
-from local_distill.prompts.raw import Message, read_answer, read_messages
+from local_distill.prompts.raw import check_share_of_wrong, read_answer
 from local_distill.prompts.source import shuffled
 from local_distill.settings import comma_separated
 
@@ -67,24 +68,29 @@ class Task:
 
 def open_tasks(
     *, dataset: str | None, dataset_path: str | None, dataset_split: str | None, prompts_file: str | None,
-    columns: Columns, limit: int | None, seed: int,
+    columns: Columns, limit: int | None, seed: int, dataset_config: str | None = None,
 ) -> list[Task]:  # fmt: skip
     """The tasks that the flags name, in their order, each of at most ``limit`` questions.
 
-    Raises UserError when one cannot be read, has no questions, or has answers to some of them only.
+    A row that is no question is left out. Raises UserError when a source cannot be read, has no questions, half of
+    them are wrong, or has answers to some of them only.
     """
     names = comma_separated(dataset)
     if dataset_path and len(names) != 1:
         raise UserError(
             f"--dataset_path: given for {len(names)} data sets, needs to be a copy of the one that --dataset names"
         )
+    if dataset_config and len(names) != 1:
+        raise UserError(
+            f"--dataset_config: given for {len(names)} data sets, needs to be one of the set that --dataset names"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--dataset: {twice[0]} is named twice; name each data set once")
-    tasks = [_open(name, dataset_path, dataset_split, columns, limit, seed) for name in names]
+    tasks = [_open(name, dataset_path, dataset_split, dataset_config, columns, limit, seed) for name in names]
     if prompts_file:
         raw = read_prompts_file(prompts_file)
-        rows = [raw[i] for i in range(min(len(raw), limit or len(raw)))]
-        tasks.append(_task(prompts_file, f"--prompts_file {prompts_file}", rows))
+        places = range(min(len(raw), limit or len(raw)))
+        tasks.append(_task(prompts_file, f"--prompts_file {prompts_file}", places, raw.__getitem__))
     return tasks
 
 
@@ -117,19 +123,22 @@ def is_written(name: str) -> bool:
 
 
 def asked(question: RawPrompt, template: str) -> RawPrompt:
-    """The question in the words of ``template``, which has PLACE in it; its last message, where it is a chat."""
-    *before, last = question.messages
-    content = template.replace(PLACE, last["content"])
-    return replace(question, messages=(*before, Message(role=last["role"], content=content)))
+    """The question in the words of ``template``, which has PLACE in it; its last user message, where it is a chat."""
+    messages = list(question.messages)
+    place = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    messages[place] = {**messages[place], "content": template.replace(PLACE, messages[place]["content"])}
+    return replace(question, messages=tuple(messages))
 
 
-def _open(name: str, path: str | None, split: str | None, columns: Columns, limit: int | None, seed: int) -> Task:
+def _open(
+    name: str, path: str | None, split: str | None, config: str | None, columns: Columns, limit: int | None, seed: int
+) -> Task:
     where = f"--dataset_path {path}" if path else f"--dataset {name}"
     named = next((task for known, task in NAMED_TASKS.items() if name in (known, task.hub_id)), None)
     place = Path(path or name).expanduser()
     if path and not place.exists():
         raise UserError(f"{where}: no such file or folder; give the folder or file that holds the copy of {name}")
-    if named is None and is_written(name) and place.suffix.lower() == ".jsonl":
+    if named is None and is_written(name) and kind_of(place) == ".jsonl":
         return _written(name, place, where, columns, limit)
     if named is None and not place.exists():
         _check_name(name)
@@ -137,28 +146,43 @@ def _open(name: str, path: str | None, split: str | None, columns: Columns, limi
         path or (named.hub_id if named else name),
         split or (named.split if named else "test"),
         where,
-        named.subset if named else None,
+        config or _subset(named, place),
     )
     found = _columns(table.column_names, columns, where)
-    table = table.select_columns([each for each in found if each])
+    table = table.select_columns([each for each in (*found, *({TOOLS_COLUMN} & set(table.column_names))) if each])
     order: Sequence[int] = range(len(table))
     if named and named.dealt:
         order = shuffled(len(table), f"seed {seed}")[::-1]
     chosen = order[: limit or (named.most if named else None)]
     if not chosen:
         raise UserError(f"{where}: no question in it; needs at least one row")
-    return _task(name, where, [_question(table[i], found, f"{name}[{i}]", f"{where}: row {i}") for i in chosen])
+
+    def read(place: int) -> RawPrompt:
+        return _question(without_nulls(table[place]), found, f"{name}[{place}]", f"{where}: row {place}")
+
+    return _task(name, where, chosen, read)
+
+
+def _subset(named: NamedTask | None, place: Path) -> str | None:
+    """The part of a named set that is asked; None in a local copy of that part alone."""
+    if named is None or named.subset is None or not place.exists():
+        return named.subset if named else None
+    return named.subset if has_configurations(place) or (place / named.subset).is_dir() else None
 
 
 def _written(name: str, file: Path, where: str, columns: Columns, limit: int | None) -> Task:
     """A JSONL file of the user's own, whose mistakes are told by their lines."""
-    lines = list(json_rows(file, where))[:limit]
-    if not lines:
+    rows = json_rows(file, where)[:limit]
+    if not rows:
         raise UserError(f"{where}: no question in it; write one JSON object a line")
-    first, row = lines[0]
-    found = _columns(list(row), columns, f"{where}: line {first}")
-    rows = [_question(row, found, f"{file.name}:{n}", f"{where}: line {n}") for n, row in lines]
-    return _task(name, where, rows)
+    first = next((row for row in rows if isinstance(row.content, dict)), rows[0])
+    found = _columns(list(first.fields()), columns, first.where)
+
+    def read(place: int) -> RawPrompt:
+        row = rows[place]
+        return _question(row.fields(), found, row.origin, row.where)
+
+    return _task(name, where, range(len(rows)), read)
 
 
 def _columns(there: Sequence[str], wanted: Columns, where: str) -> tuple[str, str | None]:
@@ -177,20 +201,36 @@ def _question(row: dict[str, Any], columns: tuple[str, str | None], origin: str,
     question, answer = columns
     if question not in row:
         raise UserError(f"{where}: no {question}; it has {', '.join(row) or 'nothing'}")
-    messages = read_messages(row[question], where)
+    messages = read_messages(from_sharegpt(row[question]), where)
     if not messages:
         raise UserError(f"{where}: {question} asks nothing; needs text, or a user message with text")
-    return RawPrompt(messages, origin, read_answer(row.get(answer)) if answer else None)
+    answered = read_answer(row.get(answer)) if answer else None
+    return RawPrompt(messages, origin, answered, read_tools(row.get(TOOLS_COLUMN), where))
 
 
-def _task(name: str, where: str, rows: list[RawPrompt]) -> Task:
+def _task(name: str, where: str, places: Sequence[int], read: Callable[[int], RawPrompt]) -> Task:
+    rows, wrong = [], []
+    for place in places:
+        try:
+            rows.append(read(place))
+        except UserError as error:
+            wrong.append(error)
+    check_share_of_wrong(wrong, len(places))
     answered = [bool(row.answer and row.answer.strip()) for row in rows]
     if any(answered) and not all(answered):
         raise UserError(
             f"{where}: {rows[answered.index(False)].origin} has no answer and {rows[answered.index(True)].origin} has "
             "one; give all of them one, as text or a number, or none"
         )
-    return Task(name, tuple(rows), all(answered))
+    return without_wrong(Task(name, tuple(rows), all(answered)), wrong)
+
+
+def without_wrong(task: Task, wrong: Sequence[UserError]) -> Task:
+    """The task, which says how many questions were left out of it."""
+    if not wrong:
+        return task
+    note = f"{task.name}: {len(wrong)} questions are left out, wrong, such as {wrong[0]}"
+    return replace(task, notes=(*task.notes, note))
 
 
 def _check_name(name: str) -> None:

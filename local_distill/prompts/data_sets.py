@@ -6,15 +6,20 @@ No code that comes with a data set is run, and nothing is unpickled: ``datasets`
 from __future__ import annotations
 
 import difflib
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer, read_messages
+from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
+from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer
 
-FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+TOOLS_COLUMN = "tools"
+CHOICES = re.compile(r"(?:available configs|Available): \[(.*?)\]")
+"""Of configurations, in the words of ``datasets``."""
 ANSWER_COLUMNS = ("final_answer", "answer")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_SUCH_SPLIT = re.compile(r"unknown split|bad split|instruction format", re.IGNORECASE)
@@ -57,18 +62,27 @@ class _DataSetRows:
         return len(self.table)
 
     def __getitem__(self, index: int, /) -> RawPrompt:
-        row = self.table[index]
-        messages = read_messages(row[self.column], f"{self.where}: row {index}, column {self.column}")
+        row, where = without_nulls(self.table[index]), f"{self.where}: row {index}"
+        messages = read_messages(from_sharegpt(row.get(self.column)), f"{where}, column {self.column}")
         if self.first_turn:
             messages = tuple(m for m in messages if m["role"] == "user")[:1]
-        answer = read_answer(row[self.answer_column]) if self.answer_column else None
-        return RawPrompt(messages, f"{self.label}[{index}]", answer)
+        answer = read_answer(row.get(self.answer_column)) if self.answer_column else None
+        return RawPrompt(messages, f"{self.label}[{index}]", answer, read_tools(row.get(TOOLS_COLUMN), where))
 
 
-def open_data_set(dataset: str, *, path: str | None, split: str, column: str | None) -> RawPrompts:
+def kind_of(file: Path) -> str:
+    """A file's suffix in lower case; of a compressed one that of its content."""
+    name = file.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def open_data_set(
+    dataset: str, *, path: str | None, split: str, column: str | None, config: str | None = None
+) -> RawPrompts:
     """The prompts in ``column`` of a data set.
 
     dataset: ``deepmath``, ``tulu3``, a hub id, or a local file or folder. path: a local copy to read it from.
+    config: of a data set that is several.
     Raises UserError when it cannot be loaded, lacks the split or the column, or is empty.
     """
     named = next((s for name, s in NAMED_SETS.items() if dataset in (name, s.hub_id)), None)
@@ -83,29 +97,27 @@ def open_data_set(dataset: str, *, path: str | None, split: str, column: str | N
     is_local = local.exists()
     if column is None and not is_local:
         raise UserError(f"{where}: needs --prompt_column, the column with the prompts; its page on the hub shows them")
-    table = load_table(place, split, where)
+    table = load_table(place, split, where, config)
     column = _check_table(table, column, split, where)
     label = local.name if is_local and not path else dataset
     return RawPrompts(_rows(table, column, named is not None and named.first_turn, where, label), name=dataset)
 
 
-def load_table(place: str, split: str, where: str, subset: str | None = None) -> Any:
+def load_table(place: str, split: str, where: str, config: str | None = None) -> Any:
     """The rows of a data set's split, from a local file or folder where there is one, else from the hub.
 
-    subset: for a set that is several; a local copy has it in a folder of that name, or is that folder.
+    config: for a set that is several; a local copy names them in its README.md, or has a folder for each.
     Raises UserError, beginning with ``where``, when they cannot be loaded.
     """
     local = Path(place).expanduser()
-    if not local.exists():
-        return _load_hub(place, split, where, subset)
-    part = local / subset if subset else local
-    return _load_local(part if part.is_dir() else local, split, where)
+    return _load_local(local, split, where, config) if local.exists() else _load_hub(place, split, where, config)
 
 
 def _rows(table: Any, column: str, first_turn: bool, where: str, label: str) -> _DataSetRows:
     answers = [name for name in ANSWER_COLUMNS if name in table.column_names and name != column]
     # Other columns, such as DeepMath's long solutions, would be decoded with each row.
-    table = table.select_columns([column, *answers[:1]])
+    tools = [name for name in table.column_names if name == TOOLS_COLUMN != column]
+    table = table.select_columns([column, *answers[:1], *tools])
     return _DataSetRows(table, column, answers[0] if answers else None, first_turn, where, label)
 
 
@@ -114,7 +126,7 @@ def _check_name(dataset: str) -> None:
     path = Path(dataset).expanduser()
     if path.exists():
         return
-    if path.suffix.lower() in FILE_READERS or dataset.startswith((".", "/", "~")):
+    if kind_of(path) in FILE_READERS or dataset.startswith((".", "/", "~")):
         raise UserError(f"--dataset {dataset}: no such file or folder; check the path")
     if HUB_ID.fullmatch(dataset):
         return
@@ -126,23 +138,20 @@ def _check_name(dataset: str) -> None:
     )
 
 
-def _load_hub(hub_id: str, split: str, where: str, subset: str | None) -> Any:
+def _load_hub(hub_id: str, split: str, where: str, config: str | None) -> Any:
     remedy = (
         f"with no network, run `hf download {hub_id} --repo-type dataset --local-dir DIR` where there is one, "
         "and give --dataset_path DIR"
     )
-    return _load(hub_id, {"name": subset} if subset else {}, split, where, remedy)
+    return _load(hub_id, {"name": config} if config else {}, split, where, remedy)
 
 
-def _load_local(path: Path, split: str, where: str) -> Any:
+def _load_local(path: Path, split: str, where: str, config: str | None) -> Any:
     # Absolute, because a folder called "json" or "csv" would be taken for the reader of that name.
     path = path.absolute()
     if path.is_dir():
-        if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-            return _load_from_disk(path, split, where)
-        remedy = "needs data files (Parquet, JSONL, CSV) in it or in data/, or a folder made by save_to_disk"
-        return _load(str(path), {}, split, where, remedy)
-    reader = FILE_READERS.get(path.suffix.lower())
+        return _load_folder(path, split, where, config)
+    reader = FILE_READERS.get(kind_of(path))
     if reader is None:
         raise UserError(
             f"{where}: a {path.suffix or 'nameless'} file, needs one of {', '.join(FILE_READERS)}; "
@@ -150,24 +159,65 @@ def _load_local(path: Path, split: str, where: str) -> Any:
         )
     if path.stat().st_size == 0:
         raise UserError(f"{where}: an empty file; needs at least one row")
-    return _load(reader, {"data_files": str(path)}, split, where, "mend the file")
+    # Brackets and stars in a path are its own, no pattern of several.
+    options = {"data_files": glob.escape(str(path)), **({"sep": "\t"} if kind_of(path) == ".tsv" else {})}
+    return _load(reader, options, split, where, "mend the file")
+
+
+def has_configurations(folder: Path) -> bool:
+    """Whether a local copy says which configurations it has, as the hub does."""
+    cards = (folder / name for name in ("README.md", ".huggingface.yaml"))
+    return any(card.is_file() and b"\nconfigs:" in b"\n" + card.read_bytes() for card in cards)
+
+
+def _load_folder(path: Path, split: str, where: str, config: str | None) -> Any:
+    options: dict[str, Any] = {}
+    if config and has_configurations(path):
+        options["name"] = config
+    elif config:
+        if not (path / config).is_dir():
+            raise UserError(
+                f"--dataset_config {config}: {where} has no configurations and no folder of that name; drop it"
+            )
+        path = path / config
+    if any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        return _load_from_disk(path, split, where)
+    if glob.has_magic(str(path)) and has_configurations(path):
+        raise UserError(f"{where}: has configurations, and one of *?[ in its path; rename the folder")
+    remedy = "needs data files (Parquet, JSONL, CSV) in it or in data/, or a folder made by save_to_disk"
+    return _load(str(path), options, split, where, remedy)
 
 
 def _load(name: str, options: dict[str, Any], split: str, where: str, remedy: str) -> Any:
     datasets = _library(where)
     try:
         datasets.disable_progress_bars()  # they would fill a log file
+        if glob.has_magic(name):
+            options = {**options, "data_files": _files_of(name)}
         return datasets.load_dataset(name, split=split, **options)
     # Each file format and the hub client have exceptions of their own, and all of them mean this one thing.
     except Exception as error:
         if isinstance(error, ValueError) and NO_SUCH_SPLIT.search(str(error)):
             raise UserError(f"--dataset_split {split}: not a split of {where}: {one_line(error)}") from None
+        if isinstance(error, ValueError) and (choices := CHOICES.search(str(error))):
+            names = choices[1].replace("'", "")
+            if "name" in options:
+                raise UserError(f"--dataset_config {options['name']}: not there in {where}; it has {names}") from None
+            raise UserError(f"{where}: has several configurations; add --dataset_config, one of {names}") from None
         if NO_ROWS in str(error):
             raise _no_rows(split, where) from None
         # This one says only that it failed; what it wraps says why.
         wrapper = isinstance(error, datasets.exceptions.DatasetGenerationError)
         reason = one_line(error.__cause__ if wrapper and error.__cause__ else error)
         raise UserError(f"{where}: cannot be loaded: {reason}; {remedy}") from None
+
+
+def _files_of(folder: str) -> dict[str, list[str]]:
+    """Patterns of a folder's files by split, as ``load_dataset`` makes them, where its path looks like one itself."""
+    from datasets.data_files import get_data_patterns
+
+    escaped = glob.escape(folder)
+    return {split: [f"{escaped}/{each}" for each in found] for split, found in get_data_patterns(escaped).items()}
 
 
 def _load_from_disk(path: Path, split: str, where: str) -> Any:

@@ -1,60 +1,144 @@
-"""Prompts that somebody wrote down: a text file, a JSON Lines file, and the built-in ones."""
+"""Prompts that somebody wrote down: text, JSON, CSV and Parquet files, and the built-in ones."""
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer, read_messages
+from local_distill.prompts.chats import decoded_chat, from_sharegpt, read_messages, read_tools, user_says, without_nulls
+from local_distill.prompts.data_sets import kind_of, load_table
+from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer
 
-JSON_SUFFIXES = (".jsonl", ".json")
 BUILTIN = "builtin.txt"
+KEYS = ("prompt", "messages", "conversations")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LONGEST_FIELD = 2**31 - 1
+"""Of a CSV file; the library's own limit of 131,072 characters is less than some contexts hold."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file. origin: its place, for people. where: the same behind the flag, for errors.
+
+    content: what stands there, or what is wrong with it.
+    """
+
+    origin: str
+    where: str
+    content: Any
+
+    def fields(self) -> dict[str, Any]:
+        """The row as an object. Raises UserError where it is none."""
+        if isinstance(self.content, UserError):
+            raise self.content
+        if not isinstance(self.content, dict):
+            raise UserError(
+                f'{self.where}: {type(self.content).__name__} given, needs a JSON object such as {{"prompt": "…"}}'
+            )
+        return self.content
+
+
+@dataclass(frozen=True)
+class _FileRows:
+    """The prompts of a file."""
+
+    rows: Sequence[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> RawPrompt:
+        row = self.rows[index]
+        if isinstance(row.content, str):
+            return RawPrompt(user_says(row.content), row.origin)
+        return _prompt(row.fields(), row.origin, row.where)
 
 
 def builtin_prompts() -> RawPrompts:
     """The prompts that come with the package."""
     text = resources.files(__package__).joinpath(BUILTIN).read_text(encoding="utf-8")
-    return RawPrompts(_text_prompts(text, BUILTIN), name="the built-in prompts")
+    return RawPrompts(_FileRows(_text_rows(text, BUILTIN, BUILTIN)), name="the built-in prompts")
 
 
 def read_prompts_file(path: str) -> RawPrompts:
-    """One prompt a line; in a ``.jsonl`` file one object a line, with ``prompt`` or ``messages``.
+    """One prompt a line; in JSON, CSV and Parquet files one a row, as ``prompt``, ``messages`` or ``conversations``.
 
-    Raises UserError, with the line where there is one, when the file cannot be read as that.
+    Raises UserError when the file cannot be read as that. A row that is no prompt raises it when it is asked for.
     """
     where = f"--prompts_file {path}"
     file = Path(path).expanduser()
-    if file.suffix.lower() in JSON_SUFFIXES:
-        prompts = [_json_prompt(row, f"{file.name}:{n}", f"{where}: line {n}") for n, row in json_rows(file, where)]
-    else:
-        prompts = _text_prompts(_read_text(file, where), file.name)
-    if not prompts:
+    read = READERS.get(kind_of(file))
+    rows = read(file, where) if read else _text_rows(_read_text(file, where), file.name, where)
+    if not rows:
         raise UserError(f"{where}: no prompt in it; write one prompt a line")
-    return RawPrompts(prompts, name=path, must_fit=True)
+    return RawPrompts(_FileRows(rows), name=path, must_fit=True)
 
 
-def json_rows(file: Path, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, its JSON object) of the lines that are not blank.
+def json_rows(file: Path, where: str) -> list[Row]:
+    """The rows of a file of one JSON value a line, or of one JSON list.
 
-    Raises UserError, beginning with ``where``, for a file that cannot be read and for a line that is something else.
+    Raises UserError, beginning with ``where``, for a file that cannot be read.
     """
-    for number, line in _lines(_read_text(file, where)):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{where}: line {number}: not JSON ({one_line(error)}); write one JSON object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f'{where}: line {number}: {type(row).__name__} given, needs a JSON object such as {{"prompt": "…"}}'
-            )
-        yield number, row
+    text = _read_text(file, where)
+    if text.lstrip().startswith("["):
+        return _listed(_json(text, where, "write one JSON list, or one JSON object a line"), file, where)
+    if kind_of(file) == ".json" and isinstance(whole := _json(text, where, ""), dict):  # an object over several lines
+        return _listed([whole], file, where)
+    return [
+        Row(f"{file.name}:{n}", f"{where}: line {n}", _json(line, f"{where}: line {n}", "write one JSON object a line"))
+        for n, line in _lines(text)
+    ]
+
+
+def _listed(rows: Any, file: Path, where: str) -> list[Row]:
+    if isinstance(rows, UserError):
+        raise rows
+    return [Row(f"{file.name}[{i}]", f"{where}: row {i}", row) for i, row in enumerate(rows)]
+
+
+def _json(text: str, where: str, remedy: str) -> Any:
+    """What the text holds, or the UserError that says what is wrong with it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return UserError(f"{where}: not JSON ({one_line(error)}); {remedy}")
+
+
+def _csv_rows(file: Path, where: str) -> list[Row]:
+    text = io.StringIO(_read_text(file, where), newline="")
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.DictReader(text, delimiter=DELIMITERS[kind_of(file)], strict=True)
+    rows = []
+    try:
+        last = reader.line_num if reader.fieldnames else 0
+        for row in reader:
+            first, last = last + 1, reader.line_num
+            place = f"{where}: line {first}"
+            beyond = UserError(f"{place}: more fields than the header names; quote text that has a comma in it")
+            rows.append(Row(f"{file.name}:{first}", place, beyond if None in row else row))
+    except csv.Error as error:
+        raise UserError(f"{where}: line {reader.line_num}: not CSV ({error}); mend the quotes there") from None
+    return rows
+
+
+def _parquet_rows(file: Path, where: str) -> list[Row]:
+    if not file.exists():
+        _read_text(file, where)
+    return _listed([without_nulls(row) for row in load_table(str(file), "train", where)], file, where)
+
+
+READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+    ".jsonl": json_rows, ".json": json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows,
+}  # fmt: skip
 
 
 def _read_text(file: Path, where: str) -> str:
@@ -62,8 +146,11 @@ def _read_text(file: Path, where: str) -> str:
         raise UserError(f"{where}: a folder, needs a text file; use --dataset for a data set in a folder")
     try:
         data = file.read_bytes()
+        data = gzip.decompress(data) if file.suffix.lower() == ".gz" else data
     except FileNotFoundError:
         raise UserError(f"{where}: no such file (looked in {Path.cwd()}); check the path") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{where}: not a whole gzip file ({error}); make it again") from None
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if b"\0" in data:
@@ -87,23 +174,29 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _text_prompts(text: str, name: str) -> list[RawPrompt]:
-    return [RawPrompt(read_messages(line, name), f"{name}:{number}") for number, line in _lines(text)]
+def _text_rows(text: str, name: str, where: str) -> list[Row]:
+    return [Row(f"{name}:{number}", f"{where}: line {number}", line) for number, line in _lines(text)]
 
 
-def _json_prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
-    keys = [key for key in ("prompt", "messages") if key in row]
+def _prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
+    keys = [key for key in KEYS if key in row]
     if len(keys) != 1:
-        given = "both prompt and messages" if keys else f"keys {', '.join(row) or '(none)'}"
-        raise UserError(f"{where}: {given} given, needs one of prompt (text) and messages (a list)")
-    kind, needed = (str, "text") if keys == ["prompt"] else (list, "a list of chat messages")
-    value = row[keys[0]]
-    if not isinstance(value, kind):
-        raise UserError(f"{where}: {keys[0]} is {type(value).__name__}, needs to be {needed}")
+        given = f"both {' and '.join(keys)}" if keys else f"keys {', '.join(row) or '(none)'}"
+        raise UserError(
+            f"{where}: {given} given, needs one of prompt (text) and messages (a list); a file with other names is for "
+            "--dataset with --prompt_column"
+        )
+    (key,) = keys
+    value = row[key]
+    if isinstance(value, str) and key != "prompt":
+        value = decoded_chat(value) or value
+    if not isinstance(value, list) and not (isinstance(value, str) and key == "prompt"):
+        needed = "text, or a list of chat messages" if key == "prompt" else "a list of chat messages"
+        raise UserError(f"{where}: {key} is {type(value).__name__}, needs to be {needed}")
     answer = read_answer(row.get("answer"))
     if answer is None and row.get("answer") is not None:
         raise UserError(f"{where}: answer is {type(row['answer']).__name__}, needs to be text or a number")
-    messages = read_messages(value, where)
+    messages = read_messages(from_sharegpt(value) if key == "conversations" else value, where)
     if not messages:
-        raise UserError(f"{where}: {keys[0]} asks nothing; needs text, or a user message with text")
-    return RawPrompt(messages, origin, answer)
+        raise UserError(f"{where}: {key} asks nothing; needs text, or a user message with text")
+    return RawPrompt(messages, origin, answer, read_tools(row.get("tools"), where))

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol
 
 from local_distill.errors import UserError
 
+MOST_WRONG = 0.5
+"""Share of the rows read; where as many are wrong, the source is. Fewer are left out, and counted aloud."""
 
-class Message(TypedDict):
-    """One turn of a chat."""
+Message = dict[str, Any]
+"""One turn of a chat: role, content, and whatever else the chat template may look for, such as tool_calls.
 
-    role: str
-    content: str
+content is text; a turn that only calls tools may have none.
+"""
 
 
 @dataclass(frozen=True)
 class RawPrompt:
     """What the student is asked.
 
-    messages: the chat up to its last user message; one user message for plain text. Empty for a row
-        of a data set that asks nothing, which is then left out.
+    messages: the chat up to what is to be answered, its last user message or the results of tools after it; one user
+        message for plain text. Empty for a row of a data set that asks nothing, which is then left out.
     origin: where it was read, for messages: ``prompts.txt:7``, ``deepmath[1204]``.
     answer: the reference answer where the source has one.
+    tools: JSON schemas of the functions that may be called, for the chat template.
     """
 
     messages: tuple[Message, ...]
     origin: str
     answer: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
         """The last user message, for people to read."""
-        return self.messages[-1]["content"] if self.messages else ""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
 class Rows(Protocol):
-    """Prompts by their place in the source; a list of them, or a data set that reads a row when asked."""
+    """Prompts by their place in the source, each read when it is asked for."""
 
     def __len__(self) -> int: ...
 
@@ -61,44 +65,20 @@ class RawPrompts:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> RawPrompt:
+        """Raises UserError, with its place, for a row that is no prompt: that row alone is wrong, not the source."""
         return self.rows[index]
-
-
-def read_messages(value: object, where: str) -> tuple[Message, ...]:
-    """Text, or chat messages up to the last one of the user, as messages.
-
-    Empty when nothing is asked: None, blank text, no user message, or a blank one at the end.
-    Raises UserError, beginning with ``where``, when ``value`` is something else.
-    """
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (Message(role="user", content=value),) if value.strip() else ()
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise UserError(
-            f"{where}: {type(value).__name__} given, needs text, or a list of chat messages with role and content"
-        )
-    roles = [turn.get("role") if isinstance(turn, Mapping) else None for turn in value]
-    asked = len(roles) - roles[::-1].index("user") if "user" in roles else 0
-    # With no user message every turn is still looked at, to tell a wrong shape from a chat that asks nothing.
-    messages = tuple(_message(turn, where) for turn in value[: asked or len(roles)])
-    return messages if asked and messages[-1]["content"].strip() else ()
-
-
-def _message(turn: object, where: str) -> Message:
-    if isinstance(turn, Mapping):
-        role, content = turn.get("role"), turn.get("content")
-        if isinstance(role, str) and isinstance(content, str):
-            return Message(role=role, content=content)
-        given = f"role {type(role).__name__} and content {type(content).__name__}"
-    else:
-        given = type(turn).__name__
-    raise UserError(f"{where}: a chat message with {given} given, needs an object with role and content, both text")
 
 
 def read_answer(value: object) -> str | None:
     """A reference answer as text; None when there is none, or when it is not one value."""
     return str(value) if isinstance(value, str | int | float) else None
+
+
+def check_share_of_wrong(wrong: Sequence[UserError], looked_at: int) -> None:
+    """Raise UserError, that of the first one, where so many rows are wrong that it is no accident."""
+    if wrong and len(wrong) >= MOST_WRONG * looked_at:
+        count = f"; {len(wrong)} of the {looked_at} rows read are wrong" if looked_at > 1 else ""
+        raise UserError(f"{wrong[0]}{count}")
 
 
 def one_line(error: BaseException, width: int = 240) -> str:

@@ -13,6 +13,7 @@ def open_prompts(
     dataset: str | None = None,
     dataset_path: str | None = None,
     dataset_split: str = "train",
+    dataset_config: str | None = None,
     prompt_column: str | None = None,
     prompts_file: str | None = None,
 ) -> RawPrompts:
@@ -24,8 +25,12 @@ def open_prompts(
         raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
     if dataset_path and not dataset:
         raise UserError("--dataset_path: given without --dataset; name the set that it is a copy of")
+    if dataset_config and not dataset:
+        raise UserError("--dataset_config: given without --dataset, of which it is a part; add it, or drop it")
     if dataset:
-        return open_data_set(dataset, path=dataset_path, split=dataset_split, column=prompt_column)
+        return open_data_set(
+            dataset, path=dataset_path, split=dataset_split, column=prompt_column, config=dataset_config
+        )
     if prompts_file:
         return read_prompts_file(prompts_file)
     return builtin_prompts()

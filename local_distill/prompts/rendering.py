@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 from local_distill.errors import UserError
+from local_distill.prompts.chats import with_parsed_arguments
+from local_distill.prompts.clock import CLOCK, with_fixed_clock
+from local_distill.prompts.control_tokens import ControlTokens
 from local_distill.prompts.raw import Message, RawPrompt, one_line
 
 # What apply_chat_template takes for itself. Left to the user, these would cut or reshape the ids in silence.
@@ -13,9 +20,11 @@ RESERVED_KWARGS = frozenset(
     {
         "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
         "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
+        "tokenizer_kwargs", "sanitize_control_tokens",
     }
 )  # fmt: skip
+WANTS_OBJECTS = re.compile(r"(?s)^(?!.*arguments is string).*arguments\s*\|\s*(?:tojson|items)")
+"""Templates to which the arguments of a call are an object, and no JSON text, which they would write as JSON again."""
 
 
 def parse_template_kwargs(text: str | None) -> dict[str, Any]:
@@ -41,6 +50,8 @@ class Renderer:
     first, unless the prompt brings a system message of its own. template_kwargs: variables for the
     template. fallback_template: the teacher's, for a student whose tokenizer has none. vocab_size: ids from here on
     are in no prompt, for one of the models has nothing to say of them; None for no limit.
+    keep_control_tokens: whether control tokens that are spelled in a prompt are control tokens; ordinary text
+    otherwise. date: what a template with a clock in it reads there.
     Raises UserError when the settings need a template and there is none in use.
 
     uses_template: whether the chat template is in use. notes: things to say aloud.
@@ -55,6 +66,8 @@ class Renderer:
         template_kwargs: dict[str, Any] | None = None,
         fallback_template: str | None = None,
         vocab_size: int | None = None,
+        keep_control_tokens: bool = False,
+        date: datetime | None = None,
     ) -> None:
         template = tokenizer.chat_template or fallback_template
         if chat_template == "on" and not template:
@@ -63,18 +76,23 @@ class Renderer:
                 "use --chat_template off, or an instruct model"
             )
         self.uses_template = chat_template != "off" and bool(template)
+        self.keeps_control_tokens = keep_control_tokens
         kwargs = dict(template_kwargs or {})
         if not self.uses_template:
             why = "turned off by --chat_template off" if chat_template == "off" else "which the tokenizers do not have"
             for flag, given in (("--system_prompt", system_prompt is not None), ("--chat_template_kwargs", kwargs)):
                 if given:
                     raise UserError(f"{flag}: needs a chat template, {why}; drop one of the two flags or change models")
-        self.notes = _unused_kwargs(template, kwargs) if self.uses_template else ()
         self._tokenizer = tokenizer
+        self._controls = ControlTokens(tokenizer)
         self._system_prompt = system_prompt
         self._vocab_size = vocab_size
+        self._template_kwargs = kwargs
         # A tokenizer's own template goes by None: it may be several, of which the tokenizer picks one.
-        self._template_kwargs = {**kwargs, "chat_template": None if tokenizer.chat_template else fallback_template}
+        self._template = None if tokenizer.chat_template else fallback_template
+        self._words = str(template)  # of several templates, a dict, the text of each: good enough to find names in
+        self._date = date or datetime.now()
+        self.notes = tuple(self._notes()) if self.uses_template else ()
 
     def render(self, raw: RawPrompt) -> tuple[int, ...]:
         """Token ids of the prompt; with the template, up to where the assistant's answer begins.
@@ -93,24 +111,54 @@ class Renderer:
             )
         return tuple(ids)
 
+    def control_tokens_in(self, raw: RawPrompt) -> list[str]:
+        """Those that are spelled in the prompt."""
+        return self._controls.typed_in([self._messages(raw), raw.tools] if self.uses_template else raw.text)
+
+    def ignores_tools_of(self, raw: RawPrompt) -> bool:
+        """Whether the prompt has tools, or calls of them, of which the template makes nothing."""
+        calls = any("tool_calls" in message for message in raw.messages)
+        return any(there and name not in self._words for there, name in ((raw.tools, "tools"), (calls, "tool_calls")))
+
     def _with_template(self, raw: RawPrompt) -> list[int]:
-        messages = list(raw.messages)
-        if self._system_prompt is not None and messages[0]["role"] != "system":
-            messages.insert(0, Message(role="system", content=self._system_prompt))
+        inputs = [self._messages(raw), list(raw.tools)]
         try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **self._template_kwargs
-            )
+            if self.keeps_control_tokens or not self._controls.typed_in(inputs):
+                ids: list[int] = self._apply(inputs, tokenize=True)
+                return ids
+            return self._controls.render(partial(self._apply, tokenize=False), inputs)
+        except UserError as error:
+            raise UserError(f"{raw.origin}: {error}") from None
         # A template is a program that came with the model: it can fail in any way.
         except Exception as error:
             flags = [] if self._system_prompt is None else ["--system_prompt"]
-            flags += ["--chat_template_kwargs"] if len(self._template_kwargs) > 1 else []
+            flags += ["--chat_template_kwargs"] if self._template_kwargs else []
             change = " or ".join(["the prompt", *flags])
             raise UserError(
                 f"{raw.origin}: the chat template refused the prompt ({one_line(error)}); "
                 f"change {change}, or use --chat_template off"
             ) from None
-        return ids
+
+    def _messages(self, raw: RawPrompt) -> list[Message]:
+        """The prompt's messages as the template wants them, the system prompt among them."""
+        messages = list(raw.messages)
+        if "developer" not in self._words:  # the newer name of the system's part, which older templates drop or refuse
+            messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+        if self._system_prompt is not None and messages[0]["role"] not in ("system", "developer"):
+            messages.insert(0, Message(role="system", content=self._system_prompt))
+        return [with_parsed_arguments(m) for m in messages] if WANTS_OBJECTS.search(self._words) else messages
+
+    def _apply(self, inputs: Any, tokenize: bool, add_generation_prompt: bool = True) -> Any:
+        """Messages and tools through the chat template: token ids, or the text."""
+        messages, tools = inputs
+        kwargs = {**self._template_kwargs, **({"tools": tools} if tools else {})}
+        template = self._template
+        if CLOCK in self._words:
+            template = with_fixed_clock(self._tokenizer.get_chat_template(template, kwargs.get("tools")), self._date)
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
+            return_dict=False, **kwargs,
+        )  # fmt: skip
 
     def _plain(self, raw: RawPrompt) -> list[int]:
         if len(raw.messages) != 1 or raw.messages[0]["role"] != "user":
@@ -126,12 +174,24 @@ class Renderer:
         # A tokenizer that closes each text would have the student continue after its own end.
         eos = self._tokenizer.eos_token_id
         closed = len(ids) > len(bare) and ids[-1] == eos and bare[-1:] != [eos]
-        return ids[:-1] if closed else ids
+        ids = ids[:-1] if closed else ids
+        if self.keeps_control_tokens or not self._controls.typed_in(raw.text):
+            return ids
+        before = next(n for n in range(len(ids)) if ids[n : n + len(bare)] == bare)
+        return [*ids[:before], *self._controls.encode(raw.text), *ids[before + len(bare) :]]
 
-
-def _unused_kwargs(template: Any, kwargs: dict[str, Any]) -> tuple[str, ...]:
-    # str of several templates, a dict, holds the text of each: good enough to find a name in.
-    unused = [key for key in kwargs if key not in str(template)]
-    if not unused:
-        return ()
-    return (f"--chat_template_kwargs: this chat template does not use {', '.join(unused)}, so it has no effect",)
+    def _notes(self) -> Iterator[str]:
+        if unused := [key for key in self._template_kwargs if key not in self._words]:
+            yield f"--chat_template_kwargs: this chat template does not use {', '.join(unused)}, so it has no effect"
+        if CLOCK in self._words:
+            yield (
+                f"the chat template has a clock in it: for the whole run it is {self._date:%Y-%m-%d} there "
+                "(--template_date)"
+            )
+        probe = [self._messages(RawPrompt((Message(role="user", content="x"),), "a question")), []]
+        try:
+            asked, told = (self._apply(probe, False, add_generation_prompt=each) for each in (True, False))
+        except Exception:  # refused for a reason that the first prompt will tell
+            return
+        if asked == told:
+            yield f"the chat template has no generation prompt: answers go on right behind {asked[-24:]!r}"

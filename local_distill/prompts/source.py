@@ -9,12 +9,16 @@ from functools import lru_cache
 from itertools import islice
 
 from local_distill.errors import UserError
-from local_distill.prompts.raw import RawPrompts
+from local_distill.prompts.raw import RawPrompts, check_share_of_wrong
 from local_distill.prompts.rendering import Renderer
 from local_distill.types import Prompt
 
 MOST_HELD_OUT = 16
 HELD_OUT_SHARE = 4  # of a small source, one prompt in so many
+ALL_WRONG = 256
+"""Where the first so many rows are all wrong, no more are looked at."""
+SHOWN = 5
+"""Control tokens that are named."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,25 @@ class _Tally:
     asks_nothing: int = 0
     repeated: int = 0
     too_long: list[int] = field(default_factory=list)  # their lengths, in tokens
+    wrong: list[UserError] = field(default_factory=list)
+    typed: list[list[str]] = field(default_factory=list)  # control tokens, of the prompts that spell some
+    tools_unused: int = 0
 
-    def notes(self, limits: Limits) -> tuple[str, ...]:
-        counts = (
+    def notes(self, limits: Limits, keeps_control_tokens: bool) -> Iterator[str]:
+        left_out = (
             (len(self.too_long), f"longer than {limits.longest} tokens ({limits.reason})"),
             (self.repeated, "the same as another one"),
             (self.asks_nothing, "no user message with text"),
+            (len(self.wrong), f"wrong, such as {self.wrong[0]}" if self.wrong else ""),
         )
-        return tuple(f"{n} of the {self.looked_at} prompts read are left out: {why}" for n, why in counts if n)
+        read = f"of the {self.looked_at} prompts read"
+        yield from (f"{n} {read} are left out: {why}" for n, why in left_out if n)
+        if self.typed:
+            names = " ".join(sorted({name for names in self.typed for name in names})[:SHOWN])
+            kept = "as which they are kept" if keeps_control_tokens else "ordinary text, unless --keep_control_tokens"
+            yield f"{len(self.typed)} {read} spell control tokens ({names}): {kept}"
+        if self.tools_unused:
+            yield f"{self.tools_unused} {read} have tools, or calls of tools, that this chat template does not write"
 
 
 @dataclass(frozen=True)
@@ -103,8 +118,9 @@ class PromptSource:
     ) -> PromptSource:
         """Render as many prompts as the run needs, hold ``eval_prompts`` out, keep the rest to train on.
 
-        eval_prompts: None for 16, or a quarter of a small source. Raises UserError when a prompt
-        cannot be rendered, when a written prompt cannot fit, and when none is left to train on.
+        eval_prompts: None for 16, or a quarter of a small source. A row that is no prompt, or that
+        cannot be rendered, is left out. Raises UserError when half of them are such, when a written prompt cannot
+        fit, and when none is left to train on.
         """
         limits = Limits(max_prompt_tokens, max_new_tokens, context_length)
         tally = _Tally()
@@ -119,11 +135,12 @@ class PromptSource:
         if next(usable, None) is not None:
             # There are more, which this run does not come to: it ends within the first epoch.
             found = found[:wanted]
+        check_share_of_wrong(tally.wrong, tally.looked_at)
         if len(found) <= held_out:
             raise _none_to_train_on(raw.name, len(found), held_out, tally, limits)
         training = tuple(found[held_out:])
         dealt = f"{len(training)} prompts to train on and {held_out} held out, from the {len(raw)} of {raw.name}"
-        notes = (*renderer.notes, *tally.notes(limits), dealt)
+        notes = (*renderer.notes, *tally.notes(limits, renderer.keeps_control_tokens), dealt)
         return cls(tuple(found[:held_out]), training, seed, batch_size, steps, notes)
 
     def __len__(self) -> int:
@@ -153,13 +170,14 @@ def shuffled(size: int, key: str) -> tuple[int, ...]:
 def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tally: _Tally) -> Iterator[Prompt]:
     """The distinct prompts that fit, in the order of the seed; rows are rendered as they are asked for."""
     # Written prompts are all looked at now, and in the file's order, so that its first mistake is what is reported.
-    written = [_fitting(_render(raw, renderer, i), limits) for i in range(len(raw))] if raw.must_fit else None
+    written = [_fitting(_render(raw, renderer, i, tally), limits) for i in range(len(raw))] if raw.must_fit else None
     seen: set[tuple[int, ...]] = set()
     for index in shuffled(len(raw), f"seed {seed}"):
         tally.looked_at += 1
-        prompt = written[index] if written else _render(raw, renderer, index)
+        prompt = _render(raw, renderer, index, tally) if written is None else written[index]
         if prompt is None:
-            tally.asks_nothing += 1
+            if written is None and len(tally.wrong) == tally.looked_at == ALL_WRONG:
+                return
         elif len(prompt.ids) > limits.longest:
             tally.too_long.append(len(prompt.ids))
         elif prompt.ids in seen:
@@ -169,12 +187,21 @@ def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tall
             yield prompt
 
 
-def _render(raw: RawPrompts, renderer: Renderer, index: int) -> Prompt | None:
-    """None for a row that asks nothing."""
-    prompt = raw[index]
-    if not prompt.messages:
+def _render(raw: RawPrompts, renderer: Renderer, index: int, tally: _Tally) -> Prompt | None:
+    """None for a row that asks nothing, or is wrong."""
+    try:
+        prompt = raw[index]
+        if not prompt.messages:
+            tally.asks_nothing += 1
+            return None
+        ids = renderer.render(prompt)
+    except UserError as error:
+        tally.wrong.append(error)
         return None
-    return Prompt(renderer.render(prompt), prompt.text, prompt.origin, prompt.answer)
+    if typed := renderer.control_tokens_in(prompt):
+        tally.typed.append(typed)
+    tally.tools_unused += renderer.ignores_tools_of(prompt)
+    return Prompt(ids, prompt.text, prompt.origin, prompt.answer)
 
 
 def _fitting(prompt: Prompt | None, limits: Limits) -> Prompt | None:

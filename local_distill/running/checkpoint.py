@@ -189,9 +189,12 @@ def set_aside_newer(output_dir: Path, step: int) -> list[Path]:
 
 
 def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Raise UserError when a setting that makes the run what it is has changed."""
+    """Raise UserError when a setting that makes the run what it is has changed.
+
+    Settings that there were not yet when the checkpoint was made are not compared.
+    """
     for name, value in settings.items():
-        before = checkpoint.settings.get(name)
+        before = checkpoint.settings.get(name, value)
         if before != value:
             raise UserError(
                 f"--{name}: {value} given, but {checkpoint.path} was made with {before}; "

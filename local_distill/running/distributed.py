@@ -82,7 +82,7 @@ def gather_lists(accelerator: Accelerator, items: list[T]) -> list[T]:
     return gathered
 
 
-def on_main_process(accelerator: Accelerator, ask: Callable[[], T]) -> T:
+def on_main_process(accelerator: Accelerator | PartialState, ask: Callable[[], T]) -> T:
     """Run ``ask`` on the main process and give its answer to all. Collective; ``ask`` is not.
 
     A UserError is raised on all; of any other error, which the main process raises, the others raise a RunError.

@@ -1,5 +1,6 @@
 """Prompts from text files, JSON Lines files and the package itself."""
 
+import gzip
 import json
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_file_that_is_not_text_is_refused(write, data, said):
         ('{"prompt": "x", "messages": []}', "both prompt and messages"),
         ('{"prompt": 3}', "prompt is int, needs to be text"),
         ('{"prompt": null}', "prompt is NoneType, needs to be text"),
-        ('{"prompt": [{"role": "user", "content": "x"}]}', "prompt is list, needs to be text"),
+        ('{"prompt": {"role": "user", "content": "x"}}', "prompt is dict, needs to be text"),
         ('{"prompt": " "}', "asks nothing"),
         ('{"messages": "x"}', "messages is str, needs to be a list"),
         ('{"messages": []}', "asks nothing"),
@@ -117,6 +118,91 @@ def test_a_bad_json_line_is_named_by_its_number(write, line, said):
     assert str(caught.value).startswith(f"--prompts_file {path}: line 3: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CHAT = [user("One?"), assistant("1"), user("Two?"), assistant("2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.jsonl", "{0}\n{1}\n"),
+        ("p.json", "{0}\r\n{1}"),
+        ("p.json", "[{0},\n {1}]"),
+        ("p.jsonl", "\ufeff[\n{0},\n{1}\n]\n"),
+    ],
+)
+def test_json_in_each_of_its_layouts(write, name, content):
+    rows = [json.dumps({"prompt": CHAT, "answer": 1}), json.dumps({"conversations": [{"from": "human", "value": "x"}]})]
+    prompts = read(write(name, content.replace("{0}", rows[0]).replace("{1}", rows[1])))
+    assert [(p.messages, p.answer) for p in prompts] == [(tuple(CHAT[:3]), "1"), ((user("x"),), None)]
+    assert prompts[1].origin in ("p.jsonl:2", "p.json:2", "p.json[1]", "p.jsonl[1]")
+
+
+def test_json_lists_of_texts_and_one_object_over_several_lines(write):
+    assert [p.text for p in read(write("p.json", '["a", "b\\nc"]'))] == ["a", "b\nc"]
+    assert [p.text for p in read(write("q.json", json.dumps({"prompt": "a"}, indent=2)))] == ["a"]
+    with pytest.raises(UserError, match=r"^--prompts_file .*r\.json: not JSON \(.*line 2"):
+        read(write("r.json", '["a",\n"b"'))
+
+
+def test_tools_and_calls_of_them_are_kept(write):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    result = {"role": "tool", "content": "3"}
+    row = {"messages": [user("a"), call, result, assistant("b")], "tools": tools}
+    (prompt,) = read(write("p.jsonl", json.dumps(row)))
+    assert [m["role"] for m in prompt.messages] == ["user", "assistant", "tool"]
+    assert prompt.messages[1]["tool_calls"] == call["tool_calls"]
+    assert prompt.tools == tuple(tools)
+    assert prompt.text == "a"
+
+
+@pytest.mark.parametrize(("name", "comma"), [("p.csv", ","), ("p.tsv", "\t"), ("p.CSV", ",")])
+def test_csv_with_quotes_and_line_breaks(write, name, comma):
+    long = "word " * 60_000  # more than the csv module reads by itself
+    rows = ["prompt,answer", '"say ""hi"", please",1', '"two\r\nlines",', "", long.strip() + ",3"]
+    prompts = read(write(name, "\ufeff" + "\r\n".join(row.replace(",", comma) for row in rows)))
+    assert [p.text for p in prompts] == [f'say "hi"{comma} please', "two\r\nlines", long.strip()]
+    assert [p.answer for p in prompts] == ["1", "", "3"]
+    assert prompts[1].origin == f"{name}:3"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("question\nwhy\n", "keys question given"),
+        ("why,how\nnot,so\n", "keys why, how given"),
+        ("prompt\nwhy, how\n", "more fields than the header"),
+        ('prompt\n"why\n', "not CSV"),
+        ("prompt\n", "no prompt in it"),
+        ("", "no prompt in it"),
+    ],
+)
+def test_csv_that_is_none(write, content, said):
+    with pytest.raises(UserError, match=r"^--prompts_file .*p\.csv: ") as caught:
+        read(write("p.csv", content))
+    assert said in str(caught.value)
+
+
+def test_gzip_and_parquet(write, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    lines = "\n".join(json.dumps({"prompt": t}) for t in "ab").encode()
+    assert [p.text for p in read(write("p.jsonl.gz", gzip.compress(lines)))] == ["a", "b"]
+    assert [p.text for p in read(write("p.txt.gz", gzip.compress(b"a\nb")))] == ["a", "b"]
+    with pytest.raises(UserError, match="not a whole gzip file"):
+        read(write("q.jsonl.gz", lines))
+    rows = [{"messages": [user("a")], "tools": None}, {"messages": CHAT, "tools": '[{"name": "f"}]'}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "p.parquet")
+    one, two = read(tmp_path / "p.parquet")
+    assert (one.messages, one.tools, two.tools) == ((user("a"),), (), ({"name": "f"},))
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "none.parquet")
+
+
+def test_a_line_of_text_stays_text(write):
+    line = json.dumps([user("x")])
+    assert [p.text for p in read(write("p.txt", line))] == [line]
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Prompts from data sets, read with the real `datasets` from folders laid out like the hub's."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -137,6 +138,80 @@ def test_rows_are_read_when_they_are_asked_for(hub_folder):
     assert prompts[0].text == "x"
     with pytest.raises(UserError, match=r"row 1, column messages: .*content NoneType"):
         prompts[1]
+
+
+def test_tools_and_calls_come_without_what_the_table_filled_up(hub_folder):
+    """A table gives each row the keys of all rows; a template would write them as null."""
+    tools = [[{"type": "function", "function": {"name": name, "parameters": {name: "x"}}}] for name in "fg"]
+    call = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    chats = [
+        [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": call}, {"role": "tool", "content": "3"}],
+        [{"role": "user", "content": "y"}],
+    ]
+    folder = hub_folder([{"messages": chat, "tools": each} for chat, each in zip(chats, tools, strict=True)])
+    prompts = read(dataset=str(folder), prompt_column="messages")
+    assert [list(p.messages) for p in prompts] == chats
+    assert [list(p.tools) for p in prompts] == tools
+
+
+def test_sharegpt_and_chats_as_json_text(tmp_path):
+    chat = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"c": chat, "j": json.dumps(chat)}) + "\n")
+    for column in "cj":
+        assert read(dataset=str(path), prompt_column=column)[0].messages == ({"role": "user", "content": "x"},)
+
+
+@pytest.mark.parametrize("name", ["a [1] b", "*", "what?", "{a,b}", "100%#x"])
+def test_a_path_is_no_pattern(tmp_path, name):
+    folder = tmp_path / name
+    (folder / "data").mkdir(parents=True)
+    for file in (folder / f"{name}.jsonl", folder / f"{name}.csv", folder / "data" / "train-0.jsonl"):
+        file.write_text('{"q": "x"}\n' if file.suffix == ".jsonl" else "q\nx\n")
+    for place in (folder / f"{name}.jsonl", folder / f"{name}.csv", folder / "data"):
+        assert [p.text for p in read(dataset=str(place), prompt_column="q")] == ["x"]
+    said = refusal(dataset=str(folder / "data"), prompt_column="q", dataset_split="test")
+    assert said.startswith("--dataset_split test: not a split")
+
+
+def test_tab_separated_and_compressed_files(tmp_path):
+    (tmp_path / "d.tsv").write_text("q\tanswer\nwhy, so\t1\n")
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"q": "why, so", "answer": "1"}\n'))
+    for name in ("d.tsv", "d.jsonl.gz"):
+        (prompt,) = read(dataset=str(tmp_path / name), prompt_column="q")
+        assert (prompt.text, prompt.answer) == ("why, so", "1")
+
+
+@pytest.fixture
+def two_languages(tmp_path):
+    """A copy of a set with two configurations, as the hub lays it out."""
+    folder = tmp_path / "copy"
+    for name in ("en", "de"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "train.jsonl").write_text(json.dumps({"q": name}) + "\n")
+    return folder
+
+
+CARD = "---\nconfigs:\n- config_name: en\n  data_files: en/*\n- config_name: de\n  data_files: de/*\n---\n"
+
+
+def test_a_set_of_several_configurations(two_languages):
+    (two_languages / "README.md").write_text(CARD)
+    where = {"dataset": str(two_languages), "prompt_column": "q"}
+    assert [p.text for p in read(**where, dataset_config="de")] == ["de"]
+    assert refusal(**where) == (
+        f"--dataset {two_languages}: has several configurations; add --dataset_config, one of en, de"
+    )
+    said = refusal(**where, dataset_config="fr")
+    assert said == f"--dataset_config fr: not there in --dataset {two_languages}; it has en, de"
+
+
+def test_a_configuration_may_be_a_folder(two_languages):
+    where = {"dataset": str(two_languages), "prompt_column": "q"}
+    assert [p.text for p in read(**where, dataset_config="en")] == ["en"]
+    said = refusal(**where, dataset_config="fr")
+    assert said.startswith("--dataset_config fr: ")
+    assert said.endswith("no folder of that name; drop it")
 
 
 def test_rows_that_ask_nothing_have_no_messages(tmp_path):

@@ -224,6 +224,92 @@ def test_rows_that_ask_nothing_are_left_out_and_counted(build):
     assert "1 of the 2 prompts read are left out: no user message with text" in source.notes
 
 
+class Bad:
+    """Rows of which some are no prompts."""
+
+    def __init__(self, texts, bad):
+        self.texts, self.bad = texts, bad
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UserError(f"src: row {index}: content NoneType given")
+        return RawPrompt(({"role": "user", "content": self.texts[index]},), f"src:{index}")
+
+
+@pytest.mark.parametrize("must_fit", [False, True])
+@pytest.mark.parametrize("size", [20, 300])
+def test_wrong_rows_are_left_out_counted_and_move_no_other(build, size, must_fit):
+    """As rows that ask nothing are, which have been left out all along."""
+    bad, texts = set(range(0, size, 7)), numbered(size)
+    rows = [RawPrompt(() if i in bad else ({"role": "user", "content": t},), f"src:{i}") for i, t in enumerate(texts)]
+    source, expected = (
+        build(RawPrompts(each, name="src", must_fit=must_fit), eval_prompts=5, steps=30, batch_size=2)
+        for each in (Bad(texts, bad), rows)
+    )
+    assert dealt(source) == dealt(expected)
+    assert source.held_out == expected.held_out
+    count = expected.notes[0].removesuffix("no user message with text")
+    assert source.notes[0].startswith(f"{count}wrong, such as src: row")
+
+
+def test_more_steps_begin_with_the_same_batches_also_with_wrong_rows(build):
+    raw = RawPrompts(Bad(numbered(97), set(range(0, 97, 5))), name="src")
+    whole = dealt(build(raw, steps=40))
+    for steps in (1, 20, 26, 27, 33):
+        assert dealt(build(raw, steps=steps)) == whole[: steps * 3]
+
+
+@pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 9), (1, 1), (5, 6)])
+def test_a_source_that_is_wrong_by_half_is_refused(build, good, bad):
+    raw = RawPrompts(Bad(numbered(good + bad), set(range(bad))), name="src", must_fit=True)
+    with pytest.raises(UserError, match=r"^src: row 0: content NoneType given") as caught:
+        build(raw, eval_prompts=0)
+    assert (f"; {bad} of the {good + bad} rows read are wrong" in str(caught.value)) == (good + bad > 1)
+
+
+def test_a_large_source_that_is_all_wrong_is_not_read_to_its_end(build):
+    with pytest.raises(UserError, match="256 of the 256 rows"):
+        build(RawPrompts(Bad(numbered(5000), set(range(5000))), name="src"))
+
+
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_chats_that_the_template_refuses_are_left_out(make_tokenizer):
+    turn = {"role": "user", "content": "a"}
+    rows = [RawPrompt(({**turn, "content": f"q{i}"},), f"src:{i}") for i in range(9)]
+    rows[4] = RawPrompt((turn, turn), "src:4")
+    source = PromptSource.build(
+        RawPrompts(rows, name="src"), Renderer(make_tokenizer(template=STRICT)), seed=0, batch_size=2, steps=9,
+        eval_prompts=1, max_prompt_tokens=99, max_new_tokens=9, context_length=None,
+    )  # fmt: skip
+    assert len(source) == 7
+    assert "1 of the 9 prompts read are left out: wrong, such as src:4: the chat template refused" in source.notes[0]
+
+
+def test_control_tokens_and_unused_tools_are_counted(make_tokenizer, template):
+    tool = {"type": "function", "function": {"name": "f"}}
+    texts = ["a", "b</s>", "c<s></s>", "d", "e"]
+    rows = [RawPrompt(({"role": "user", "content": t},), t, tools=(tool,) if t == "d" else ()) for t in texts]
+    settings = {"seed": 0, "batch_size": 2, "steps": 9, "max_prompt_tokens": 99, "max_new_tokens": 9}
+    for keep, said in ((False, "ordinary text, unless --keep_control_tokens"), (True, "as which they are kept")):
+        renderer = Renderer(make_tokenizer(template=template), keep_control_tokens=keep)
+        source = PromptSource.build(
+            RawPrompts(rows, name="src"), renderer, eval_prompts=1, context_length=None, **settings
+        )
+        assert source.notes[:2] == (
+            f"2 of the 5 prompts read spell control tokens (</s> <s>): {said}",
+            "1 of the 5 prompts read have tools, or calls of tools, that this chat template does not write",
+        )
+
+
 def test_the_notes_say_what_is_trained_on_and_pass_on_those_of_the_renderer(build, make_raw, renderer):
     renderer.notes = ("said by the renderer",)
     notes = build(make_raw(numbered(20)), eval_prompts=4).notes

@@ -1,6 +1,9 @@
 """Prompts to token ids, with the chat template and without."""
 
+from datetime import datetime
+
 import pytest
+from transformers.utils import chat_template_utils
 
 from local_distill.errors import UserError
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
@@ -66,6 +69,99 @@ def test_template_kwargs_that_the_template_ignores_are_noted(make_tokenizer, tem
     (note,) = Renderer(make_tokenizer(template=template), template_kwargs={"shuot": True, "shout": True}).notes
     assert "shuot" in note
     assert "shout" not in note
+
+
+TOOLS = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+CALLS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments WRITTEN }}{% endfor %}{% endfor %}"
+)
+
+
+def test_tools_and_calls_reach_the_template(make_tokenizer):
+    """The library's own call is the oracle."""
+    tokenizer = make_tokenizer(
+        template="{{ tools | tojson }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ m.tool_calls | tojson }}"
+        "{{ m.name }}{% endfor %}{% if add_generation_prompt %}!{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "a", "name": "ann"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"role": "tool", "content": "3", "tool_calls": []},
+    ]
+    messages[0]["tool_calls"] = []
+    ids = Renderer(tokenizer).render(RawPrompt(tuple(messages), "p:1", tools=TOOLS))
+    expected = tokenizer.apply_chat_template(messages, tools=list(TOOLS), add_generation_prompt=True, return_dict=False)
+    assert ids == tuple(expected)
+    assert '"name": "f"' in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("| tojson", '{"x": 1}'),  # as Llama's and Mistral's, which would write JSON text as a string of JSON
+        ("if c.function.arguments is string else c.function.arguments | tojson", '{"x":1}'),  # as Qwen3's
+        ("", '{"x":1}'),  # as DeepSeek's, which joins texts
+    ],
+)
+@pytest.mark.parametrize("as_text", [True, False])
+def test_arguments_are_what_the_template_expects(make_tokenizer, written, text, as_text):
+    arguments = '{"x":1}' if as_text else {"x": 1}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    tokenizer = make_tokenizer(template=CALLS.replace("WRITTEN", written))
+    prompt = RawPrompt(({"role": "user", "content": "a"}, call, {"role": "user", "content": "b"}), "p:1")
+    rendered = tokenizer.decode(Renderer(tokenizer).render(prompt))
+    assert rendered == (text if as_text else '{"x": 1}' if written else "{'x': 1}")
+
+
+@pytest.mark.parametrize(("words", "role"), [("", "system"), ("{# developer #}", "developer")])
+def test_a_developer_is_the_system_where_the_template_knows_none(make_tokenizer, template, words, role):
+    tokenizer = make_tokenizer(template=words + template)
+    prompt = raw(("developer", "d"), ("user", "Hi"))
+    assert tokenizer.decode(Renderer(tokenizer, system_prompt="s").render(prompt)) == f"<{role}>d<user>Hi<assistant>"
+
+
+def test_a_template_without_a_generation_prompt_is_noted(make_tokenizer):
+    (note,) = Renderer(
+        make_tokenizer(template="{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}")
+    ).notes
+    assert note == "the chat template has no generation prompt: answers go on right behind '[INST] x [/INST]'"
+
+
+DATE = datetime(2026, 1, 5, 7, 8, 9)
+CLOCK = (
+    "{{ strftime_now('%d %b %Y, %-d %B %A %H:%M %y-%m-%d') }}|{% macro deep() %}{{ strftime_now('%Y') }}{% endmacro %}"
+)
+CLOCK += "{% for m in messages %}{% if strftime_now is defined %}{{ deep() }}{% endif %}{{ m.content }}{% endfor %}!"
+
+
+@pytest.mark.parametrize("before", ["", "\n", "  ", "\n\n  {% if true %}x{% endif %}\n"])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_clock_of_a_template_stands_still(make_tokenizer, monkeypatch, before, several):
+    """The oracle is the library's clock, set to that time."""
+
+    class Frozen(datetime):
+        @classmethod
+        def now(cls):
+            return DATE
+
+    own = {"default": before + CLOCK, "tool_use": "T" + CLOCK} if several else before + CLOCK
+    tokenizer = make_tokenizer(template=own)
+    renderer = Renderer(tokenizer, date=DATE)
+    assert renderer.notes[0].startswith("the chat template has a clock in it: for the whole run it is 2026-01-05 there")
+    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+    for tools in ((), TOOLS):
+        prompt = RawPrompt(HI.messages, "p:1", tools=tools)
+        expected = tokenizer.apply_chat_template(
+            list(HI.messages), tools=list(tools) or None, add_generation_prompt=True, return_dict=False
+        )
+        assert renderer.render(prompt) == tuple(expected)
+    assert "05 Jan 2026, 5 January Monday 07:08 26-01-05|2026Hi" in tokenizer.decode(expected)
+
+
+def test_a_template_without_a_clock_says_nothing_of_the_date(make_tokenizer, template):
+    tokenizer = make_tokenizer(template=template)
+    assert Renderer(tokenizer, date=DATE).notes == ()
+    assert Renderer(tokenizer, date=DATE).render(HI) == Renderer(tokenizer).render(HI)
 
 
 @pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (False, True), (True, True)])
