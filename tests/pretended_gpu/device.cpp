@@ -10,6 +10,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/native/transformers/attention.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 #include <torch/library.h>
 
 #include <atomic>
@@ -202,7 +203,12 @@ int64_t attention(const Tensor&, const Tensor&, const Tensor&, const std::option
 
 TORCH_LIBRARY_IMPL(_, CUDA, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&call>()); }
 
-TORCH_LIBRARY_IMPL(aten, CUDA, library) { library.impl("copy_", copy_); }
+void record_stream(Tensor&, Stream) {}
+
+TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+  library.impl("copy_", copy_);
+  library.impl("record_stream", record_stream);
+}
 
 TORCH_LIBRARY(pretended, library) { library.def("memory(Tensor(a) tensor) -> Tensor(a)"); }
 
@@ -249,6 +255,16 @@ struct Hooks final : at::CUDAHooksInterface {
   c10::Allocator* getCUDADeviceAllocator() const override { return &memory; }
   void deviceSynchronize(c10::DeviceIndex) const override {}
 };
+
+// Data parallelism wants one for its log.
+struct NoTimer final : c10d::Timer {
+  explicit NoTimer(Device) {}
+  void record(Event) override {}
+  std::optional<int64_t> measureDifference(Event, Event) override { return std::nullopt; }
+};
+
+using c10d::RegistererTimerRegistry, c10d::TimerRegistry;
+C10_REGISTER_TYPED_CLASS(TimerRegistry, c10::kCUDA, NoTimer)
 
 }  // namespace
 

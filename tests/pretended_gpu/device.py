@@ -34,24 +34,6 @@ MEMORY = 2**29
 """Bytes that it has, as far as it says."""
 
 
-class Stream:
-    """Of work, or a place in one: all of it is done as soon as it is asked for."""
-
-    def __init__(self, *_, **__) -> None:
-        pass
-
-    def wait(self, *_) -> None:
-        """For nothing."""
-
-    record = wait_stream = wait_event = synchronize = wait
-
-    def record_event(self, *_) -> Stream:
-        return self
-
-    def query(self) -> bool:
-        return True
-
-
 def missing() -> str:
     """Why there cannot be one here, or nothing."""
     if torch.backends.cuda.is_built():
@@ -123,11 +105,11 @@ def pretended_gpu() -> Iterator[None]:
         "get_device_capability": lambda *_: (properties.major, properties.minor),
         "is_bf16_supported": lambda **_: True,
         "default_generators": (torch.default_generator,),
-        "Stream": Stream,
-        "Event": Stream,
+        "Stream": torch.Stream,
+        "Event": torch.Event,
         "stream": lambda _: nullcontext(),
-        "current_stream": lambda *_: Stream(),
-        "default_stream": lambda *_: Stream(),
+        "current_stream": torch.accelerator.current_stream,
+        "default_stream": torch.accelerator.current_stream,
         "_exchange_device": lambda _: 0,
         "_maybe_exchange_device": lambda _: 0,
     }
