@@ -10,7 +10,13 @@ from transformers import GenerationConfig
 
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.models.adapters import Adapter, LoraSettings, open_adapter
+from local_distill.models.adapters import (
+    Adapter,
+    LoraSettings,
+    adapts_packed_weights,
+    frozen_experts_note,
+    open_adapter,
+)
 from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
 from local_distill.models.tokenization import (
@@ -51,7 +57,8 @@ class Inputs:
     def notes(self) -> tuple[str, ...]:
         """For people; some may be empty."""
         unsampled = unsampled_tokens_note(self.student.tokenizer, self.vocab_size)
-        return self.precision.note, *self.student.notes, unsampled, self.stops.note
+        experts = frozen_experts_note(self.lora.put_shapes_on(self.student.skeleton())) if self.lora else ""
+        return self.precision.note, *self.student.notes, unsampled, self.stops.note, experts
 
     @property
     def saved_generation(self) -> GenerationConfig:
@@ -94,7 +101,13 @@ def check_inputs(config: TrainConfig) -> Inputs:
     prompts = _prompts(config, student, teacher, vocab_size)
     if config.top_k is not None and config.top_k >= vocab_size:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
+    lora = open_lora(config)
     _check_engine(config.rollouts_kind, student, vocab_size)
+    if config.rollouts_kind == "vllm" and lora and adapts_packed_weights(lora.put_shapes_on(student.skeleton())):
+        raise UserError(
+            "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "
+            "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
+        )
     return Inputs(
         config=config,
         precision=precision,
@@ -104,7 +117,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
         stops=stops,
         pad_id=pad_token(student.tokenizer, stops, vocab_size),
         prompts=prompts,
-        lora=open_lora(config),
+        lora=lora,
         trackers=tuple(trackers),
         teacher_sharding=sharding,
     )

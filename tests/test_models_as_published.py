@@ -5,8 +5,17 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from accelerate.state import AcceleratorState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GptOssConfig,
+    MixtralConfig,
+    PhimoeConfig,
+)
 
+from local_distill.commands import main as commands
 from local_distill.models.trained import open_trained
 from tests.tiny_models import llama_config, make_tokenizer, save_model
 
@@ -103,3 +112,43 @@ def test_only_a_prompt_with_such_a_token_is_refused(run_command, with_added, tmp
         "error: p.txt:1: the prompt has the token <image_soft_token> (id 300), and not both models have more than "
         "300 tokens; write it without that token\n"
     )
+
+
+SIZES = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "bos_token_id": None,
+    "max_position_embeddings": 128, "initializer_range": 0.2,
+}  # fmt: skip
+EXPERTS = {"mixtral": MixtralConfig, "gpt_oss": GptOssConfig, "phimoe": PhimoeConfig}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_an_adapter_on_a_mixture_of_experts_goes_the_whole_way(run_command, tmp_path, name):
+    """Experts are packed into tensors of three dimensions, on which peft puts adapters for some models and none for
+    others; a router may be a linear layer that returns more than products."""
+    student = save_model(tmp_path / "student", EXPERTS[name](**SIZES), make_tokenizer(), seed=1)
+    teacher = save_model(tmp_path / "teacher", llama_config(), make_tokenizer(), seed=2)
+    models = ["--student_model", student, "--teacher_model", teacher, *SMALL, "--output_dir", "run", "--use_lora"]
+    for steps in (["--steps", "1"], ["--steps", "2", "--resume"]):
+        code, out, err = run_command([*models, "--lora_r", "4", "--learning_rate", "0.05", *steps])
+        assert (code, err) == (0, ""), err
+    assert ("the experts have no adapter" in out) is (name != "mixtral")
+    trained = open_trained("RUN", "run")
+    ids = torch.arange(1, 20)[None]
+    model = trained.load(torch.float32)
+    expected = model(ids).logits
+    with model.disable_adapter():
+        assert (model(ids).logits - expected).abs().max() > 0.1, "or nothing was trained"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert commands(["export", "run", "--output_dir", "out", "--dtype", "fp32"]) == 0
+    exported = AutoModelForCausalLM.from_pretrained("out")
+    torch.testing.assert_close(exported(ids).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_dropout_that_packed_experts_do_not_take_is_refused(run_command, tmp_path):
+    student = save_model(tmp_path / "student", MixtralConfig(**SIZES), make_tokenizer(), seed=1)
+    models = ["--student_model", student, "--teacher_model", student]
+    code, _, err = run_command([*models, *SMALL, "--use_lora", "--lora_dropout", "0.1"])
+    assert code == 2
+    assert err.startswith("error: --use_lora: peft has no such adapter for this model (")
+    assert "set --lora_dropout 0" in err

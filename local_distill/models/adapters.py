@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
-from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.loading_errors import expanded, in_one_line, local_folder, reason_of
 from local_distill.models.reach import towers
 from local_distill.running.manifest import check_as_written
 from local_distill.settings import comma_separated
@@ -30,7 +30,7 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEADS = ("lm_head", "embed_out")
 """What models call their output head, or the last part of it; any other name is found when the adapter is put on."""
 MORE_THAN_PRODUCTS = (
-    "modules_to_save", "layer_replication", "trainable_token_indices", "megatron_config", "target_parameters",
+    "modules_to_save", "layer_replication", "trainable_token_indices", "megatron_config",
 )  # fmt: skip
 """Settings of peft's with which an adapter is more than low-rank products beside linear layers."""
 STARTS_FROM_THE_BASE = (True, False, "gaussian", "orthogonal", None)
@@ -117,19 +117,18 @@ class AdapterFiles:
         config.inference_mode = False
         config.init_lora_weights = True  # zeros, until its own weights are loaded
         config.base_model_name_or_path = None  # peft puts in what it is put on
-        with _peft_without_warnings(), skeleton.device:
-            return get_peft_model(skeleton, config)
+        with in_one_line(self.flag, self.path, "it", "adapter"), _peft_without_warnings(), skeleton.device:
+            try:
+                return get_peft_model(skeleton, config)
+            except ValueError as error:  # no module of these names
+                raise self._does_not_fit(str(error).split(". ")[0]) from error
 
     def load(self, model: PreTrainedModel) -> nn.Module:
         """The model, frozen, with this adapter trainable in float32, in eval mode.
 
         Raises UserError unless every weight of the adapter has its place in the model, and every place its weight.
         """
-        with in_one_line(self.flag, self.path, "it", "adapter"):
-            try:
-                adapted: Any = self.put_shapes_on(model)
-            except ValueError as error:  # no module of these names
-                raise self._does_not_fit(str(error).split(". ")[0]) from error
+        adapted: Any = self.put_shapes_on(model)
         if not isinstance(model.get_output_embeddings(), nn.Linear):
             raise self._on_the_head()
         try:
@@ -238,11 +237,33 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=_target_modules(model, settings.target_modules),
-        exclude_modules="|".join(rf"{re.escape(name)}(\..*)?" for name in towers(model)) or None,
+        exclude_modules=_excluded(model),
     )
     torch.manual_seed(seed)
     with _peft_without_warnings(), model.device:  # a skeleton's adapter takes no memory either
-        return get_peft_model(model, config).eval()
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:
+            raise UserError(
+                f"--use_lora: peft has no such adapter for this model ({reason_of(error)}); where that is about "
+                "dropout, set --lora_dropout 0, else choose other --lora_target_modules"
+            ) from error
+
+
+def adapts_packed_weights(adapted: nn.Module) -> bool:
+    """Whether the adapter is on weights of several experts in one tensor, which peft finds where it knows the model."""
+    return bool(adapted.peft_config["default"].target_parameters)  # type: ignore[index, union-attr]
+
+
+def frozen_experts_note(adapted: nn.Module) -> str:
+    """A word on experts that are packed into tensors which the adapter leaves as they are, or nothing."""
+    if adapts_packed_weights(adapted):
+        return ""
+    packed = [(name, p.numel()) for name, p in adapted.named_parameters() if p.ndim == 3 and "expert" in name]
+    if not packed:
+        return ""
+    share = sum(numbers for _, numbers in packed) / sum(p.numel() for p in adapted.parameters())
+    return f"the experts have no adapter: {share:.0%} of the weights are packed ({packed[0][0].rsplit('.', 1)[-1]}, …)"
 
 
 def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
@@ -268,6 +289,13 @@ def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
             f"model, which has {', '.join(known)}; choose from these, or all-linear"
         )
     return wanted
+
+
+def _excluded(model: PreTrainedModel) -> str | None:
+    """What has no adapter, as a pattern: towers for other inputs than text; routers that return more than products."""
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    routers = [name for name, module in linear if type(module).forward is not nn.Linear.forward]
+    return "|".join(rf"{re.escape(name)}(\..*)?" for name in (*towers(model), *routers)) or None
 
 
 @contextmanager

@@ -19,6 +19,8 @@ def in_one_line(flag: str, path: str, part: str, kind: str = "model") -> Iterato
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # a file of somebody else's can break its reader in any way
         remedy = f"give a local {kind} folder, {LOCAL_OR_REACHABLE}"
         if Path(path).exists():
