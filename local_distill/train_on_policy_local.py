@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     to_the_end = ending_on_signals()
     to_the_end.__enter__()
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -204,7 +205,8 @@ def finish(config: TrainConfig, result: TrainResult) -> TrainResult:
     if stopped_by is not None:
         ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
         print(f"{ended}; to go on, launch again:")
-        print(f"  python -m local_distill.train_on_policy_local --config {folder / SETTINGS_FILE} --resume")
+        settings = shlex.quote(str(folder / SETTINGS_FILE))
+        print(f"  python -m local_distill.train_on_policy_local --config {settings} --resume")
         print(told_of(folder))
         return result
     tokens, seconds = training_totals(folder / METRICS_FILE)

@@ -304,6 +304,8 @@ def _peft_without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # It writes these for packed experts itself, and does not count parameters among the modules that they match.
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match any")
         yield
 
 

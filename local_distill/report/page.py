@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -50,7 +51,7 @@ def told_of(folder: Path) -> str:
         return f"report: {write_report([read_run(folder)], folder / REPORT_FILE)}"
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return f"report: could not be written ({reason}); try again: local-distill report {folder}"
+        return f"report: could not be written ({reason}); try again: local-distill report {shlex.quote(str(folder))}"
 
 
 def render(runs: Sequence[Run]) -> str:
