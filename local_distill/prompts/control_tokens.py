@@ -64,12 +64,12 @@ class ControlTokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing put around it, in which what is spelled is ordinary text."""
-        tokenizer, originals = self._copy
-        return [originals.get(id_, id_) for id_ in tokenizer.encode(text, add_special_tokens=False).ids]
+        ids: list[int] = self._copy.encode(text, add_special_tokens=False).ids
+        return ids
 
     @cached_property
-    def _copy(self) -> tuple[Tokenizer, dict[int, int]]:
-        """The tokenizer under other names, and which of its own tokens each added token of the copy is."""
+    def _copy(self) -> Tokenizer:
+        """The tokenizer, which knows its control tokens by their other names."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UserError(
@@ -78,9 +78,9 @@ class ControlTokens:
             )
         settings = json.loads(backend.to_str())
         copy = Tokenizer.from_str(json.dumps(_under_other_names(settings, self._renamed)))
-        names = {token["content"]: token["id"] for token in settings["added_tokens"]}
-        there = copy.get_vocab(with_added_tokens=True)
-        return copy, {there[self._renamed.get(name, name)]: id_ for name, id_ in names.items()}
+        ids = {self._renamed.get(token["content"], token["content"]): token["id"] for token in settings["added_tokens"]}
+        assert {name: copy.token_to_id(name) for name in ids} == ids, "the copy counts its tokens otherwise"
+        return copy
 
 
 def _under_other_names(settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -39,10 +39,14 @@ def unigram():
 
 
 def sentencepiece_bpe():
-    """As Llama-2's: control tokens in the vocabulary, pieces of them merge into one, a blank in front."""
-    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=SPECIAL, show_progress=False)
-    backend = trained(models.BPE(unk_token="<unk>"), trainer, pre_tokenizers.Metaspace(prepend_scheme="first"))
-    backend.decoder = decoders.Metaspace()
+    """As Llama-2's: control tokens in the vocabulary, which pieces of text merge into, and a blank in front."""
+    alphabet = sorted({*"".join([*TEXTS, *TYPED, "user assistant ▁"]).replace(" ", "▁")} - {" "})
+    pairs = [("t", "h"), ("th", "e"), ("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s>"), ("▁", "s")]
+    words = dict.fromkeys([*SPECIAL, *alphabet, *(a + b for a, b in pairs)])
+    model = models.BPE({word: i for i, word in enumerate(words)}, pairs, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace()
+    backend.add_special_tokens(SPECIAL)
     return backend
 
 
