@@ -66,9 +66,11 @@ class TokenScorer(nn.Module):
             input_ids=batch.input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
         visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
-        if torch.is_grad_enabled():
-            for expert in self._experts:  # without a token it has no gradient here, which other processes wait for
-                visited = visited + expert.flatten()[0].to(visited.dtype) * 0
+        if torch.is_grad_enabled() and self._experts:
+            # An expert without a token has no gradient here, which other processes wait for.
+            visited = (
+                visited + torch.stack([expert.flatten()[0] for expert in self._experts]).sum().to(visited.dtype) * 0
+            )
         return HeadStates(visited, head_of(network, self.vocab_size))
 
 
