@@ -78,10 +78,13 @@ def test_gradients_stay_where_several_processes_share_them():
     assert together.sampling(2).of("gradients") == 4 * STUDENT
 
 
-def test_keys_and_values_of_one_rollout_by_hand():
-    found = Memory(run(dtype=torch.float32)).sampling(8)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_keys_and_values_of_one_rollout_by_hand(dtype, size):
+    """In the precision of the products, float32 weights or not."""
     layers, kv_heads, head_size, tokens = 2, 2, 8, 32
-    assert found.of("KV cache") == pytest.approx(8 * 2 * layers * kv_heads * head_size * 4 * tokens)
+    for settings in ({}, {"use_lora": True}):
+        found = Memory(run(dtype=dtype, **settings)).sampling(8)
+        assert found.of("KV cache") == pytest.approx(8 * 2 * layers * kv_heads * head_size * size * tokens)
 
 
 def test_on_a_processor_linear_layers_are_packed_while_it_samples():
