@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +21,7 @@ from local_distill.learning.learner import Learner
 from local_distill.learning.sizing import micro_batch_tokens
 from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses.engine_gap import EngineGap
+from local_distill.losses.engine_gap import WRONG_ENGINE, EngineGap, GapWatch, rounding_of
 from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import causal_lm
@@ -107,6 +108,16 @@ def loss_of(config: TrainConfig) -> Loss:
         gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
         stale=config.overlap,
     )
+
+
+def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
+    """Who looks at what samples were drawn with, and stops the run unless updates or dropout lie in between."""
+    config, dropout = inputs.config, inputs.lora.dropout if inputs.lora else 0.0
+    if dropout or config.overlap or config.num_substeps > 1:
+        return GapWatch(say)
+    if config.rollouts_kind == "hf":
+        return GapWatch(say, rounding_of(inputs.precision.dtype), OTHER_ENGINE)
+    return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 
 def make_micro_batches(

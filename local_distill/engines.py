@@ -60,7 +60,7 @@ class Site:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and completion together."""
-        return self.config.max_prompt_tokens + self.config.max_new_tokens
+        return self.inputs.longest
 
     def own_share(self, step: int) -> list[tuple[int, Prompt]] | None:
         """(position, prompt) of this process in a step; None past the last step."""

@@ -29,7 +29,7 @@ from local_distill.models.tokenization import (
 )
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
-from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache
+from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
 from local_distill.teachers.zero3 import zero3_config
@@ -52,6 +52,11 @@ class Inputs:
     lora: Adapter | None
     trackers: tuple[str, ...]
     teacher_sharding: dict[str, Any] | None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt that there is, and of the longest completion, together."""
+        return self.prompts.longest + self.config.max_new_tokens
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,6 +108,8 @@ def check_inputs(config: TrainConfig) -> Inputs:
         raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
     lora = open_lora(config)
     _check_engine(config.rollouts_kind, student, vocab_size)
+    for files in (student, teacher):
+        check_positions(files, prompts.longest, config.max_new_tokens)
     if config.rollouts_kind == "vllm" and lora and adapts_packed_weights(lora.put_shapes_on(student.skeleton())):
         raise UserError(
             "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
-from local_distill.building import build_and_run
+from local_distill.building import build_and_run, gap_watch
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.disk import write_whole
@@ -118,7 +118,7 @@ def carry_out(inputs: Inputs, accelerator: Accelerator, run: RunFolder) -> Train
     with ExitStack() as closing:
         site = Site(inputs, accelerator, terminal.say, closing)
         ahead = open_ahead(site)
-        log = on_every_process(partial(open_log, config, accelerator, terminal, run))
+        log = on_every_process(partial(open_log, inputs, accelerator, terminal, run))
         closing.enter_context(log)
         announce(inputs, accelerator, run, log)
         done, stopped_by = build_and_run(site, ahead, run, log)
@@ -127,11 +127,13 @@ def carry_out(inputs: Inputs, accelerator: Accelerator, run: RunFolder) -> Train
     return on_every_process(lambda: finish(config, result) if accelerator.is_main_process else result)
 
 
-def open_log(config: TrainConfig, accelerator: Accelerator, terminal: Terminal, run: RunFolder) -> RunLog:
+def open_log(inputs: Inputs, accelerator: Accelerator, terminal: Terminal, run: RunFolder) -> RunLog:
     """The log of the run; and in its folder, what it is and what it runs on. Raises UserError."""
+    config = inputs.config
     log = open_run_log(
         accelerator, terminal, run.path, asdict(config), resumed_step=run.first_step if run.checkpoint else None,
         wandb_project=config.wandb_project, wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
+        watchers=[gap_watch(inputs, terminal.say)],
     )  # fmt: skip
     if accelerator.is_main_process:
         write_settings(config, run.path)

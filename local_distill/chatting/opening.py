@@ -16,6 +16,7 @@ from local_distill.chatting.session import END, Session
 from local_distill.chatting.slash_commands import COMMANDS
 from local_distill.chatting.voices import Voice
 from local_distill.errors import UserError
+from local_distill.models.files import turns_after
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
@@ -120,7 +121,8 @@ def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tupl
     def voice(name: str, trained: Trained) -> Voice:
         model = trained.load(opened.precision.dtype, opened.device)
         check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=longest)
-        return Voice(name, model, opened.vocab_size, trained.files.context_length)
+        limits = [length for length in (trained.files.context_length, turns_after(trained.files.config)) if length]
+        return Voice(name, model, opened.vocab_size, min(limits, default=None))
 
     student = voice("student", opened.student)
     if teacher_model == SELF:

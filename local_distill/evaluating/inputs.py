@@ -29,7 +29,7 @@ from local_distill.models.trained import Trained, open_trained
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.prompts.raw import check_share_of_wrong
-from local_distill.rollouts.checking import check_has_cache
+from local_distill.rollouts.checking import check_has_cache, check_positions
 from local_distill.running.preflight import Precision, resolve_precision
 from local_distill.types import Prompt
 
@@ -139,7 +139,10 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
     readers = [_reader(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
     asked_of = [_ask_all(task, readers, settings) for task in tasks]
     subjects = tuple(_subject(reader, teacher, i, asked_of) for i, reader in enumerate(readers))
-    return EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
+    inputs = EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
+    for files in (*(each.files for each in trained), *([teacher] if teacher else [])):
+        check_positions(files, inputs.longest - settings.max_new_tokens, settings.max_new_tokens)
+    return inputs
 
 
 def _name(path: str, trained: Trained) -> str:

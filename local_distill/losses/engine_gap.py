@@ -5,6 +5,7 @@ An engine of lower precision, one that was not sent the newest weights, a wrong 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from local_distill.errors import RunError
 from local_distill.losses.divergences import Distribution
 from local_distill.losses.head_loss import PEAK
 from local_distill.types import Evaluation
@@ -25,6 +27,11 @@ ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.01}
 The divergence grows with the square of a log-prob's error. Measured on processors: in bf16 at most 7e-3, of a real
 model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
 ROUNDING_OF_FLOAT32 = 1e-5
+
+
+WRONG_ENGINE = 1.0
+"""Nats a token that nothing explains in another engine, of lower precision and with kernels of its own: above this it
+has other weights, or another temperature."""
 
 
 def rounding_of(dtype: torch.dtype) -> float:
@@ -55,14 +62,25 @@ class EngineGap:
 
 
 class GapWatch:
-    """A sink of the log that tells people, once, when engine and trainer drift apart."""
+    """A sink of the log that tells people, once, when engine and trainer drift apart.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    most: nats a token above which something is wrong; infinite where the student has moved since, or is another one in
+    training. instead: what to do then.
+    """
+
+    def __init__(self, say: Callable[[str], None], most: float = math.inf, instead: str = "") -> None:
         self._say = say
+        self._most = most
+        self._instead = instead
         self._told = False
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at a step's metrics."""
+        """Look at a step's metrics. Raises RunError above the most there may be."""
+        if metrics.get(KL, 0.0) > self._most:
+            raise RunError(
+                f"step {step}: the samples' log-probs are {metrics[KL]:.3g} nats a token from training's ({KL}), of "
+                f"which {self._most:g} can be explained: what is trained was not sampled from; {self._instead}"
+            )
         if self._told or metrics.get(KL, 0.0) <= MOST_KL:
             return
         self._told = True

@@ -40,6 +40,11 @@ STARTS_FROM_THE_BASE = (True, False, "gaussian", "orthogonal", None)
 class Adapter(Protocol):
     """What the student's adapter begins as."""
 
+    @property
+    def dropout(self) -> float:
+        """What it loses while it trains."""
+        ...
+
     def number_of_parameters(self, student: PreTrainedModel) -> int:
         """How many it trains; a student without memory for its weights will do."""
         ...
@@ -92,6 +97,11 @@ class AdapterFiles:
     def rank(self) -> int:
         """Of the products; single modules may have their own."""
         return int(self.config.r)
+
+    @property
+    def dropout(self) -> float:
+        """See Adapter."""
+        return float(self.config.lora_dropout)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

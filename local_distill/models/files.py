@@ -186,6 +186,17 @@ def context_length_of(config: PretrainedConfig) -> int | None:
     return length
 
 
+def turns_after(config: PretrainedConfig) -> int | None:
+    """Tokens above which the model rotates the positions of a whole text otherwise (longrope: Phi-3 and its kin).
+
+    None where positions do not depend on the longest text of a batch.
+    """
+    ropes = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [each for each in (ropes, *ropes.values()) if isinstance(each, dict)]  # one for all layers, or by kind
+    lengths = [each["original_max_position_embeddings"] for each in kinds if each.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
+
+
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, out of its LoRA wrapper when it has one."""
     from peft import PeftModel

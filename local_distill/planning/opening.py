@@ -43,8 +43,6 @@ def open_run(settings: PlanSettings) -> Run:
 
 def run_that_starts(inputs: Inputs, accelerator: Accelerator) -> Run:
     """What ``train`` is about to do, on what is free now; of its longest prompt, one token is sampled for certain."""
-    prompts = (*inputs.prompts.training, *inputs.prompts.held_out)
-    longest = max(len(prompt.ids) for prompt in prompts)
     config = inputs.config
     has_its_own = config.teacher_kind in ("local", "zero3")
     return Run(
@@ -54,7 +52,7 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator) -> Run:
         inputs.lora,
         inputs.precision.dtype,
         accelerator.state.deepspeed_plugin is not None,
-        Lengths(longest, 1),
+        Lengths(inputs.prompts.longest, 1),
         free_for_a_run(accelerator.device, accelerator.num_processes),
     )
 

@@ -146,6 +146,11 @@ class PromptSource:
     def __len__(self) -> int:
         return len(self.training)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.ids) for prompt in (*self.training, *self.held_out))
+
     def batch(self, step: int) -> list[Prompt]:
         """The ``batch_size`` prompts of a step, 0 ≤ step < steps; the same whenever it is asked for."""
         if not 0 <= step < self.steps:

@@ -1,10 +1,11 @@
 """Whether a model can be sampled from as it is scored, before the first step: right, or refused in one line.
 
     check_has_cache(files, instead)    before its weights are loaded: it has a cache that our sampling loop can fill
+    check_positions(files, …)          likewise: no text grows past a length at which all its positions change
     check_sampling(scorer, flag, …)    with its weights, before training wraps it: what our loop says that it drew with
                                        is what scoring makes of each rollout by itself
 
-Both raise UserError. The second reads a few short texts, and a long one for each length at which the model changes its
+All raise UserError. The last reads a few short texts, and a long one for each length at which the model changes its
 ways (a window, a chunk) if the run comes that far. It draws nothing from the process's random numbers and leaves the
 model in the mode in which it was. What a model is asked about scoring alone is in models/start_checks.py.
 """
@@ -23,7 +24,7 @@ from local_distill.errors import UserError
 from local_distill.learning.batching import collate
 from local_distill.losses.engine_gap import divergence, rounding_of
 from local_distill.losses.logprobs import matmul_dtype
-from local_distill.models.files import ModelFiles, causal_lm
+from local_distill.models.files import ModelFiles, causal_lm, turns_after
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters_of
@@ -36,8 +37,8 @@ OTHER_ENGINE = "use --rollouts vllm, or choose another model"
 SHORT = (2, 7)
 """Tokens of the prompts that are read in any case, in one batch."""
 NEW_TOKENS = 4
-CHANGES = ("window", "chunk", "block_size")
-"""In the names of settings that are a length at which attention changes its ways."""
+CHANGES = ("window", "chunk", "block_size", "floor_scale", "original_max_position")
+"""In the names of settings that are a length at which a model changes its ways."""
 
 
 def check_has_cache(files: ModelFiles, instead: str = OTHER_MODEL) -> None:
@@ -55,6 +56,21 @@ def check_has_cache(files: ModelFiles, instead: str = OTHER_MODEL) -> None:
         raise UserError(
             f"{files.flag} {files.path}: {model_class.__name__} does not keep what it has read in a cache of "
             f"transformers, which sampling needs; {instead}"
+        )
+
+
+def check_positions(files: ModelFiles, prompt: int, max_new_tokens: int) -> None:
+    """Raise UserError where a text may be longer than what the model's positions turn at.
+
+    They turn for a whole batch when its longest text passes that length: the keys in the cache have the old ones, and
+    what a text scores depends on what is beside it. prompt: tokens of the longest one.
+    """
+    turn = turns_after(files.config)
+    if turn is not None and prompt + max_new_tokens > turn:
+        raise UserError(
+            f"{files.flag} {files.path}: has other positions for texts longer than {turn} tokens (longrope), which a "
+            f"prompt of {prompt} and --max_new_tokens {max_new_tokens} would pass; lower --max_new_tokens, or leave "
+            f"out prompts of more than {max(turn - max_new_tokens, 0)} tokens"
         )
 
 
@@ -88,7 +104,8 @@ def check_sampling(
 def _batches(scorer: TokenScorer, longest: int) -> Iterator[tuple[int, ...]]:
     """Lengths of prompts that are read together: short ones; one on the brink of each change, beside a short one."""
     yield SHORT
-    settings = causal_lm(scorer.model).config.get_text_config().to_dict()
+    config = causal_lm(scorer.model).config.get_text_config()
+    settings = config.to_dict() | (getattr(config, "rope_parameters", None) or {})
     changes = {
         value
         for name, value in settings.items()

@@ -17,7 +17,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from local_distill.errors import UserError
-from local_distill.losses.engine_gap import GapWatch
 from local_distill.trackers.sinks import LOG_DIR, Sink, Start, TrackerSink, first_line
 from local_distill.trackers.swanlab import SwanLabSink
 from local_distill.trackers.tensorboard import TensorBoardSink
@@ -89,13 +88,15 @@ def open_run_log(
     wandb_project: str | None = None,
     wandb_name: str | None = None,
     wandb_mode: str = "online",
+    watchers: Sequence[Sink] = (),
 ) -> RunLog:
     """The log of a run; on processes other than the main one, a log that goes nowhere.
 
     accelerator: built with ``log_with=tracker_names(…) or None`` and any ``project_dir``, without which it refuses
         tensorboard; the trackers' files go into ``output_dir``. terminal: from open_terminal.
     output_dir: the run's folder, which exists. config: the settings that trackers show.
-    resumed_step: updates done when a resumed run starts again; None for a new run.
+    resumed_step: updates done when a resumed run starts again; None for a new run. watchers: who looks on, when all
+        is written down.
 
     Raises UserError when a tracker does not start, or when the files of another run are in the way.
     """
@@ -114,7 +115,7 @@ def open_run_log(
     # They are ours from here on: accelerator.end_training must not run into one that has failed.
     trackers, accelerator.trackers = accelerator.trackers, []
     sinks = [SINKS.get(tracker.name, TrackerSink)(tracker, terminal.say) for tracker in trackers]
-    return RunLog(terminal, [files, *sinks, GapWatch(terminal.say)])
+    return RunLog(terminal, [files, *sinks, *watchers])
 
 
 @contextmanager

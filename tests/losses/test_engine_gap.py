@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from local_distill.errors import RunError
 from local_distill.losses.divergences import Distribution
-from local_distill.losses.engine_gap import KL, MOST_KL, RATIO, EngineGap, GapWatch
+from local_distill.losses.engine_gap import KL, MOST_KL, RATIO, EngineGap, GapWatch, rounding_of
 from local_distill.rollouts.choosing import NucleusSampling
 
 V, N = 50, 4000
@@ -58,3 +59,18 @@ def test_people_are_told_once():
     assert len(told) == 1
     assert told[0].startswith("step 3: ")
     assert "ratio up to 8" in told[0]
+
+
+def test_a_run_is_stopped_where_more_is_apart_than_can_be_explained():
+    told = []
+    watch = GapWatch(told.append, most=0.1, instead="do something else")
+    watch.step(1, {KL: 0.1})
+    watch.step(2, {KL: float("nan")})  # updates that are not finite are the learner's
+    with pytest.raises(RunError, match=r"step 3: .* 0\.11 nats .* do something else"):
+        watch.step(3, {KL: 0.11})
+
+
+def test_rounding_grows_with_the_square_of_the_precision():
+    bounds = [rounding_of(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)]
+    assert bounds == sorted(bounds)
+    assert rounding_of(torch.bfloat16) > MOST_KL, "people are told before the run is stopped"
