@@ -151,6 +151,8 @@ def _load_local(path: Path, split: str, where: str, config: str | None) -> Any:
     path = path.absolute()
     if path.is_dir():
         return _load_folder(path, split, where, config)
+    if config:
+        raise UserError(f"--dataset_config {config}: {where} is a file, which has no configurations; drop it")
     reader = FILE_READERS.get(kind_of(path))
     if reader is None:
         raise UserError(

@@ -177,7 +177,7 @@ class Renderer:
         ids = ids[:-1] if closed else ids
         if self.keeps_control_tokens or not self._controls.typed_in(raw.text):
             return ids
-        before = next(n for n in range(len(ids)) if ids[n : n + len(bare)] == bare)
+        before = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), len(ids) - len(bare))
         return [*ids[:before], *self._controls.encode(raw.text), *ids[before + len(bare) :]]
 
     def _notes(self) -> Iterator[str]:

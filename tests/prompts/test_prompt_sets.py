@@ -212,6 +212,8 @@ def test_a_configuration_may_be_a_folder(two_languages):
     said = refusal(**where, dataset_config="fr")
     assert said.startswith("--dataset_config fr: ")
     assert said.endswith("no folder of that name; drop it")
+    file = {"dataset": str(two_languages / "en" / "train.jsonl"), "prompt_column": "q", "dataset_config": "en"}
+    assert refusal(**file).endswith("is a file, which has no configurations; drop it")
 
 
 def test_rows_that_ask_nothing_have_no_messages(tmp_path):
