@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from local_distill.config import TrainConfig
-from local_distill.inputs import Inputs
+from local_distill.inputs import Inputs, rows_of
 from local_distill.learning.batching import share_of_process
 from local_distill.learning.updates import Updates
 from local_distill.losses.named import Loss, TeacherView
@@ -194,7 +194,8 @@ def _served(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]
         publisher = AdapterPublisher(*shared, model=student.model)
     else:
         publisher = WeightsPublisher(*shared, model=student.model, base=base, dtype=site.inputs.precision.dtype)
-    return partial(VLLMServerRollouts, client, publisher, vocab_size=site.inputs.vocab_size, **settings)
+    rows = rows_of(site.inputs.student)
+    return partial(VLLMServerRollouts, client, publisher, vocab_size=site.inputs.vocab_size, rows=rows, **settings)
 
 
 def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
@@ -210,7 +211,10 @@ def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
     site.closing.callback(client.close)
     choose = NucleusSampling(config.temperature, config.top_p)
     tokenizer = site.inputs.student.tokenizer
-    check = partial(vllm_server.check_engine, client, tokenizer, longest=site.longest, choose=choose)
+    leaves_out = rows_of(site.inputs.student) > site.inputs.vocab_size
+    check = partial(
+        vllm_server.check_engine, client, tokenizer, longest=site.longest, choose=choose, leaves_out=leaves_out
+    )
     return client, on_main_process(site.accelerator, check)
 
 

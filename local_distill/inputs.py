@@ -30,6 +30,7 @@ from local_distill.models.tokenization import (
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
+from local_distill.rollouts.left_out import check_limits
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
 from local_distill.teachers.zero3 import zero3_config
@@ -115,6 +116,8 @@ def check_inputs(config: TrainConfig) -> Inputs:
             "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "
             "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
         )
+    if config.rollouts_kind == "vllm":
+        check_limits(rows_of(student), vocab_size, config.temperature)
     return Inputs(
         config=config,
         precision=precision,
@@ -154,12 +157,17 @@ def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
             "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
             "transformers, or use --rollouts hf"
         )
-    rows = student.config.get_text_config().vocab_size
+    rows = rows_of(student)
     if rollouts == "continuous" and rows > vocab_size:
         raise UserError(
             f"--rollouts continuous: the student's head has {rows} rows, of which {vocab_size} are tokens that the "
             "teacher has too, and this engine cannot leave the others out; use --rollouts hf"
         )
+
+
+def rows_of(model: ModelFiles) -> int:
+    """Of a model's head."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, vocab_size: int) -> PromptSource:

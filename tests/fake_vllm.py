@@ -85,9 +85,11 @@ class FakeVLLM:
         if body["model"] != "base" and body["model"] not in self.adapters:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         draw = random.Random(body["seed"])
+        bias = body.get("logit_bias", {})
+        tokens = [token for token in range(self.vocab_size) if bias.get(str(token), 0.0) > -100.0]
         ids: list[int] = []
         while len(ids) < body["max_tokens"] and not (ids and ids[-1] in body["stop_token_ids"]):
-            ids.append(draw.randrange(self.vocab_size))
+            ids.append(tokens[draw.randrange(len(tokens))])
         certain = self.processed and body["top_p"] < 1e-3
         choice = {
             "index": 0,

@@ -1,10 +1,13 @@
 """What is refused once the models' files are known, before any weights are loaded."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from local_distill.errors import UserError
 from local_distill.inputs import _check_engine
 from local_distill.models.files import open_model
+from local_distill.rollouts.left_out import check_limits
 
 
 def test_continuous_batching_needs_a_head_of_shared_tokens(folders):
@@ -16,3 +19,17 @@ def test_continuous_batching_needs_a_head_of_shared_tokens(folders):
         UserError, match=rf"^--rollouts continuous: .* {rows} rows, of which {rows - 5} .* --rollouts hf"
     ):
         _check_engine("continuous", student, rows - 5)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "temperature", "refused"),
+    [
+        (128, 1.0, None),
+        (1024, 2.0, None),
+        (1025, 1.0, r"^--rollouts vllm: .* 152064 rows, .* leave out 1024 at most; use --rollouts hf"),
+        (0, 2.5, r"^--temperature: 2.5 given, vLLM takes at most 2; lower it"),
+    ],
+)
+def test_what_vllm_takes_is_asked_before_it_starts(left_out, temperature, refused):
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_limits(152064, 152064 - left_out, temperature)

@@ -56,7 +56,8 @@ def served_sampler(
         client, subject.trained.files.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
     )
     say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
-    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name))
+    rows = subject.trained.files.config.get_text_config().vocab_size
+    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name), rows=rows)
 
 
 def served_teacher(

@@ -9,6 +9,7 @@ and waking are written against the same interface and have not been run.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
+from local_distill.rollouts.left_out import bias_against
 from local_distill.types import Prompt, Rollout, nobody
 
 FLAG = "--rollouts vllm"
@@ -186,7 +188,7 @@ class ColocatedVLLMRollouts:
         self._group_size = group_size
         self._max_new_tokens = max_new_tokens
         self._stop_ids = frozenset(stop_ids)
-        self._allowed = list(range(vocab_size)) if vocab_size < engine.rows else None
+        self._bias = bias_against(vocab_size, engine.rows, -math.inf) or None
         self._seed = seed
 
     def sample(
@@ -222,7 +224,7 @@ class ColocatedVLLMRollouts:
             logprobs=0,  # of the drawn token alone
             ignore_eos=True,  # our stop tokens may be others
             stop_token_ids=sorted(self._stop_ids),
-            allowed_token_ids=self._allowed,
+            logit_bias=self._bias,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

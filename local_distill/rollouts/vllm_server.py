@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.errors import RunError, UserError
 from local_distill.models.tokenization import PROBES
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
+from local_distill.rollouts.left_out import bias_against
 from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.publishing import Publisher
@@ -37,7 +38,8 @@ class VLLMServerRollouts:
     rounding depends on what else it computes at the time, not on these alone. What was drawn is reported by the engine.
 
     publisher: has the weights that are sampled from. stop_ids: tokens that end a completion and belong to it.
-    vocab_size: tokens that the student and the teacher share. max_new_tokens: at most so many in a completion.
+    vocab_size: tokens that the student and the teacher share. rows: of the student's head, of which later ones are
+    left out. max_new_tokens: at most so many in a completion.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class VLLMServerRollouts:
         max_new_tokens: int,
         stop_ids: Sequence[int],
         vocab_size: int,
+        rows: int,
         seed: int,
     ) -> None:
         self._client = client
@@ -59,7 +62,7 @@ class VLLMServerRollouts:
         self._stop_ids = frozenset(stop_ids)
         self._vocab_size = vocab_size
         self._seed = seed
-        self._sampling = _sampling_parameters(choose, max_new_tokens, stop_ids)
+        self._sampling = _sampling_parameters(choose, max_new_tokens, stop_ids, bias_against(vocab_size, rows))
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
@@ -143,11 +146,17 @@ class VLLMServerRollouts:
 
 
 def check_engine(
-    client: HttpClient, tokenizer: PreTrainedTokenizerBase, *, longest: int, choose: NucleusSampling
+    client: HttpClient,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int,
+    choose: NucleusSampling,
+    leaves_out: bool = False,
 ) -> str:
     """Whether every server can sample for this student; the name under which they serve its base.
 
-    longest: tokens of prompt and completion together. Raises UserError.
+    longest: tokens of prompt and completion together. leaves_out: whether rows of its head are not to be drawn.
+    Raises UserError.
     """
     names = {url: _check_model(client, url, longest) for url in client.urls}
     for url, name in names.items():
@@ -156,8 +165,8 @@ def check_engine(
                 f"{FLAG}: {url} serves {name}, {client.urls[0]} serves {names[client.urls[0]]}; start them alike"
             )
         _check_tokens(client, url, name, tokenizer)
-        if choose.temperature != 1.0 or choose.top_p < 1.0:
-            _check_processed(client, url, name, tokenizer)
+        if leaves_out or choose.temperature != 1.0 or choose.top_p < 1.0:
+            _check_processed(client, url, name, tokenizer, leaves_out)
     return names[client.urls[0]]
 
 
@@ -185,25 +194,30 @@ def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrained
             )
 
 
-def _check_processed(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_processed(
+    client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase, leaves_out: bool
+) -> None:
     """Raise UserError unless log-probs are of the distribution that tokens are drawn from.
 
     Where top-p leaves one token, it is drawn with certainty: log-prob 0. After a single token no model is certain by
     itself, so that a server which reports its log-probs from before top-p says less.
     """
-    greedy = _sampling_parameters(NucleusSampling(0.5, 1e-6), 1, ())
+    greedy = _sampling_parameters(NucleusSampling(0.5, 1e-6), 1, (), {})
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
         _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
         logprob = logprobs[0]
         if logprob < -1e-3:
             raise UserError(
-                f"{FLAG} {url}: its log-probs are from before temperature and top-p, those of the draws are needed; "
-                "start it with --logprobs-mode processed_logprobs, or use --temperature 1 --top_p 1"
+                f"{FLAG} {url}: its log-probs are from before temperature, top-p and the leaving out of rows that are "
+                "no tokens of both models, those of the draws are needed; start it with --logprobs-mode "
+                "processed_logprobs" + ("" if leaves_out else ", or use --temperature 1 --top_p 1")
             )
 
 
-def _sampling_parameters(choose: NucleusSampling, max_new_tokens: int, stop_ids: Sequence[int]) -> dict[str, Any]:
+def _sampling_parameters(
+    choose: NucleusSampling, max_new_tokens: int, stop_ids: Sequence[int], bias: Mapping[int, float]
+) -> dict[str, Any]:
     """In vLLM's words. What could come from the server's own defaults is said as well."""
     return {
         "n": 1,
@@ -220,6 +234,7 @@ def _sampling_parameters(choose: NucleusSampling, max_new_tokens: int, stop_ids:
         "ignore_eos": True,  # its own end tokens; ours are above
         "logprobs": 0,  # of the drawn token alone
         "return_token_ids": True,
+        **({"logit_bias": dict(bias)} if bias else {}),
         "return_tokens_as_token_ids": True,  # what the log-probs stand beside: ids too, not pieces of text
     }
 

@@ -64,7 +64,8 @@ def make_client(*urls, patience=0.2):
 
 def engine(client, publisher=None, **overrides):
     settings = {
-        "choose": TEMPERATURE_ONE, "group_size": 3, "max_new_tokens": 12, "stop_ids": STOPS, "vocab_size": V, "seed": 7,
+        "choose": TEMPERATURE_ONE, "group_size": 3, "max_new_tokens": 12, "stop_ids": STOPS, "vocab_size": V, "rows": V,
+        "seed": 7,
     }  # fmt: skip
     return VLLMServerRollouts(client, publisher or Held(), **{**settings, **overrides})
 
@@ -245,6 +246,19 @@ def student_server():
     fake.close()
 
 
+def test_rows_that_are_no_tokens_of_both_models_are_not_drawn(server, client):
+    """As the commonest pair has them: 152,064 rows beside 151,936."""
+    prompts = [(0, Prompt((5, 6), "", ""))]
+    narrow = engine(client, vocab_size=V - 128, rows=V, group_size=64, stop_ids=())
+    drawn = {token for ids in completions(narrow.sample(prompts, 0)) for token in ids}
+    assert V - 160 < max(drawn) < V - 128
+    (body, *_) = server.bodies(COMPLETIONS)
+    assert body["logit_bias"] == {str(row): -100.0 for row in range(V - 128, V)}, "vLLM on a GPU takes 1,024 at most"
+    assert "allowed_token_ids" not in body
+    engine(client).sample(prompts, 0)
+    assert "logit_bias" not in server.bodies(COMPLETIONS)[-1]
+
+
 def test_a_server_that_fits_gives_its_models_name(student_server):
     _, client, tokenizer = student_server
     assert check_engine(client, tokenizer, longest=64, choose=NucleusSampling(0.7, 0.9)) == "base"
@@ -258,9 +272,13 @@ def test_a_server_that_does_not_fit_is_refused(student_server):
         check_engine(client, make_tokenizer(vocab_size=280), longest=9, choose=TEMPERATURE_ONE)
     fake.processed = False
     check_engine(client, tokenizer, longest=9, choose=TEMPERATURE_ONE)
-    for choose in (NucleusSampling(0.7, 1.0), NucleusSampling(1.0, 0.9)):
+    for choose, leaves_out in (
+        (NucleusSampling(0.7, 1.0), False),
+        (NucleusSampling(1.0, 0.9), False),
+        (TEMPERATURE_ONE, True),
+    ):
         with pytest.raises(UserError, match="--logprobs-mode processed_logprobs"):
-            check_engine(client, tokenizer, longest=9, choose=choose)
+            check_engine(client, tokenizer, longest=9, choose=choose, leaves_out=leaves_out)
 
 
 def test_servers_that_serve_different_models_are_refused(student_server):

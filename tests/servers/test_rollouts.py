@@ -143,7 +143,8 @@ def shake_weights(student, seed):
 
 def engine(client, publisher, **overrides):
     settings = {
-        "choose": TEMPERATURE_ONE, "group_size": 2, "max_new_tokens": 24, "stop_ids": [2], "vocab_size": V, "seed": 7,
+        "choose": TEMPERATURE_ONE, "group_size": 2, "max_new_tokens": 24, "stop_ids": [2], "vocab_size": V, "rows": V,
+        "seed": 7,
     }  # fmt: skip
     return VLLMServerRollouts(client, publisher, **{**settings, **overrides})
 
@@ -187,6 +188,16 @@ def test_log_probs_are_those_that_tokens_were_drawn_with(client, adapted, prompt
     assert shifted[shifted.isfinite()].abs().mean() > CLEARLY, "a shift by one is told apart"
     if choose is NUCLEUS:
         assert mean_difference(theirs, at_temperature_one) > CLEARLY, "temperature and top-p are in them"
+
+
+def test_rows_that_are_no_tokens_of_both_models_are_not_drawn(client, adapted, prompts):
+    """At the highest temperature, where draws are from all over the vocabulary."""
+    student, publisher = adapted
+    hot = NucleusSampling(2.0, 1.0)
+    rollouts = engine(client, publisher, choose=hot, stop_ids=[], vocab_size=V - 1000, group_size=4).sample(prompts, 0)
+    assert V - 5000 < max(int(r.completion.max()) for r in rollouts) < V - 1000
+    theirs, ours = scored(student.model, rollouts, hot)
+    assert mean_difference(theirs, ours) < BOUND
 
 
 def test_a_stop_token_ends_the_completion_and_belongs_to_it(client, adapted, prompts):
