@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from packaging.version import Version
 
 from local_distill.errors import UserError
 from local_distill.learning.updates import precision_of_sums
@@ -34,6 +36,7 @@ from local_distill.watching.run_files import check_kinds
 
 BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4
 """A float32 weight and AdamW's two float32 moments; the weight alone."""
+OLDEST_DEEPSPEED = "0.19.2"
 RUNS = Path("runs")
 """Where runs are whose ``--output_dir`` is not given."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -83,10 +86,22 @@ def resolve_precision(name: str) -> Precision:
 
 
 def check_packages(teacher_ds_zero3: bool) -> None:
-    """Raise UserError when a flag needs a package that is not installed."""
+    """Raise UserError when a flag needs a package that is not installed, or an older one."""
     if teacher_ds_zero3 and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "--teacher_ds_zero3: needs DeepSpeed, which is not installed; pip install 'local-distill[deepspeed]'"
+        )
+    if teacher_ds_zero3:
+        _check_deepspeed("--teacher_ds_zero3")
+
+
+def _check_deepspeed(flag: str) -> None:
+    """Older ones round a model's buffers too, and with them the frequencies of rotary embeddings."""
+    found = importlib.metadata.version("deepspeed")
+    if Version(found) < Version(OLDEST_DEEPSPEED):
+        raise UserError(
+            f"{flag}: DeepSpeed {found} is installed, needs to be at least {OLDEST_DEEPSPEED}: older ones round what "
+            "must stay in float32; pip install --upgrade 'local-distill[deepspeed]'"
         )
 
 
@@ -100,6 +115,7 @@ def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return
+    _check_deepspeed("--deepspeed_config_file")
     settings = plugin.deepspeed_config
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (1, 2):

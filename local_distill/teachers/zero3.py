@@ -7,8 +7,11 @@ of calls, which is what the fixed number of micro-batches is for.
 
 from __future__ import annotations
 
+import atexit
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,29 @@ def zero3_config(path: str | None) -> dict[str, Any]:
     return whole
 
 
+@contextmanager
+def _in_a_group() -> Iterator[None]:
+    """Without a launcher a group of one process, where DeepSpeed would look for MPI.
+
+    It lasts as long as the process: DeepSpeed keeps what it makes of a group for the next run too.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        atexit.register(torch.distributed.destroy_process_group)
+    os.environ.setdefault(
+        "LOCAL_RANK", "0"
+    )  # DeepSpeed reads its device from it; accelerate would take it for a launch
+    try:
+        yield
+    finally:
+        if not launched:
+            del os.environ["LOCAL_RANK"]
+
+
+@_in_a_group()
 def load_zero3_teacher(
     files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int, agreed: Callable[[bool], bool]
 ) -> nn.Module:

@@ -115,6 +115,13 @@ def test_a_teacher_sharded_by_zero3_beside_a_ddp_student_gives_the_same_run(mode
         assert abs(ours["eval/reverse_kl"] - theirs["eval/reverse_kl"]) < 4 * ours["eval/reverse_kl_se"]
 
 
+def test_a_teacher_sharded_by_zero3_without_a_launcher_is_a_group_of_one(models, alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    arguments = [*models, *SETTINGS, "--steps", "3", "--teacher_ds_zero3", "--output_dir", str(tmp_path / "run")]
+    assert "1 process, " in finished([sys.executable, *ENTRY, *arguments], environment())
+    assert_same_numbers(*([line for line in metrics(run) if "loss" in line] for run in (tmp_path / "run", alone)))
+
+
 def test_a_teacher_sharded_by_zero3_gives_its_top_tokens(models, tmp_path):
     pytest.importorskip("deepspeed")
     loss = ["--loss", "jsd", "--top_k", "5", "--steps", "2", "--eval_prompts", "0"]

@@ -163,6 +163,12 @@ def test_what_a_deepspeed_file_says_of_sums_of_gradients_is_told_unless_it_is_wh
     assert sums_in_words(launched(2)) == ""
 
 
+def test_a_deepspeed_that_rounds_rotary_frequencies_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.19.1")
+    with pytest.raises(UserError, match=r"^--teacher_ds_zero3: DeepSpeed 0.19.1 is installed, needs .* 0.19.2"):
+        preflight.check_packages(teacher_ds_zero3=True)
+
+
 # --- the run's folder ----------------------------------------------------------------------------
 
 
