@@ -17,6 +17,7 @@ from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
 from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.precision import cast
 from local_distill.models.quantization import check_readable
 from local_distill.models.saved_settings import read_generation
 from local_distill.running.checkpoint import PREFIX, step_folders
@@ -51,7 +52,7 @@ class Trained:
         if self.adapter is None:
             return self.files.load(dtype)
         merged: PreTrainedModel = self.load(torch.float32).merge_and_unload()  # type: ignore[operator]
-        return merged.to(dtype)
+        return cast(merged, dtype)
 
 
 def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: str = LAST) -> Trained:

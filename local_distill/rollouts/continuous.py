@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 from local_distill.errors import RunError
 from local_distill.models.files import causal_lm
+from local_distill.models.precision import cast, saved_tensors
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.types import Prompt, Rollout, nobody
 
@@ -33,7 +35,7 @@ class SampledModel:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._trained = self._sampled = causal_lm(model)
         if self._trained.dtype != dtype:
-            self._sampled = copy.deepcopy(self._trained).to(dtype).requires_grad_(False)
+            self._sampled = cast(copy.deepcopy(self._trained).requires_grad_(False), dtype)
 
     @contextmanager
     def newest(self) -> Iterator[PreTrainedModel]:
@@ -41,7 +43,8 @@ class SampledModel:
         was_training = self._trained.training
         if self._sampled is not self._trained:
             with torch.no_grad():
-                for own, newest in zip(self._sampled.parameters(), self._trained.parameters(), strict=True):
+                pairs = zip(saved_tensors(self._sampled), saved_tensors(self._trained), strict=True)
+                for (_, own), (_, newest) in pairs:
                     own.copy_(newest)
         try:
             yield self._sampled
@@ -97,6 +100,7 @@ class ContinuousRollouts:
                 return_logprobs=True,
                 seed=seed_of(self._seed, step, self._process),
                 **self._cache_size(inputs, model.device),
+                **_attention(model.dtype),
             )
             found = model.generate_batch(inputs, self._settings, batching)
         outputs = list(found.values())
@@ -130,3 +134,9 @@ class ContinuousRollouts:
             return {}
         blocks = sum(-(-(len(ids) + self._settings.max_new_tokens) // PAGE) + 1 for ids in inputs)
         return {"page_size": PAGE, "num_blocks": blocks, "max_batch_tokens": max(PAGE, *map(len, inputs))}
+
+
+def _attention(dtype: torch.dtype) -> dict[str, bool]:
+    """No switch to flash attention, whose kernels take no float32; where transformers has one to switch off."""
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    return {"auto_switch_to_flash": False} if dtype == torch.float32 and "auto_switch_to_flash" in known else {}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
+from local_distill.models.precision import precision_of, saved_tensors
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.rollouts.left_out import bias_against
 from local_distill.types import Prompt, Rollout, nobody
@@ -32,7 +33,7 @@ NamedWeights = Iterable[tuple[str, Tensor]]
 
 
 def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the student in ``dtype``, one at a time, named as in a checkpoint; adapters are added on.
+    """Every weight of the student as in a checkpoint in ``dtype``, one at a time; adapters are added on.
 
     model: the transformers (or peft) model, unwrapped; it is not changed.
     """
@@ -42,16 +43,16 @@ def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, 
     adapted = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
     insides = tuple(f"{name}." for name in adapted)
     with torch.no_grad():
-        for name, parameter in base.named_parameters():
+        for name, tensor in saved_tensors(base):
             if not name.startswith(insides):
-                yield name, parameter.detach().to(dtype)
+                yield name, tensor.detach().to(precision_of(base, name, tensor, dtype))
         for name, layer in adapted.items():
             for inner, parameter in layer.get_base_layer().named_parameters():
                 whole = parameter.detach()
                 if inner == "weight" and not layer.disable_adapters:
                     deltas = (layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
                     whole = whole.float() + sum(delta.float() for delta in deltas)
-                yield f"{name}.{inner}", whole.to(dtype)
+                yield f"{name}.{inner}", whole.to(precision_of(base, f"{name}.{inner}", whole, dtype))
 
 
 class SharedEngine:
@@ -144,11 +145,13 @@ class SharedEngine:
         """vLLM's engine, with the newest weights and no keys and values of older ones."""
         try:
             if self._sleeps:
+                torch.cuda.empty_cache()  # before 0.32 vLLM takes from the card without asking torch for what it holds
                 self._llm.wake_up(tags=["weights"])
             if self._held != (newest := self._version()):
                 self._llm.collective_rpc(partial(_load, self._weights()))
                 self._held = newest
             if self._sleeps:  # only now, so that the copies made on the way have had this room
+                torch.cuda.empty_cache()
                 self._llm.wake_up(tags=["kv_cache"])
             self._llm.reset_prefix_cache()
             yield self._llm.llm_engine

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import RunError
+from local_distill.models.files import causal_lm
+from local_distill.models.precision import precision_of
 from local_distill.serving.answers import member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 
@@ -259,8 +261,20 @@ class WeightsPublisher(_ThroughFolder):
             self.again(url)
 
     def _write(self, path: Path) -> None:
-        weights = _in_precision(self._model.state_dict(), self._dtype)
+        weights = self._in_precision(self._model.state_dict())
         self._model.save_pretrained(path, state_dict=weights)  # type: ignore[operator]
+
+    def _in_precision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights on the CPU; those that are one tensor under two names stay so."""
+        made: dict[tuple[int, torch.Size], Tensor] = {}
+        network = causal_lm(self._model)
+        result = {}
+        for name, tensor in state.items():
+            key = (tensor.data_ptr(), tensor.shape)
+            if key not in made:
+                made[key] = tensor.detach().to("cpu", precision_of(network, name, tensor, self._dtype))
+            result[name] = made[key]
+        return result
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
         del last
@@ -287,15 +301,3 @@ class WeightsPublisher(_ThroughFolder):
 
 def _reload(path: Path) -> dict[str, Any]:
     return {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
-
-
-def _in_precision(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in ``dtype`` on the CPU; those that are one tensor under two names stay so."""
-    made: dict[tuple[int, torch.Size], Tensor] = {}
-    result = {}
-    for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in made:
-            made[key] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
-        result[name] = made[key]
-    return result
