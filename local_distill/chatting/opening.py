@@ -78,8 +78,8 @@ def chat(settings: ChatSettings) -> int:
 
 def open_chat(settings: ChatSettings) -> Opened:
     """Raises UserError for what does not fit together."""
-    precision = resolve_precision(settings.dtype)
     device = chosen_device(settings.device)
+    precision = resolve_precision(settings.dtype, device.type == "cuda")
     student = open_trained("MODEL", settings.model, settings.trust_remote_code, settings.step)
     teacher = None
     if settings.teacher_model == SELF:

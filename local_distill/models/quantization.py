@@ -15,6 +15,7 @@ from transformers.quantizers import AutoHfQuantizer
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import reason_of
 from local_distill.models.saved_settings import with_parts
+from local_distill.running.distributed import runs_on_cuda
 
 SETTINGS = ("quantization_config", "compression_config")
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -30,7 +31,7 @@ def check_quantization(kind: str) -> None:
             f"{FLAG} {kind}: needs the package bitsandbytes, which is not installed; "
             "pip install 'local-distill[quantization]'"
         )
-    if not torch.cuda.is_available():
+    if not runs_on_cuda():
         raise UserError(f"{FLAG} {kind}: needs a CUDA GPU, there is none here; drop it, or choose a smaller teacher")
 
 

@@ -18,6 +18,11 @@ from local_distill.errors import RunError, UserError
 T = TypeVar("T")
 
 
+def runs_on_cuda() -> bool:
+    """Whether a run that starts here takes a GPU: there is one, and the launch did not ask for processors."""
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 @contextmanager
 def processes_meet(patience: timedelta) -> Iterator[None]:
     """Those of one launch find each other. patience: how long one is waited for then, wherever it is waited for.

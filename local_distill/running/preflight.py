@@ -30,6 +30,7 @@ from local_distill.running.checkpoint import (
 )
 from local_distill.running.claim import LOCK, claimed
 from local_distill.running.dated_folder import make_dated_folder
+from local_distill.running.distributed import runs_on_cuda
 from local_distill.running.manifest import MANIFEST
 from local_distill.settings import LATEST
 from local_distill.watching.run_files import check_kinds
@@ -66,9 +67,9 @@ class RunFolder:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def resolve_precision(name: str) -> Precision:
-    """``--dtype`` on this hardware. Raises UserError where it cannot be had."""
-    on_cuda = torch.cuda.is_available()
+def resolve_precision(name: str, on_cuda: bool | None = None) -> Precision:
+    """``--dtype`` on this hardware. on_cuda: where the launch does not say. Raises UserError where it cannot be had."""
+    on_cuda = runs_on_cuda() if on_cuda is None else on_cuda
     if name == "auto":
         name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if name == "fp32":

@@ -22,6 +22,7 @@ from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
+from local_distill.running.distributed import runs_on_cuda
 from local_distill.teachers.local import freeze
 
 
@@ -55,7 +56,7 @@ def _in_a_group() -> Iterator[None]:
     """
     launched = "LOCAL_RANK" in os.environ
     if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if runs_on_cuda() else "gloo"
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         atexit.register(torch.distributed.destroy_process_group)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch.profiler import profile
 
 from local_distill.disk import writing
+from local_distill.running.distributed import runs_on_cuda
 from local_distill.watching.measuring import PHASE
 
 TRACE_FILE = "trace.json.gz"
@@ -76,7 +76,7 @@ class StepProfiler:
 
     def _table(self) -> str:
         """Seconds a step of each phase, and of the operators that take most, by their own time."""
-        on_gpu = torch.cuda.is_available()
+        on_gpu = runs_on_cuda()
         averages = self._profile.key_averages()
         phases = [(e.key.removeprefix(PHASE), e.cpu_time_total) for e in averages if e.key.startswith(PHASE)]
         own = [

@@ -77,6 +77,17 @@ def test_precision_of_a_machine(hardware, machine, name, expected):
     assert resolve_precision(name) == Precision(*expected)
 
 
+def test_a_run_on_a_processor_beside_a_gpu_has_the_processor_s_precision(hardware, monkeypatch):
+    hardware(cuda=True, bf16=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert resolve_precision("auto") == Precision(*FP32)
+    assert resolve_precision("auto", on_cuda=True).dtype == torch.bfloat16
+    with pytest.raises(UserError, match="needs an NVIDIA or AMD GPU"):
+        resolve_precision("fp16")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    assert resolve_precision("auto", on_cuda=False) == Precision(*FP32), "chat --device cpu"
+
+
 def test_emulated_bf16_is_spoken_of(hardware):
     hardware()
     found = resolve_precision("bf16")
