@@ -161,7 +161,6 @@ def _our_own(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any
 
 
 def _continuous(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]) -> MakeEngine:
-    # Older transformers cannot import it.
     from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
 
     del ahead

@@ -30,6 +30,7 @@ from local_distill.models.tokenization import (
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
+from local_distill.rollouts.continuous import check_seeded
 from local_distill.rollouts.left_out import check_limits
 from local_distill.rollouts.vllm_colocated import check_installed
 from local_distill.running.preflight import Precision, check_packages, resolve_precision
@@ -157,6 +158,8 @@ def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
             "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
             "transformers, or use --rollouts hf"
         )
+    if rollouts == "continuous":
+        check_seeded()
     rows = rows_of(student)
     if rollouts == "continuous" and rows > vocab_size:
         raise UserError(

@@ -14,8 +14,9 @@ from dataclasses import fields
 import torch
 from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers import __version__ as transformers_version
 
-from local_distill.errors import RunError
+from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.precision import cast, saved_tensors
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
@@ -23,6 +24,17 @@ from local_distill.types import Prompt, Rollout, nobody
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
+SETTINGS = tuple(field.name for field in fields(ContinuousBatchingConfig))
+"""That the installed transformers knows. The first is the size of a page: page_size in 5.23, block_size in 5.17."""
+
+
+def check_seeded() -> None:
+    """Raise UserError where transformers' engine takes no seed or does not say what it drew with, as in 5.5."""
+    if not {"seed", "return_logprobs"} <= set(SETTINGS):
+        raise UserError(
+            f"--rollouts continuous: the engine of transformers {transformers_version} takes no seed, needs one that "
+            "does, such as that of 5.17; pip install --upgrade transformers, or use --rollouts hf"
+        )
 
 
 class SampledModel:
@@ -133,10 +145,10 @@ class ContinuousRollouts:
         if device.type != "cpu":
             return {}
         blocks = sum(-(-(len(ids) + self._settings.max_new_tokens) // PAGE) + 1 for ids in inputs)
-        return {"page_size": PAGE, "num_blocks": blocks, "max_batch_tokens": max(PAGE, *map(len, inputs))}
+        return {SETTINGS[0]: PAGE, "num_blocks": blocks, "max_batch_tokens": max(PAGE, *map(len, inputs))}
 
 
 def _attention(dtype: torch.dtype) -> dict[str, bool]:
     """No switch to flash attention, whose kernels take no float32; where transformers has one to switch off."""
-    known = {field.name for field in fields(ContinuousBatchingConfig)}
-    return {"auto_switch_to_flash": False} if dtype == torch.float32 and "auto_switch_to_flash" in known else {}
+    switch = "auto_switch_to_flash"
+    return {switch: False} if dtype == torch.float32 and switch in SETTINGS else {}

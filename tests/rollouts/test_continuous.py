@@ -8,6 +8,7 @@ from local_distill.errors import UserError
 from local_distill.learning.batching import collate
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
+from local_distill.rollouts import continuous as continuous_batching
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
 from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
@@ -106,3 +107,11 @@ def test_an_engine_that_fails_ends_the_run():
     model.model.layers[0].register_forward_pre_hook(fail)
     with pytest.raises(UserError, match=r"^--rollouts continuous: 4 of 4 rollouts failed .* use --rollouts hf"):
         continuous(model, group_size=1).sample(NUMBERED, step=0)
+
+
+def test_an_engine_without_a_seed_is_refused_in_one_line(monkeypatch):
+    """As transformers 5.5 has it, by the names of what it can be told."""
+    continuous_batching.check_seeded()
+    monkeypatch.setattr(continuous_batching, "SETTINGS", ("block_size", "num_blocks", "return_logprobs"))
+    with pytest.raises(UserError, match=r"^--rollouts continuous: .* takes no seed, .* 5.17; .* or use --rollouts hf"):
+        continuous_batching.check_seeded()
