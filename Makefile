@@ -2,6 +2,7 @@
 # make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
 # make test   set up, then run all checks and the tests that need no server
 # make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
+# make test-models    a small model of each architecture through the real commands; writes docs/models.md
 # make test-browser   see to a headless Chromium, and try the report in it
 # make test-servers   set up vLLM on the processor as well, and run the tests against real servers
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: demo demo-lora repair test test-gpu test-servers test-browser test-harness lint docs site clean
+.PHONY: demo demo-lora repair test test-gpu test-models test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -36,6 +37,10 @@ test-gpu:
 test-harness: $(VENV)/.test
 	$(PIP) --editable '.[harness]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/evaluating/test_harness.py
+
+# What has changed fails, and is in the page, to be read and committed.
+test-models: $(VENV)/.test
+	$(BIN)/python -m tests.architectures.sweep --write
 
 test-servers: $(VENV)/.test $(MODELS)/.made $(VLLM)/.made
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/servers

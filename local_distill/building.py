@@ -24,7 +24,7 @@ from local_distill.loop import Schedule, distil
 from local_distill.losses.engine_gap import WRONG_ENGINE, EngineGap, GapWatch, rounding_of
 from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import load_lora
-from local_distill.models.files import causal_lm
+from local_distill.models.files import recompute_activations
 from local_distill.models.reach import freeze_unreached
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
@@ -138,7 +138,7 @@ def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
     else:
         model = (files.with_weights_of(run.checkpoint.path) if run.checkpoint else files).load(torch.float32)
     if config.gradient_checkpointing:
-        causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     return model
 
 

@@ -75,12 +75,16 @@ def gpt2_config(vocab_size: int = 300, **overrides: object) -> GPT2Config:
     return GPT2Config(**{**settings, **overrides})
 
 
+def kind_of(config: PretrainedConfig) -> type:
+    """The class that reads such a model: of text, or of text beside images."""
+    sees = type(config) not in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
 def make_model(config: PretrainedConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sees = type(config) not in AutoModelForCausalLM._model_mapping
-        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = kind.from_config(config, dtype=dtype)
+        model = kind_of(config).from_config(config, dtype=dtype)
     return model.eval()
 
 

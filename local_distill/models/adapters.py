@@ -37,6 +37,10 @@ STARTS_FROM_THE_BASE = (True, False, "gaussian", "orthogonal", None)
 """Ways of drawing an adapter that leave the model under it as it was."""
 
 
+READS_PAST_OUT_PROJ = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Kinds of models whose kernels take the weight of ``out_proj`` and not the layer: peft refuses an adapter on it."""
+
+
 class Adapter(Protocol):
     """What the student's adapter begins as."""
 
@@ -303,9 +307,11 @@ def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
 
 def _excluded(model: PreTrainedModel) -> str | None:
     """What has no adapter, as a pattern: towers for other inputs than text; routers that return more than products."""
-    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    routers = [name for name, module in linear if type(module).forward is not nn.Linear.forward]
-    return "|".join(rf"{re.escape(name)}(\..*)?" for name in (*towers(model), *routers)) or None
+    routers = [name for name, module in model.named_modules() if _gives_more_than_products(module)]
+    patterns = [rf"{re.escape(name)}(\..*)?" for name in (*towers(model), *routers)]
+    if model.config.get_text_config().model_type in READS_PAST_OUT_PROJ:
+        patterns.append(r".*\.out_proj")
+    return "|".join(patterns) or None
 
 
 @contextmanager
@@ -322,4 +328,12 @@ def _peft_without_warnings() -> Iterator[None]:
 def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | Conv1D)
+    return isinstance(module, nn.Linear | Conv1D) and not _gives_more_than_products(module)
+
+
+def _gives_more_than_products(module: nn.Module) -> bool:
+    """Whether what calls itself linear is PhiMoE's router, which chooses experts; Falcon's own layers are linear."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return False
+    with torch.no_grad():
+        return not isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)

@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
 from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.neutral import context_length_of, make_neutral
 from local_distill.models.saved_settings import make_savable, read_generation
 from local_distill.models.tying import tie_as_loaded, untie_as_filed
 from local_distill.running.manifest import check_as_written
@@ -137,7 +138,7 @@ def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
     with in_one_line(flag, path, "its generation_config.json"):
         generation, note = read_generation(path, config)
     make_savable(config)
-    _switch_off_dropout(config)
+    make_neutral(config)
     notes = (note, untie_as_filed(config, weights))
     return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, notes=tuple(filter(None, notes)))
 
@@ -151,7 +152,7 @@ def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
         tokenizer = gguf_files.read_tokenizer(file)
     generation = gguf_files.generation_settings(config, tokenizer)
     make_savable(config)
-    _switch_off_dropout(config)
+    make_neutral(config)
     return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
 
 
@@ -170,7 +171,7 @@ def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConf
     if not trust_remote_code:
         _check_causal(flag, path, config)
     make_savable(config)
-    _switch_off_dropout(config)
+    make_neutral(config)
     return config
 
 
@@ -178,12 +179,6 @@ def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrained
     """A model without memory for its weights: shapes alone, on the meta device."""
     with torch.device("meta"):
         return _reader_of(config).from_config(config, trust_remote_code=trust_remote_code)
-
-
-def context_length_of(config: PretrainedConfig) -> int | None:
-    """Longest sequence in tokens, or None where the architecture sets no limit."""
-    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length
 
 
 def turns_after(config: PretrainedConfig) -> int | None:
@@ -202,6 +197,26 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def body_of(network: PreTrainedModel) -> PreTrainedModel:
+    """What makes hidden states of tokens: the model without its output head."""
+    body: Any = network.base_model
+    if body is network:  # Llama 4 calls it otherwise than it says
+        embedding = network.get_input_embeddings()
+        body = next(child for child in network.children() if any(part is embedding for part in child.modules()))
+    return body
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Gradient checkpointing. Raises UserError for an architecture that has none."""
+    network = causal_lm(model)
+    if not network.supports_gradient_checkpointing:
+        raise UserError(
+            f"--gradient_checkpointing: {type(network).__name__} cannot compute its activations again; drop it, and "
+            "lower --microbatch_tokens where memory runs out"
+        )
+    network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _check_folder(flag: str, folder: Path) -> list[Path]:
@@ -269,13 +284,3 @@ def _is_causal(config: PretrainedConfig) -> bool:
     # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
     sees_both_ways = getattr(config, "is_decoder", True) is False
     return not sees_both_ways or models[type(config)].__name__ in (config.architectures or ())
-
-
-def _switch_off_dropout(config: PretrainedConfig) -> None:
-    """The student must be scored as it samples: noise in its log-probs would read as divergence from the teacher."""
-    text = config.get_text_config()
-    if getattr(text, "rescale_every", 0):  # RWKV divides weights in place while it samples, and would be saved so
-        text.rescale_every = 0
-    for name, value in text.to_dict().items():
-        if "drop" in name and isinstance(value, float):  # attention_dropout, resid_pdrop, layerdrop
-            setattr(text, name, 0.0)

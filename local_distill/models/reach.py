@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from local_distill.models.files import causal_lm
+from local_distill.models.files import body_of, causal_lm
 
 EXPERT = re.compile(r"expert[^.]*\.\d+\.", re.IGNORECASE)
 """In the name of a weight of one expert in a list of them: a text may reach any, and one batch need not."""
@@ -27,7 +27,7 @@ def freeze_unreached(model: nn.Module) -> None:
     embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
     ids = (1 + torch.arange(TOKENS, device=embedding.weight.device))[None] % embedding.weight.shape[0]
     with torch.enable_grad():
-        states = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        states = body_of(network)(input_ids=ids, use_cache=False).last_hidden_state
     reached = {*_leaves(states), *map(id, head.parameters())}
     for name, parameter in model.named_parameters():
         if id(parameter) not in reached and not EXPERT.search(name):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from local_distill.errors import UserError
 from local_distill.losses.logprobs import Head, read_tokens
-from local_distill.models.files import causal_lm
+from local_distill.models.files import body_of, causal_lm
 from local_distill.models.reach import waiting_experts
 from local_distill.types import HeadStates, TokenBatch
 
@@ -62,7 +62,7 @@ class TokenScorer(nn.Module):
         """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
         network = causal_lm(self.model)
         mask = batch.attention_mask if self.needs_mask else None
-        hidden = network.base_model(
+        hidden = body_of(network)(
             input_ids=batch.input_ids, attention_mask=mask, use_cache=False
         ).last_hidden_state  # (B, L, H)
         visited = hidden.flatten(0, 1).index_select(0, batch.predictors)

@@ -16,7 +16,7 @@ from local_distill.building import loss_of
 from local_distill.config import TrainConfig
 from local_distill.inputs import open_lora
 from local_distill.models.adapters import Adapter
-from local_distill.models.files import causal_lm, skeleton_of
+from local_distill.models.files import recompute_activations, skeleton_of
 from local_distill.models.reach import freeze_towers
 from local_distill.planning.costs import Costs, Lengths, Sampling, Training
 from local_distill.planning.machine import GIB, Machine
@@ -228,7 +228,7 @@ class Memory:
         if config.gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
-                causal_lm(student).gradient_checkpointing_enable({"use_reentrant": False})
+                recompute_activations(student)
         teacher: nn.Module | None = student if config.teacher_kind == "self" else None
         if run.teacher is not None:
             teacher = stage.model(self._skeleton(run.teacher).requires_grad_(False), run.dtype, run.dtype)

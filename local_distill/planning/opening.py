@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
-from local_distill.models.files import context_length_of, open_config
+from local_distill.models.files import open_config
+from local_distill.models.neutral import context_length_of
 from local_distill.models.quantization import check_dense
 from local_distill.planning.costs import Lengths
 from local_distill.planning.machine import Machine, free_for_a_run, gpus, this_machine

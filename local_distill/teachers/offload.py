@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 
-from local_distill.models.files import causal_lm
+from local_distill.models.files import body_of, causal_lm
 from local_distill.models.scorer import TokenScorer
 
 ARENA_BYTES = 2**30
@@ -27,7 +27,7 @@ def offloaded(scorer: TokenScorer, device: torch.device) -> TokenScorer:
     """
     scorer.requires_grad_(False)
     network = causal_lm(scorer.model)
-    body, head, embedding = network.base_model, network.get_output_embeddings(), network.get_input_embeddings()
+    body, head, embedding = body_of(network), network.get_output_embeddings(), network.get_input_embeddings()
     tied = embedding.weight is head.weight
     if device.type == "cuda":
         lock_in_memory(p for p in body.parameters() if p is not head.weight)

@@ -39,7 +39,7 @@ MIXTURE: dict[str, Any] = {**LLAMA, "num_local_experts": 4, "num_experts_per_tok
 SLIDING = ["sliding_attention", "full_attention"]
 WINDOWS: dict[str, Any] = {"sliding_window": 16, "layer_types": SLIDING}
 LONG_ROPE = {
-    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, "short_factor": [1.0] * 4,
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 128, "short_factor": [1.0] * 4,
     "long_factor": [4.0] * 4,
 }  # fmt: skip
 TINY_VISION: dict[str, Any] = {
@@ -104,7 +104,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi": ("phi", {**FULL_HEADS, "partial_rotary_factor": 0.5}),
     "Phi-3": ("phi3", FULL_HEADS),
     "Phi-3, longrope": (
-        "phi3", {**FULL_HEADS, "original_max_position_embeddings": 32, "rope_parameters": LONG_ROPE},
+        "phi3", {**FULL_HEADS, "original_max_position_embeddings": 128, "rope_parameters": LONG_ROPE},
     ),
     "PhiMoE": ("phimoe", {**MIXTURE, "input_jitter_noise": 0.01}),
     "Granite": ("granite", {**LLAMA, "logits_scaling": 3.0, "residual_multiplier": 0.5}),
