@@ -1,12 +1,15 @@
 """The whole command on families that keep what they have read in ways of their own: trained rightly, or refused."""
 
+import io
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Phi3Config, RwkvConfig
 
+from local_distill.commands import main
 from local_distill.rollouts.decoding import next_logits
 from tests.rollouts.test_checking import RIGHT, V
 from tests.tiny_models import make_tokenizer, save_model
@@ -94,3 +97,34 @@ def test_a_gap_that_rounding_does_not_explain_stops_the_run(train, monkeypatch, 
     assert "use --rollouts vllm, or choose another model" in err
     assert len(steps) == 1, "what was measured is written down"
     assert not list((tmp_path / "run").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "says"),
+    [
+        (phi3(16), ["eval", "m", "--prompt_template", "{question}"], "m: has other positions for texts longer than 16"),
+        (RwkvConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2), ["eval", "m"], "m: RwkvForCausalLM does not"),
+        (RwkvConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2), ["chat", "m"], "m: RwkvForCausalLM does not"),
+    ],
+    ids=["eval longrope", "eval rwkv", "chat rwkv"],
+)
+def test_eval_and_chat_refuse_the_same(config, words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "m", config, make_tokenizer())
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question": "why is the sky blue", "answer": "1"}) + "\n")
+    more = ["--dataset", "q.jsonl", "--max_new_tokens", "12", "--output", "out"] if words[0] == "eval" else []
+    monkeypatch.setattr("local_distill.models.files.ModelFiles.load", lambda *_, **__: pytest.fail("loaded"))
+    capsys.readouterr()
+    assert main([*words, *more]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_chat_ends_where_positions_would_turn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "m", phi3(16), make_tokenizer())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("why\n" + "why is the sky blue " * 9 + "\n"))
+    code = main(["chat", "m", "--max_new_tokens", "40"])
+    assert code == 2
+    assert "the context has room for 16" in capsys.readouterr().err

@@ -120,8 +120,9 @@ def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tupl
 
     def voice(name: str, trained: Trained) -> Voice:
         model = trained.load(opened.precision.dtype, opened.device)
-        check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=longest)
         limits = [length for length in (trained.files.context_length, turns_after(trained.files.config)) if length]
+        tried = min([longest, *limits])
+        check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=tried)
         return Voice(name, model, opened.vocab_size, min(limits, default=None))
 
     student = voice("student", opened.student)
