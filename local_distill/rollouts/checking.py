@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from local_distill.errors import UserError
 from local_distill.learning.batching import collate
+from local_distill.learning.halving import is_out_of_memory
 from local_distill.losses.engine_gap import divergence, rounding_of
 from local_distill.losses.logprobs import matmul_dtype
 from local_distill.models.files import ModelFiles, causal_lm, turns_after
@@ -153,9 +154,11 @@ def _in_one_line(scorer: TokenScorer, flag: str, instead: str) -> Iterator[None]
     """What a model's own code raises, as a user's mistake; memory that runs out is none."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         said = (str(error).strip().splitlines() or ["no message"])[0][:240]
         raise UserError(
             f"{flag}: {_name(scorer)} cannot be sampled from with a cache ({type(error).__name__}: {said}); {instead}"
