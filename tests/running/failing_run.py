@@ -14,6 +14,7 @@ from datetime import timedelta
 from unittest.mock import patch
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
 
 from local_distill import train_on_policy_local as entry
@@ -52,10 +53,16 @@ def slow(then):
 
 
 class Ahead:
-    """Draws are this process's own; new weights are taken by all at the same time. One draw of one process fails."""
+    """Draws are this process's own; new weights are sent as publishers do. One draw of one process fails."""
+
+    sent = 0
 
     def refresh(self):
         torch.distributed.barrier()
+        said = ["sent"]
+        broadcast_object_list(said)
+        assert said == ["sent"]
+        self.sent += 1
 
     def draw(self, prompts, step, finished):
         del prompts, finished
@@ -66,9 +73,13 @@ class Ahead:
 
 def overlapped():
     """Two steps of sampling ahead."""
-    rollouts = OverlappedRollouts(Ahead(), {}.get, lambda: 0)
-    for step in range(2):
-        on_every_process(lambda step=step: rollouts.sample([], step))
+    engine = Ahead()
+    rollouts = OverlappedRollouts(engine, {0: [], 1: []}.get, lambda: 0)
+    try:
+        for step in range(2):
+            on_every_process(lambda step=step: rollouts.sample([], step))
+    finally:
+        assert engine.sent == 1, "nobody went to send weights for a step that was over"
 
 
 def main():
