@@ -21,7 +21,7 @@ from local_distill.learning.learner import Learner
 from local_distill.learning.sizing import micro_batch_tokens
 from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses.engine_gap import WRONG_ENGINE, EngineGap, GapWatch, rounding_of
+from local_distill.losses.engine_gap import WRONG_ENGINE, EngineGap, GapWatch, rounding_in_a_run
 from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
@@ -116,7 +116,7 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     if dropout or config.overlap or config.num_substeps > 1:
         return GapWatch(say)
     if config.rollouts_kind == "hf":
-        return GapWatch(say, rounding_of(inputs.precision.dtype), OTHER_ENGINE)
+        return GapWatch(say, rounding_in_a_run(inputs.precision.dtype), OTHER_ENGINE)
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 

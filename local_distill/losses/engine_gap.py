@@ -25,11 +25,11 @@ ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.01}
 """Nats a token that rounding may make of two ways to the same log-probs, by the precision of the products.
 
 The divergence grows with the square of a log-prob's error. Measured on processors: in bf16 at most 7e-3, of a real
-model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16. In a
-mixture, two experts that are all but equal can change places, which moves one token by tenths of a nat: of ten thousand
-tokens a few, so that float32 has room for them."""
-ROUNDING_OF_FLOAT32 = 1e-4
-
+model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
+ROUNDING_OF_FLOAT32 = 1e-5
+EXPERTS = 1e-4
+"""The same of a run's many tokens: two experts that are all but equal may change places, for a token in thousands,
+which moves it by tenths of a nat."""
 WRONG_ENGINE = 1.0
 """Nats a token that nothing explains in another engine, of lower precision and with kernels of its own: above this it
 has other weights, or another temperature."""
@@ -38,6 +38,11 @@ has other weights, or another temperature."""
 def rounding_of(dtype: torch.dtype) -> float:
     """The most that products in this precision explain, nats a token."""
     return ROUNDING.get(dtype, ROUNDING_OF_FLOAT32)
+
+
+def rounding_in_a_run(dtype: torch.dtype) -> float:
+    """The same over the tokens of a step."""
+    return max(rounding_of(dtype), EXPERTS)
 
 
 def divergence(drawn_with: Tensor, logprobs: Tensor) -> float:
