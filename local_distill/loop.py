@@ -14,6 +14,7 @@ from typing import Protocol
 from accelerate import Accelerator
 
 from local_distill.learning.batching import share_of_process
+from local_distill.learning.halving import score
 from local_distill.learning.learner import Learner
 from local_distill.running.distributed import on_every_process
 from local_distill.running.interruption import StopRequest
@@ -112,7 +113,7 @@ def distil(
 
 
 def _score(teacher: Teacher, substeps: list[list[TokenBatch]]) -> list[list[ScoredBatch]]:
-    return [[teacher.score(batch) for batch in batches] for batches in substeps]
+    return [[score(teacher, batch) for batch in batches] for batches in substeps]
 
 
 def _evaluate(evaluator: Evaluator, log: Log, step: int) -> None:

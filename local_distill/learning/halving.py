@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from local_distill.errors import RunError
 from local_distill.learning.batching import MicroBatches
 from local_distill.running.distributed import alone
-from local_distill.types import ScoredBatch
+from local_distill.types import ScoredBatch, Teacher, TokenBatch
 
 LESS_MEMORY = "add --gradient_checkpointing or --use_lora, or lower --max_new_tokens or --max_prompt_tokens"
 
@@ -54,6 +55,32 @@ class HalveMicroBatches:
             f"begin, with at most {bound} (--microbatch_tokens {bound} saves the search)"
         )
         return [part for batch in batches for part in _within(batch, bound)]
+
+
+class DidNotFitError(MemoryError):
+    """A micro-batch ran out of memory where it cannot be cut; the message names the number to give."""
+
+
+@contextmanager
+def naming_the_number(what: str, batch: TokenBatch) -> Iterator[None]:
+    """``what`` is done to the batch in here. Raises DidNotFitError where memory runs out: no RunError, for which all
+    processes would have to come to the same place, and they may wait for this one inside of a sharded model."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        tokens, rollouts = batch.input_ids.numel(), len(batch.lengths)
+        where = f"a micro-batch of {tokens} tokens; give {tokens // 2}"
+        if rollouts == 1:
+            where = f"a single rollout of {tokens} tokens; lower --max_new_tokens or --max_prompt_tokens"
+        raise DidNotFitError(f"--microbatch_tokens: {what} ran out of memory on {where}") from error
+
+
+def score(teacher: Teacher, batch: TokenBatch) -> ScoredBatch:
+    """``teacher.score``; see ``naming_the_number``."""
+    with naming_the_number("scoring by the teacher", batch):
+        return teacher.score(batch)
 
 
 def _within(batch: ScoredBatch, bound: int) -> list[ScoredBatch]:

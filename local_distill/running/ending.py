@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from local_distill.errors import RunError, UserError
-from local_distill.learning.halving import is_out_of_memory
+from local_distill.learning.halving import DidNotFitError, is_out_of_memory
 from local_distill.running.checkpoint import last_saved
 from local_distill.running.distributed import alone
 from local_distill.running.signals import Stopped
@@ -27,10 +27,10 @@ def ending_in_one_line(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise alone(
-            UserError(
-                "--microbatch_tokens: out of memory while loading, scoring or evaluating "
-                f"({str(error).split('. ')[0]}); lower it, or see "
-                f'"Out of memory?" in the README; {last_saved(folder)}'
+        reason = str(error)
+        if not isinstance(error, DidNotFitError):
+            reason = (
+                f"--microbatch_tokens: out of memory while loading, scoring or evaluating ({reason.split('. ')[0]}); "
+                'lower it, or see "Out of memory?" in the README'
             )
-        ) from error
+        raise alone(UserError(f"{reason}; {last_saved(folder)}")) from error

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.evaluating.statistics import mean_over_questions, ratio_of_sums
 from local_distill.evaluating.verifying import Verifier
 from local_distill.learning.batching import MicroBatches, collate, share_of_process
+from local_distill.learning.halving import naming_the_number, score
 from local_distill.models.pieces import texts_of
 from local_distill.running.distributed import gather_lists, on_every_process
 from local_distill.types import Completion, Evaluation, Piece, Prompt, Rollout, RolloutEngine, Teacher
@@ -132,8 +133,9 @@ class HeldOutEvaluator:
         told: list[tuple[int, T]] = []
         self._student.eval()
         for part in self._micro_batches.split(rollouts, -(-busiest // self._micro_batch)):
-            batch = on_every_process(partial(self._teacher.score, collate(part, self._pad_id)))
-            each = compare(self._student, batch, top).split(batch.tokens.lengths)
+            batch = on_every_process(partial(score, self._teacher, collate(part, self._pad_id)))
+            with naming_the_number("evaluation", batch.tokens):
+                each = compare(self._student, batch, top).split(batch.tokens.lengths)
             told += [(rollout.position, tell(rollout, one)) for rollout, one in zip(part, each, strict=False)]
         return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]
 
