@@ -14,20 +14,20 @@ from torch import nn
 from local_distill.config import TrainConfig
 from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
 from local_distill.evaluating.held_out import verifier_of
-from local_distill.inputs import Inputs
+from local_distill.inputs import Inputs, loss_of
 from local_distill.learning.batching import MicroBatches, split_substeps
 from local_distill.learning.halving import HalveMicroBatches
 from local_distill.learning.learner import Learner
-from local_distill.learning.sizing import micro_batch_tokens
 from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses.engine_gap import WRONG_ENGINE, EngineGap, GapWatch, rounding_in_a_run
-from local_distill.losses.named import Loss, make_loss
+from local_distill.losses.engine_gap import WRONG_ENGINE, GapWatch, rounding_in_a_run
+from local_distill.losses.named import Loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
 from local_distill.models.reach import freeze_unreached
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
+from local_distill.planning.sizing import micro_batch_tokens
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.running.checkpoint import Checkpointer
@@ -63,7 +63,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     if run.checkpoint:
         updates.load_optimizer_state(on_every_process(run.checkpoint.optimizer_state))
     engine, samplers = open_engine(site, Student(model, updates, run.path), ahead)
-    micro_batches = make_micro_batches(config, accelerator, scorer, moments_exist=run.checkpoint is not None)
+    micro_batches = make_micro_batches(site, scorer, updates)
     collate = partial(
         split_substeps,
         batch_size=config.batch_size,
@@ -93,23 +93,6 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     return done, stop.signal
 
 
-def loss_of(config: TrainConfig) -> Loss:
-    """The loss that the settings ask for; of our own sampling loop the gap is measured where that costs nothing."""
-    choose = NucleusSampling(config.temperature, config.top_p)
-    return make_loss(
-        config.loss,
-        kl_coef=config.kl_coef,
-        kl_discount=config.kl_discount,
-        ratio_cap=config.ratio_cap,
-        ppo_clip=config.ppo_clip,
-        jsd_beta=config.jsd_beta,
-        top_k=config.top_k,
-        top_k_support=config.top_k_support,
-        gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
-        stale=config.overlap,
-    )
-
-
 def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     """Who looks at what samples were drawn with, and stops the run unless updates or dropout lie in between."""
     config, dropout = inputs.config, inputs.lora.dropout if inputs.lora else 0.0
@@ -120,12 +103,12 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 
-def make_micro_batches(
-    config: TrainConfig, accelerator: Accelerator, scorer: TokenScorer, *, moments_exist: bool
-) -> MicroBatches:
+def make_micro_batches(site: Site, scorer: TokenScorer, updates: Updates) -> MicroBatches:
     """How rollouts are cut; with all models in their places, for what is left of the memory is looked at."""
-    most = config.microbatch_tokens or micro_batch_tokens(scorer, accelerator.device, moments_exist=moments_exist)
-    return MicroBatches(most, partial(most_anywhere, accelerator))
+    most = site.config.microbatch_tokens
+    if most is None:
+        most = micro_batch_tokens(site.inputs, site.accelerator, scorer, updates.to_come(), site.say)
+    return MicroBatches(most, partial(most_anywhere, site.accelerator))
 
 
 def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:

@@ -10,6 +10,8 @@ from transformers import GenerationConfig
 
 from local_distill.config import TrainConfig
 from local_distill.errors import UserError
+from local_distill.losses.engine_gap import EngineGap
+from local_distill.losses.named import Loss, make_loss
 from local_distill.models.adapters import (
     Adapter,
     LoraSettings,
@@ -30,6 +32,7 @@ from local_distill.models.tokenization import (
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
+from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import check_seeded
 from local_distill.rollouts.left_out import check_limits
 from local_distill.rollouts.vllm_colocated import check_installed
@@ -213,3 +216,20 @@ def open_lora(config: TrainConfig) -> Adapter | None:
     if config.init_adapter:
         return open_adapter(config.init_adapter)
     return LoraSettings(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
+
+
+def loss_of(config: TrainConfig) -> Loss:
+    """The loss that the settings ask for; of our own sampling loop the gap is measured where that costs nothing."""
+    choose = NucleusSampling(config.temperature, config.top_p)
+    return make_loss(
+        config.loss,
+        kl_coef=config.kl_coef,
+        kl_discount=config.kl_discount,
+        ratio_cap=config.ratio_cap,
+        ppo_clip=config.ppo_clip,
+        jsd_beta=config.jsd_beta,
+        top_k=config.top_k,
+        top_k_support=config.top_k_support,
+        gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
+        stale=config.overlap,
+    )

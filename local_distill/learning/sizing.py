@@ -1,5 +1,4 @@
-"""How many tokens go through the student at a time, where nobody said: no more than keep the device busy, and no more
-than its memory holds."""
+"""How many tokens are enough for a device at a time; and what forward keeps of them, by trying it."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from local_distill.losses.logprobs import LOGITS_PER_CHUNK, Head
+from local_distill.losses.logprobs import Head
 from local_distill.models.files import causal_lm
 from local_distill.models.scorer import TokenScorer
 from local_distill.types import TokenBatch
@@ -18,8 +17,6 @@ ENOUGH_TOKENS = {"cuda": 16_384}
 ENOUGH_TOKENS_ELSEWHERE = 1024
 """The same on a processor."""
 
-SHARE_OF_MEMORY = 0.85
-"""Of what is free, for activations: the rest is for what backward holds for a moment, and for fragmentation."""
 PROBES = (64, 128)
 """Tokens of the two rollouts that are counted: what they have in common does not grow with the tokens."""
 
@@ -29,30 +26,6 @@ class Kept(NamedTuple):
 
     fixed: float
     per_token: float
-
-
-def micro_batch_tokens(scorer: TokenScorer, device: torch.device, *, moments_exist: bool) -> int:
-    """Most tokens of a micro-batch: what fills the device, or what its free memory holds if that is less.
-
-    scorer: the student with all that else lives on the device loaded. moments_exist: the optimizer has made its own.
-    Only on CUDA is the memory looked at; elsewhere the first number is small enough.
-    """
-    enough = ENOUGH_TOKENS.get(device.type, ENOUGH_TOKENS_ELSEWHERE)
-    if device.type != "cuda":
-        return enough
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = activation_bytes(scorer)
-    left = free - bytes_to_come(scorer, moments_exist) - LOGITS_PER_CHUNK["cuda"] * 4 * 4 - kept.fixed
-    return max(1, min(enough, int(left * SHARE_OF_MEMORY / kept.per_token)))
-
-
-def bytes_to_come(scorer: TokenScorer, moments_exist: bool) -> int:
-    """What the first update will allocate: float32 gradients, one for a trained head besides, and two moments."""
-    trained = sum(p.numel() for p in scorer.parameters() if p.requires_grad)
-    head = causal_lm(scorer.model).get_output_embeddings().weight
-    apart = head.numel() if head.requires_grad else 0  # a micro-batch's own gradient of it, before it is added
-    return 4 * (trained * (1 if moments_exist else 3) + apart)
 
 
 def activation_bytes(scorer: TokenScorer) -> Kept:

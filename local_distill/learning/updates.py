@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from local_distill.losses.logprobs import Head
 from local_distill.models.scorer import TokenScorer
+from local_distill.types import TokenBatch
 
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8
@@ -30,6 +32,13 @@ class Applied:
 
     grad_norm: float
     applied: bool
+
+
+class ToCome(NamedTuple):
+    """Bytes on this process's device. gradients: of an update, summed over its micro-batches; moments: AdamW's two."""
+
+    gradients: int
+    moments: int
 
 
 class Updates(Protocol):
@@ -59,6 +68,10 @@ class Updates(Protocol):
 
     def start_over(self) -> None:
         """Forget the gradient so far, where ``can_start_over``."""
+        ...
+
+    def to_come(self) -> ToCome:
+        """What the first update will still allocate, asked before it and after ``load_optimizer_state``."""
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -96,6 +109,8 @@ class TorchUpdates:
         self._max_grad_norm = max_grad_norm or math.inf
         self.version = 0
         self.student, self._optimizer = accelerator.prepare(scorer, optimizer)
+        if accelerator.num_processes > 1:
+            self._put_gradients_into_buckets()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = nullcontext() if last else self._accelerator.no_sync(self.student)
@@ -119,6 +134,11 @@ class TorchUpdates:
         self._optimizer.zero_grad(set_to_none=self._accelerator.num_processes == 1)
         self.version += finite
         return Applied(grad_norm, finite)
+
+    def to_come(self) -> ToCome:
+        trained = [parameter for _, parameter in _trainable(self._scorer)]
+        without_moments = sum(p.nbytes for p in trained if p not in self._adamw.state)
+        return ToCome(sum(p.nbytes for p in trained if p.grad is None), len(MOMENTS) * without_moments)
 
     @property
     def can_start_over(self) -> bool:
@@ -153,6 +173,30 @@ class TorchUpdates:
     def model_state(self) -> dict[str, Tensor]:
         return _whole_model(self._accelerator, self._scorer, nn.Parameter.detach)
 
+    def _put_gradients_into_buckets(self) -> None:
+        """Make gradients, all zero, where data parallelism reduces them, before there are moments or activations.
+
+        Its buckets are there from the beginning, but gradients become views of them only in a backward pass that is
+        reduced, and the pass after the first one that is allocates all buckets anew. So an update whose first
+        micro-batches are not reduced would hold every gradient twice, and the second update for a moment as well.
+        """
+        was_training = self.student.training
+        self.student.eval()
+        device = next(self._scorer.parameters()).device
+        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+        one = ids.new_zeros(1)
+        batch = TokenBatch(ids, torch.ones_like(ids), one, one, one.float(), (1,))
+        for _ in range(2):
+            self._accelerator.backward(self.student(batch, self._nothing))
+            self._optimizer.zero_grad(set_to_none=False)
+        self.student.train(was_training)
+
+    def _nothing(self, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+        """Zero, with a gradient of zero for every weight, those of experts that no token went to included."""
+        del head, targets
+        everything = [hidden.sum(), *(parameter.sum() for _, parameter in _trainable(self._scorer))]
+        return torch.stack([each.float() for each in everything]).sum() * 0
+
 
 class DeepSpeedUpdates:
     """DeepSpeed ZeRO-1 or ZeRO-2: low-precision weights everywhere, fp32 masters and moments in shares."""
@@ -181,6 +225,7 @@ class DeepSpeedUpdates:
             settings["data_types"] = {**settings.get("data_types", {}), "grad_accum_dtype": "fp32"}
         self.student, _ = accelerator.prepare(scorer, optimizer)
         self._link_moments()
+        self._stage = int(zero["stage"])
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         del last
@@ -199,6 +244,17 @@ class DeepSpeedUpdates:
         grad_norm = self.student.get_global_grad_norm()
         self.version += not zero.overflow
         return Applied(math.nan if grad_norm is None else float(grad_norm), not zero.overflow)
+
+    def to_come(self) -> ToCome:
+        """Of moments nothing, which were made with the engine; of gradients, with ZeRO-2, its share in float32.
+
+        With ZeRO-1 in bf16 all of them in float32 were made with the engine too, and those of a micro-batch stay beside
+        them. In fp16 they are float32 alone, and made when they come.
+        """
+        if self._stage == 2:
+            return ToCome(sum(flat.nbytes for flat in self._flats), 0)
+        trained = [parameter for _, parameter in _trainable(self._scorer)]
+        return ToCome(sum(p.numel() * (2 if p.dtype == torch.bfloat16 else 4) for p in trained), 0)
 
     @property
     def can_start_over(self) -> bool:

@@ -131,6 +131,10 @@ class Costs:
         forward, backward = self._training_head(rollouts * self._lengths.completion)
         return Training(kept, max(forward, peak - kept + backward))
 
+    def training_head(self, rollouts: int) -> Training:
+        """Without the body, for a model of which that cannot be rehearsed."""
+        return Training(0.0, max(self._training_head(rollouts * self._lengths.completion)))
+
     def answers(self) -> float:
         """Bytes of a completion token's scores, which all are held from scoring to the end of training."""
         numbers = 4 + 4 * 8  # the batch itself: the sampler's log-prob, three indices and the mask

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from local_distill.building import loss_of
 from local_distill.config import TrainConfig
-from local_distill.inputs import open_lora
+from local_distill.inputs import loss_of, open_lora
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import recompute_activations, skeleton_of
 from local_distill.models.reach import freeze_towers
@@ -46,7 +45,8 @@ class Run:
     """What is planned.
 
     student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
-    dtype: of the products. zero2: the student is sharded by DeepSpeed. lengths: of the longest rollout.
+    dtype: of the products. zero2: the student is sharded by DeepSpeed, zero1: by its stage 1 at that. lengths: of the
+    longest rollout.
     """
 
     config: TrainConfig
@@ -57,6 +57,7 @@ class Run:
     zero2: bool
     lengths: Lengths
     machine: Machine
+    zero1: bool = False
 
     @property
     def rollouts(self) -> int:
@@ -94,8 +95,9 @@ class Memory:
             freeze_towers(skeleton)
             trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
         return StudentWeights(
-            shape, trained, run.adapter is not None, run.dtype.itemsize, run.machine.processes, run.zero2
-        )
+            shape, trained, run.adapter is not None, run.dtype.itemsize, run.machine.processes,
+            stage=1 if run.zero1 else 2 if run.zero2 else 0,
+        )  # fmt: skip
 
     @cached_property
     def teacher(self) -> TeacherWeights | None:
@@ -144,23 +146,30 @@ class Memory:
 
     def scoring(self, rows: int) -> Phase:
         """The teacher's forward pass, when all other scores of the step are there."""
+        return self._phase(SCORING, *self._resident(), *self.scoring_besides(rows))
+
+    def scoring_besides(self, rows: int) -> tuple[Part, ...]:
+        """What comes and goes in it."""
         work = self._counted(lambda: self._costs.scoring(rows), 0.0)
         passing = (self.teacher.passing(),) if self.teacher else ()
-        parts = self._scores(), Part(WORK, work), *passing
-        return self._phase(SCORING, *self._resident(), *parts, self._allocator(work))
+        return self._scores(), Part(WORK, work), *passing, self._allocator(work)
 
     def training(self, rows: int) -> Phase:
-        """Forward and backward of a micro-batch, gradients and moments there; of ZeRO-2 the update, if that is more."""
-        found = self._counted(lambda: self._costs.training(rows), Training())
-        student = self.student
-        gradients = () if student.gradients_stay else (student.gradients(),)
+        """Forward and backward of a micro-batch, gradients and moments there; of ZeRO the update, if that is more."""
+        gradients = () if self.student.gradients_stay else (self.student.gradients(),)
+        return self._phase(TRAINING, *self._resident(), *gradients, *self.training_besides(rows))
+
+    def training_besides(self, rows: int) -> tuple[Part, ...]:
+        """What comes and goes in it, without weights, moments and gradients."""
+        student, found = self.student, self._counted(lambda: self._costs.training(rows), None)
+        if found is None:
+            found = self._tried(lambda: self._costs.training_head(rows), Training())
         parts: tuple[Part, ...] = Part(ACTIVATIONS, found.kept), Part(WORK, found.work)
-        if student.sharded:
+        if student.stage:
             parts = *parts, Part("ZeRO-2 buckets", student.buckets(), estimated=True)
             if student.update() > sum(part.bytes for part in parts):
-                parts = (Part("ZeRO-2 update", student.update(), estimated=True),)
-        allocator = self._allocator(sum(part.bytes for part in parts), LOST_BY_GLIBC)
-        return self._phase(TRAINING, *self._resident(), self._scores(), *gradients, *parts, allocator)
+                parts = (Part(f"ZeRO-{student.stage} update", student.update(), estimated=True),)
+        return self._scores(), *parts, self._allocator(sum(part.bytes for part in parts), LOST_BY_GLIBC)
 
     @property
     def _libraries(self) -> Part:
@@ -209,12 +218,13 @@ class Memory:
 
     def _counted(self, count: Callable[[], T], nothing: T) -> T:
         """What is counted; nothing, and a word on it, of a model whose tensors' shapes depend on their values."""
-        if self.not_counted:
-            return nothing
+        return nothing if self.not_counted else self._tried(count, nothing)
+
+    def _tried(self, count: Callable[[], T], nothing: T) -> T:
         try:
             return count()
         except Exception as error:  # a model's own code, which may ask anything of its tensors
-            self.not_counted = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            self.not_counted = self.not_counted or f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             return nothing
 
     @cached_property

@@ -42,9 +42,11 @@ def open_run(settings: PlanSettings) -> Run:
     return Run(settings, student, teacher, open_lora(settings), dtype, settings.zero2, lengths, machine)
 
 
-def run_that_starts(inputs: Inputs, accelerator: Accelerator) -> Run:
-    """What ``train`` is about to do, on what is free now; of its longest prompt, one token is sampled for certain."""
+def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 1) -> Run:
+    """What ``train`` is about to do, on what is free now. completion: tokens that are sampled to its longest prompt;
+    one is certain."""
     config = inputs.config
+    plugin = accelerator.state.deepspeed_plugin
     has_its_own = config.teacher_kind in ("local", "zero3")
     return Run(
         config,
@@ -52,9 +54,10 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator) -> Run:
         inputs.teacher.config if has_its_own else None,
         inputs.lora,
         inputs.precision.dtype,
-        accelerator.state.deepspeed_plugin is not None,
-        Lengths(inputs.prompts.longest, 1),
+        plugin is not None,
+        Lengths(inputs.prompts.longest, completion),
         free_for_a_run(accelerator.device, accelerator.num_processes),
+        zero1=plugin is not None and plugin.zero_stage == 1,
     )
 
 

@@ -10,6 +10,8 @@ from local_distill.planning.shapes import Shape
 
 MASTER, MOMENTS = 4, 8
 """Bytes of a float32 weight, and of AdamW's two moments."""
+NORM = 8
+"""Bytes of a gradient while DeepSpeed takes its norm."""
 PACKED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Bytes of a packed weight: 4bit has a scale of 8 bits for 64 weights, and a float32 for 256 scales (QLoRA)."""
 LIVE_PARAMETERS = 1e9
@@ -20,45 +22,50 @@ STUDENT, TEACHER, OPTIMIZER, GRADIENTS = "student weights", "teacher weights", "
 @dataclass(frozen=True)
 class StudentWeights:
     """shape: without the adapter. trained: parameters that are trained. adapter: they are an adapter's, and the rest
-    is frozen. item: bytes of a weight in the precision of the products. sharded: by ZeRO-2, over ``processes``."""
+    is frozen. item: bytes of a weight in the precision of the products. stage: of ZeRO, which shards the optimizer over
+    ``processes``, and as 2 the gradients too; 0 without it."""
 
     shape: Shape
     trained: int
     adapter: bool
     item: int
     processes: int
-    sharded: bool
+    stage: int = 0
 
     @property
     def loaded(self) -> Part:
-        """As they come from their files: what is trained in float32."""
+        """As they come from their files: all in float32, but a base under an adapter."""
         frozen = self.item * self.shape.parameters if self.adapter else MASTER * (self.shape.parameters - self.trained)
         return Part(STUDENT, frozen + MASTER * self.trained)
 
     def resident(self) -> tuple[Part, ...]:
         """What is there in every phase but loading."""
-        if self.sharded:
+        if self.stage:
             whole = self.shape.parameters + (self.trained if self.adapter else 0)
             return Part(STUDENT, self.item * whole), Part(OPTIMIZER, (MASTER + MOMENTS) * self.trained / self.processes)
         return self.loaded, Part(OPTIMIZER, MOMENTS * self.trained)
 
     @property
     def gradients_stay(self) -> bool:
-        """DistributedDataParallel's buckets hold them from the beginning to the end."""
-        return self.processes > 1 and not self.sharded
+        """Of several processes they are there from the beginning to the end, unless they are shared out."""
+        return self.processes > 1 and self.stage < 2
 
     def gradients(self) -> Part:
-        """Of an update, the last micro-batch's besides what is counted with it."""
-        each = self.item / self.processes if self.sharded else MASTER
-        return Part(GRADIENTS, each * self.trained)
+        """Of an update, in float32; the last micro-batch's besides what is counted with it, but with ZeRO-1, where they
+        stay."""
+        if self.stage == 2:
+            return Part(GRADIENTS, MASTER * self.trained / self.processes)
+        return Part(GRADIENTS, (MASTER + (self.item if self.stage else 0)) * self.trained)
 
     def buckets(self) -> float:
-        """Of ZeRO-2, two of them while backward runs."""
-        return 2 * self.item * min(LARGEST_BUCKET, self.trained) if self.sharded else 0.0
+        """Of ZeRO-2 while backward runs: two that take turns, and the one that is reduced flattened once more."""
+        return 3 * self.item * min(LARGEST_BUCKET, self.trained) if self.stage == 2 else 0.0
 
     def update(self) -> float:
-        """Of ZeRO-2's update: its share of the gradients once more, flat, and in float32."""
-        return (self.item + MASTER) * self.trained / self.processes if self.sharded else 0.0
+        """Of ZeRO's update. 2: the norm of the largest tensor, in float64. 1: gradients as they are sent."""
+        if self.stage == 2:
+            return NORM * min(self.shape.head, self.trained / self.processes)
+        return self.item * self.trained if self.stage == 1 else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""How large micro-batches are where nobody said: the count of what autograd keeps, and what follows from it."""
+"""The count of what autograd keeps."""
 
 import pytest
 import torch
 
 from local_distill.learning import sizing
-from local_distill.learning.sizing import activation_bytes, bytes_to_come, micro_batch_tokens
-from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.learning.sizing import activation_bytes
 from local_distill.models.scorer import TokenScorer
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
@@ -62,32 +61,3 @@ def test_nothing_is_left_behind():
     scorer = scorer_of(llama_config())
     activation_bytes(scorer)
     assert all(p.grad is None for p in scorer.parameters())
-
-
-def test_what_the_first_update_allocates():
-    scorer = scorer_of(llama_config())
-    weights, head = sum(p.numel() for p in scorer.parameters()), V * 32
-    assert bytes_to_come(scorer, moments_exist=False) == 4 * (3 * weights + head)
-    assert bytes_to_come(scorer, moments_exist=True) == 4 * (weights + head)
-    adapted = TokenScorer(add_lora(make_model(llama_config()), LoraSettings(4, 8, 0.0, "all-linear"), seed=0), V)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert bytes_to_come(adapted, moments_exist=True) == 4 * trained
-
-
-def test_on_a_gpu_the_free_memory_decides_where_it_is_short(monkeypatch):
-    scorer, device = scorer_of(llama_config()), torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    kept = activation_bytes(scorer)
-    fixed = bytes_to_come(scorer, moments_exist=False) + 2**26 * 16 + kept.fixed
-    for tokens in (300, 5000):
-        free = int(fixed) + int(tokens * kept.per_token / sizing.SHARE_OF_MEMORY)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2**40))
-        assert micro_batch_tokens(scorer, device, moments_exist=False) == pytest.approx(tokens, abs=2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**40, 2**40))
-    assert micro_batch_tokens(scorer, device, moments_exist=False) == sizing.ENOUGH_TOKENS["cuda"]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 2**40))
-    assert micro_batch_tokens(scorer, device, moments_exist=False) == 1, "a rollout at a time, and no crash here"
-
-
-def test_on_a_processor_it_is_what_fills_it():
-    assert micro_batch_tokens(scorer_of(llama_config()), torch.device("cpu"), moments_exist=False) == 1024

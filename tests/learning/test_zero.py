@@ -31,7 +31,7 @@ def ranks(request, tmp_path_factory):
         [*command, stage, kind, str(folder)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [json.loads((folder / f"rank-{n}.json").read_text()) for n in range(2)]
+    return [{"stage": int(stage), **json.loads((folder / f"rank-{n}.json").read_text())} for n in range(2)]
 
 
 def test_thirty_two_micro_batches_are_thirty_two_times_one(ranks):
@@ -65,3 +65,12 @@ def test_a_publication_gathers_nothing(ranks):
 def test_what_was_saved_goes_on_bit_for_bit(ranks):
     assert ranks[0]["resumed"]
     assert ranks[0]["kept"] > 0
+
+
+def test_what_is_said_to_come_is_what_stays_after_a_micro_batch(ranks):
+    """Moments are there already; ZeRO-1 has made its float32 gradients as well, ZeRO-2 makes half in each process."""
+    for rank in ranks:
+        gradients, moments = rank["to_come"]  # 4 / 2 bytes a parameter, or bf16's 2 of a micro-batch
+        assert gradients == pytest.approx(2 * rank["trained"], abs=64)
+        assert moments == 0
+        assert rank["gradients"] == pytest.approx(gradients, abs=1024)

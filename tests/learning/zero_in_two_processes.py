@@ -67,10 +67,14 @@ def loss_of(hidden: Tensor, head: object, _: Tensor) -> Tensor:
     return (hidden @ head.weight.T).float().square().mean()
 
 
+def half(updates: Updates, process: int, last: bool) -> None:
+    with updates.accumulating(last):
+        updates.backward(updates.student(batch_of(process), loss_of), last)
+
+
 def backward(updates: Updates, process: int, times: int) -> None:
     for i in range(times):
-        with updates.accumulating(i == times - 1):
-            updates.backward(updates.student(batch_of(process), loss_of), i == times - 1)
+        half(updates, process, last=i == times - 1)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -112,6 +116,13 @@ def main(stage: int, kind: str, folder: Path) -> None:
     sizes = [p.numel() for p in trained(model).values()]
     found: dict[str, object] = {"trained": sum(sizes), "largest": max(sizes)}
 
+    found["to_come"] = updates.to_come()
+    with Tally() as tally:
+        half(updates, process, last=False)
+        accelerator.wait_for_everyone()  # gloo's thread lets go of what it sent last
+    found["gradients"] = tally.now
+    half(updates, process, last=True)
+    updates.apply(0.0, loss_is_finite=True)
     backward(updates, process, 1)
     once = {name: safe_get_full_grad(p).clone() for name, p in trained(model).items()}
     for each in range(2):

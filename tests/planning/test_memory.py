@@ -50,7 +50,7 @@ ADAPTER = LoraSettings(4, 8, 0.0, "all-linear").number_of_parameters(skeleton_of
         ({"dtype": torch.float32}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 4 * TEACHER),
         ({"use_lora": True}, 2 * STUDENT + 4 * ADAPTER, 8 * ADAPTER, 4 * ADAPTER, 2 * TEACHER),
         ({"processes": 4}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 2 * TEACHER),
-        ({"processes": 4, "zero2": True}, 2 * STUDENT, 3 * STUDENT, 2 * STUDENT / 4, 2 * TEACHER),
+        ({"processes": 4, "zero2": True}, 2 * STUDENT, 3 * STUDENT, 4 * STUDENT / 4, 2 * TEACHER),
         ({"processes": 4, "teacher_ds_zero3": True}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 2 * TEACHER / 4),
         ({"use_lora": True, "teacher_backend": "self"}, 2 * STUDENT + 4 * ADAPTER, 8 * ADAPTER, 4 * ADAPTER, 0),
         ({"teacher_url": "http://x"}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 0),
@@ -63,6 +63,12 @@ def test_what_stands_in_training(settings, weights, optimizer, gradients, teache
     assert standing.of("optimizer") == optimizer
     assert standing.of("gradients") == gradients
     assert standing.of("teacher weights") == teacher
+
+
+def test_zero_1_holds_all_gradients_from_the_beginning_in_both_precisions():
+    memory = Memory(dataclasses.replace(run(processes=4, zero2=True), zero1=True))
+    assert memory.sampling(1).of("gradients") == (4 + 2) * STUDENT
+    assert memory.standing().of("optimizer") == 3 * STUDENT
 
 
 def test_a_packed_teacher_takes_half_a_byte_a_weight_and_its_head_stays_whole():
