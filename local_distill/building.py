@@ -125,17 +125,22 @@ def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
     return model
 
 
+def learning_rates(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """The rate of each 0-based step of a run to ``steps``."""
+    return partial(
+        learning_rate_at,
+        peak=config.learning_rate or 0.0,
+        total=config.schedule_steps or steps,
+        warmup=config.warmup_steps,
+        scheduler=config.lr_scheduler,
+    )
+
+
 def make_learner(
     config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, halve: HalveMicroBatches
 ) -> Learner:
     """The update rule that the settings ask for."""
-    rate = partial(
-        learning_rate_at,
-        peak=config.learning_rate or 0.0,
-        total=config.steps,
-        warmup=config.warmup_steps,
-        scheduler=config.lr_scheduler,
-    )
+    rate = learning_rates(config, config.steps)
     return Learner(accelerator, updates, loss, rate, config.seed, halve)
 
 

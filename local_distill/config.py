@@ -182,6 +182,10 @@ class TrainConfig:
     lr_scheduler: str = _training(
         "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
     )
+    schedule_steps: int | None = _training(
+        "Steps over which a linear or cosine schedule comes to its end, warm-up included; after it the rate stays. "
+        "Default: --steps. A run that is gone on with for more steps keeps its schedule when this is its first --steps."
+    )
     warmup_steps: int = _training("Steps over which the learning rate rises from zero.", 0)
     max_grad_norm: float = _training("Clip the gradient to this global norm; 0 is off.", 1.0)
     grad_accum: int = _training(

@@ -60,7 +60,7 @@ def _check_ranges(config: TrainConfig) -> None:
     require("lora_dropout", config.lora_dropout, lambda v: 0 <= v < 1, "at least 0 and below 1")
     require("ppo_clip", config.ppo_clip, lambda v: 0 < v < 1, "above 0 and below 1")
     require("jsd_beta", config.jsd_beta, lambda v: 0 < v < 1, "above 0 and below 1")
-    for name in ("top_k", "microbatch_tokens"):
+    for name in ("top_k", "microbatch_tokens", "schedule_steps"):
         if getattr(config, name) is not None:
             require(name, getattr(config, name), lambda v: v >= 1, "at least 1")
     if config.eval_prompts is not None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
-from local_distill.building import build_and_run, gap_watch
+from local_distill.building import build_and_run, gap_watch, learning_rates
 from local_distill.cli import parse_config
 from local_distill.config import TrainConfig
 from local_distill.disk import write_whole
@@ -55,7 +55,7 @@ from local_distill.running.template_date import with_template_date
 from local_distill.setting_checks import SAMPLED_LOSSES
 from local_distill.watching.environment import write_environment
 from local_distill.watching.records import lost_records, read_evaluations, training_totals
-from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE
+from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
 from local_distill.watching.summary import show_summary, write_summary
 from local_distill.watching.terminal import Terminal, open_terminal
 from local_distill.watching.tracking import RunLog, open_run_log
@@ -113,6 +113,7 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
 def carry_out(inputs: Inputs, accelerator: Accelerator, run: RunFolder) -> TrainResult:
     """The run, from its first word to its last."""
     config = inputs.config
+    run = replace(run, notes=(*run.notes, schedule_note(config, run)))  # before the settings of before are replaced
     terminal = open_terminal(config.steps, run.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
     with ExitStack() as closing:
@@ -191,6 +192,23 @@ def unused_lora_note(config: TrainConfig) -> str:
     if config.init_adapter:
         return f"--{unused[0]} is not used: --init_adapter brings its own"
     return f"--{unused[0]} is not used: all weights are trained, an adapter wants --use_lora"
+
+
+def schedule_note(config: TrainConfig, run: RunFolder) -> str:
+    """A word on a learning rate that jumps, as the schedule is stretched to other steps than before, or nothing."""
+    if run.checkpoint is None or config.schedule_steps is not None:
+        return ""
+    before = read_settings(run.checkpoint.path.resolve().parent)
+    steps = before.get("schedule_steps") or before.get("steps")
+    if not isinstance(steps, int):
+        return ""
+    earlier, now = (learning_rates(config, total)(run.first_step) for total in (steps, config.steps))
+    if earlier == now:
+        return ""
+    return (
+        f"--lr_scheduler {config.lr_scheduler} now ends after {config.steps} steps, not {steps}: the learning rate "
+        f"goes on at {now:.3g}, not at {earlier:.3g}; --schedule_steps {steps} keeps the schedule"
+    )
 
 
 def with_evaluations(result: TrainResult) -> TrainResult:

@@ -324,12 +324,15 @@ def precision_of_sums(settings: Mapping[str, Any]) -> str | None:
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:
-    """The rate of the update that makes step ``step`` (0-based) of ``total``: a pure function, so resuming is exact."""
+    """The rate of the update that makes step ``step`` (0-based), of a schedule that comes to its end after ``total``.
+
+    A pure function, so resuming is exact. After its end a schedule stays at what its last step had.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     if scheduler == "constant":
         return peak
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = (min(step, max(total - 1, warmup)) - warmup) / max(1, total - warmup)
     return peak * (1 - progress) if scheduler == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 

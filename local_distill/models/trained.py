@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from local_distill.models.loading_errors import expanded, in_one_line, local_fol
 from local_distill.models.precision import cast
 from local_distill.models.quantization import check_readable
 from local_distill.models.saved_settings import read_generation
-from local_distill.running.checkpoint import PREFIX, step_folders
+from local_distill.running.checkpoint import MADE_IN, PREFIX, step_folders
 from local_distill.running.manifest import STATE
 from local_distill.watching.records import read_evaluations
 from local_distill.watching.run_files import COMPLETIONS_FILE
@@ -69,7 +70,8 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
         folder = _chosen(flag, run, step)
     elif step not in (LAST, BEST):
         raise UserError(f"{flag} {path}: not a run, so it has no step {step}; give the folder of a run")
-    settings = _settings_of_step(folder)
+    state = _state_of_step(folder)
+    settings = None if state is None else state["settings"]
     adapter = open_adapter(str(folder) if folder.exists() else path, flag) if _is_adapter(flag, folder, path) else None
     if adapter is None:
         files = open_model(flag, path if settings is None else str(folder), trust_remote_code)
@@ -80,7 +82,8 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
                 f"{flag} {path}: this adapter does not say what model it was trained on; write it into its "
                 f"{ADAPTER_SETTINGS} as base_model_name_or_path"
             )
-        files = _with_what_was_saved(open_model(flag, str(base), trust_remote_code), adapter.folder)
+        base_files = _open_base(flag, path, str(base), (state or {}).get(MADE_IN), trust_remote_code)
+        files = _with_what_was_saved(base_files, adapter.folder)
     check_readable(flag, files.path, files.config)
     if settings is None:
         return Trained(files, adapter)
@@ -121,15 +124,32 @@ def _chosen(flag: str, run: Path, step: str) -> Path:
     return kept[int(step)]
 
 
-def _settings_of_step(folder: Path) -> dict[str, object] | None:
-    """What a step of a run was trained with; None for a folder that is none."""
+def _open_base(flag: str, path: str, base: str, made_in: str | None, trust_remote_code: bool) -> ModelFiles:
+    """The model under an adapter. made_in: the working folder of its run, which a relative path goes from."""
+    there = Path(made_in or ".", expanded(base))
+    if there.exists():
+        base = base if made_in is None else str(there)
+    elif not Path(base).exists() and not Path(base).is_absolute():
+        place = f" from {made_in}" if made_in else ""
+        try:
+            return open_model(flag, base, trust_remote_code)
+        except UserError as error:
+            raise UserError(
+                f"{flag} {path}: the model under this adapter, {base}, is neither a hub id that can be reached nor a "
+                f"folder here ({error}); a folder was given relative to where the run was made{place}: start there"
+            ) from error
+    return open_model(flag, base, trust_remote_code)
+
+
+def _state_of_step(folder: Path) -> dict[str, Any] | None:
+    """What a step of a run was trained with, under ``settings``; None for a folder that is none."""
     if not (folder / STATE).is_file():
         return None
     try:
-        settings: dict[str, object] = json.loads((folder / STATE).read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return {**state, "settings": dict(state["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / STATE}: damaged ({error}); use another step") from error
-    return settings
 
 
 def _with_what_was_saved(base: ModelFiles, folder: Path) -> ModelFiles:

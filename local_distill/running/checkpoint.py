@@ -34,6 +34,8 @@ from local_distill.learning.updates import Updates
 from local_distill.running.distributed import on_main_process
 from local_distill.running.manifest import MANIFEST, STATE, TRAINER, changed, listed, seal, sync
 
+MADE_IN = "made_in"
+"""In the state: the working folder of the run, from which the relative paths in its settings go."""
 PREFIX = "step-"
 PARTIAL = ".partial-"
 DISCARDED = ".discarded-"
@@ -123,7 +125,7 @@ class Checkpointer:
             save_torch_state_dict(
                 optimizer, folder / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
             )
-        state = {"step": step, "settings": dict(self._settings)}
+        state = {"step": step, "settings": dict(self._settings), MADE_IN: str(Path.cwd())}
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         readable_as_others(folder)
         seal(folder)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -275,6 +276,14 @@ def test_learning_rate_over_a_run():
     assert rates("constant", 2) == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert rates("linear", 2) == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
     assert rates("cosine", 0) == pytest.approx([0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6)])
+
+
+@pytest.mark.parametrize(("scheduler", "warmup"), [("linear", 2), ("cosine", 0), ("constant", 1), ("linear", 9)])
+def test_a_learning_rate_that_has_come_to_its_end_stays_there(scheduler, warmup):
+    rate = partial(learning_rate_at, peak=1.0, total=6, warmup=warmup, scheduler=scheduler)
+    last = max(5, warmup)
+    assert [rate(step) for step in range(last, 30)] == [rate(last)] * (30 - last)
+    assert rate(last) > 0
 
 
 class SmallMemory(torch.nn.Module):

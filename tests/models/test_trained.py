@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from local_distill.errors import UserError
 from local_distill.models.trained import open_trained
+from local_distill.running.manifest import seal
 
 IDS = torch.arange(1, 13)[None]
 
@@ -104,3 +105,27 @@ def test_what_is_no_model_is_said_in_one_line(runs, where, step, message):
 def test_a_hub_name_that_cannot_be_reached_is_said_in_one_line():
     with pytest.raises(UserError, match=r"^MODEL some/model: its configuration cannot be loaded"):
         open_trained("MODEL", "some/model")
+
+
+def test_an_adapter_finds_its_base_from_another_folder(run_command, folders, tmp_path, monkeypatch):
+    """A base that was given relative to where the run was made."""
+    shutil.copytree(folders["student"], tmp_path / "models" / "a")
+    models = ["--student_model", "models/a", "--teacher_model", folders["teacher"], "--use_lora", "--lora_r", "2"]
+    small = ["--steps", "1", "--batch_size", "2", "--group_size", "1", "--max_new_tokens", "4", "--eval_prompts", "0"]
+    code, _, err = run_command([*models, *small, "--output_dir", "run"])
+    assert (code, err) == (0, ""), err
+    expected = logits(open_trained("RUN", "run").load(torch.float32))
+    other = tmp_path / "other" / "models" / "a"
+    shutil.copytree(folders["teacher"], other)  # the same name there is another model
+    monkeypatch.chdir(tmp_path / "other")
+    run = tmp_path / "run"
+    assert torch.equal(logits(open_trained("RUN", str(run)).load(torch.float32)), expected)
+    state = run / "step-1" / "trainer" / "state.json"
+    without = {name: value for name, value in json.loads(state.read_text()).items() if name != "made_in"}
+    state.write_text(json.dumps(without))  # as older runs have it
+    seal(run / "step-1")
+    shutil.rmtree(other)
+    with pytest.raises(UserError, match=r"the model under this adapter, models/a, is neither .*where the run was made"):
+        open_trained("RUN", str(run))
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(logits(open_trained("RUN", str(run)).load(torch.float32)), expected)
