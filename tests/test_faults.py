@@ -314,3 +314,36 @@ def test_a_size_of_shards_that_is_none(runs, capsys, size):
     assert capsys.readouterr().err == (
         f"error: --max_shard_size: {size!r} given, needs a size such as 5GB or 500MB; give one\n"
     )
+
+
+@pytest.mark.parametrize("command", ["{} > /dev/full", "{} | head -1"])
+def test_a_run_is_worth_more_than_who_reads_its_output(folders, tmp_path, command):
+    words = f"{ENTRY[1]} {SMALL} --steps 2 --output_dir run --save_every 0"
+    models = f"--student_model {folders['student']} --teacher_model {folders['teacher']}"
+    whole = "set -o pipefail; " + command.format(f"{sys.executable} -m {words} {models}")
+    done = subprocess.run(
+        ["bash", "-c", whole], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("standard output cannot be written (")
+    assert (tmp_path / "run" / "summary.md").is_file()
+
+
+def test_a_command_whose_reader_has_ended_ends_as_others_do(tmp_path):
+    program = "import sys; from local_distill.commands import main; sys.exit(main(['completion', 'bash']))"
+    for command, code, said in [
+        ("{} | true", 128 + 13, ""),
+        ("{} > /dev/full", 2, "error: standard output: cannot be written (No space left on device)\n"),
+    ]:
+        whole = f"set -o pipefail; {command.format(shlex.join([sys.executable, '-c', program]))}"
+        done = subprocess.run(
+            ["bash", "-c", whole], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_proxy_that_is_none_is_one_line_where_the_hub_is_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:1")
+    assert main(["export", "nobody/nothing", "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: RUN nobody/nothing: ")

@@ -98,13 +98,14 @@ def _is_adapter(flag: str, folder: Path, path: str) -> bool:
     if folder.exists():
         return (folder / ADAPTER_SETTINGS).is_file() and not (folder / "config.json").is_file()
     local_folder(flag, path)  # raises for what can be no hub id
-    found = cached_file(
-        path,
-        ADAPTER_SETTINGS,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    with in_one_line(flag, path, "it"):
+        found = cached_file(
+            path,
+            ADAPTER_SETTINGS,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
     return found is not None
 
 

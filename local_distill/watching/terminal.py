@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from local_distill.errors import drop_output
 from local_distill.types import Completion, Evaluation
 from local_distill.watching.wording import clean, number, percent, share_with_error, shorten, with_error
 
@@ -104,7 +105,15 @@ class PlainTerminal(Terminal):
 
     def say(self, text: str) -> None:
         """The message, on lines of its own."""
-        print(clean(text), file=self._stream, flush=True)
+        try:
+            print(clean(text), file=self._stream, flush=True)
+        except OSError as error:  # a full disk, or a pipe whose reader has ended: the run is worth more than its log
+            drop_output(self._stream)
+            print(
+                f"standard output cannot be written ({error.strerror}); the run goes on in silence, and its files have "
+                "every step",
+                file=sys.stderr,
+            )
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line, as long as it needs to be."""
