@@ -3,6 +3,7 @@
 # make test   set up, then run all checks and the tests that need no server
 # make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
 # make test-models    a small model of each architecture through the real commands; writes docs/models.md
+# make test-faults    kills, full disks, damaged files, faulty servers, on two tiny models: docs/reliability.md
 # make test-browser   see to a headless Chromium, and try the report in it
 # make test-servers   set up vLLM on the processor as well, and run the tests against real servers
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: demo demo-lora repair test test-gpu test-models test-servers test-browser test-harness lint docs site clean
+.PHONY: demo demo-lora repair test test-faults test-gpu test-models test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -32,6 +33,9 @@ test: $(VENV)/.test lint
 # On a machine with one GPU, with what is installed there: torch, transformers, accelerate, peft, pytest and no network.
 test-gpu:
 	LOCAL_DISTILL_TEST_DEVICE=cuda CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} PYTHONPATH=. $(TEST_PYTHON) -m pytest tests/gpu
+
+test-faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults
 
 # 350 MB more: scipy, scikit-learn and the harness's own tasks.
 test-harness: $(VENV)/.test

@@ -1,0 +1,1 @@
+"""Faults on purpose, to whole runs in real processes: make test-faults."""
