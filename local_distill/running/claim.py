@@ -88,7 +88,8 @@ def claimed(lock: Path, what: str) -> Iterator[None]:
     finally:
         if descriptor in _held:
             _held.remove(descriptor)
-            lock.unlink(missing_ok=True)  # while it is ours: the next one makes a file of its own
+            if _is_still(lock, descriptor):  # else the folder was removed, and this is another run's
+                lock.unlink()  # while it is ours: the next one makes a file of its own
             os.close(descriptor)
 
 

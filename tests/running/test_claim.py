@@ -56,6 +56,18 @@ def take(lock):
     assert not lock.exists()
 
 
+def test_the_lock_of_a_run_that_took_the_place_of_the_folder_is_left_alone(tmp_path):
+    lock = tmp_path / "run" / LOCK
+    lock.parent.mkdir()
+    with claimed(lock, "--output_dir x"):
+        shutil.rmtree(lock.parent)
+        lock.parent.mkdir()
+        with claimed(lock, "--output_dir x"):
+            pass
+        lock.write_text("another run's")
+    assert lock.read_text() == "another run's"
+
+
 def test_another_process_is_named_and_in_nobodys_way_once_it_was_killed(tmp_path, hold):
     lock = tmp_path / LOCK
     holder = hold(lock)
