@@ -52,22 +52,26 @@ def zero3_config(path: str | None) -> dict[str, Any]:
 def _in_a_group() -> Iterator[None]:
     """Without a launcher a group of one process, where DeepSpeed would look for MPI.
 
-    It lasts as long as the process: DeepSpeed keeps what it makes of a group for the next run too.
+    It is there until the run has ended well, when accelerate leaves it; else as long as the process.
     """
     launched = "LOCAL_RANK" in os.environ
     if not torch.distributed.is_initialized():
         backend = "nccl" if runs_on_cuda() else "gloo"
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        atexit.register(torch.distributed.destroy_process_group)
-    os.environ.setdefault(
-        "LOCAL_RANK", "0"
-    )  # DeepSpeed reads its device from it; accelerate would take it for a launch
+        atexit.register(_leave_group)
+    # DeepSpeed reads its device from it; accelerate would take it for a launch.
+    os.environ.setdefault("LOCAL_RANK", "0")
     try:
         yield
     finally:
         if not launched:
             del os.environ["LOCAL_RANK"]
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @_in_a_group()

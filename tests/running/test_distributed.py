@@ -41,6 +41,7 @@ def finished(command, env):
     """What the command printed; it must end well, and by itself."""
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
     return done.stdout
 
 
