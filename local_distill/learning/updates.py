@@ -108,8 +108,11 @@ class TorchUpdates:
         self._adamw = optimizer
         self._max_grad_norm = max_grad_norm or math.inf
         self.version = 0
-        self.student, self._optimizer = accelerator.prepare(scorer, optimizer)
-        if accelerator.num_processes > 1:
+        # Not in a group of one, which a launcher makes: reduction would keep a failed backward pass from being repeated.
+        in_parallel = accelerator.num_processes > 1
+        self.student = accelerator.prepare_model(scorer, evaluation_mode=not in_parallel)
+        self._optimizer = accelerator.prepare_optimizer(optimizer)
+        if in_parallel:
             self._put_gradients_into_buckets()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
