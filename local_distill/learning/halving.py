@@ -21,8 +21,10 @@ SAID_WITHOUT_MEMORY = (
     "CUDNN_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "HIP out of memory", "HIP error: out of memory",
     "HIPBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory",
+    "Cuda failure 2 'out of memory'", "Cuda failure 'out of memory'",
 )  # fmt: skip
-"""Of a workspace that a library could not have, or a context that it could not make, where torch's pool took all."""
+"""Of a workspace that a library could not have, or a context that it could not make, where torch's pool took all; the
+last two are NCCL's."""
 
 
 class HalveMicroBatches:

@@ -108,7 +108,7 @@ class TorchUpdates:
         self._adamw = optimizer
         self._max_grad_norm = max_grad_norm or math.inf
         self.version = 0
-        # Not in a group of one, which a launcher makes: reduction would keep a failed backward pass from being repeated.
+        # Not in a group of one, as a launcher makes it: reduction lets no failed backward pass be made again.
         in_parallel = accelerator.num_processes > 1
         self.student = accelerator.prepare_model(scorer, evaluation_mode=not in_parallel)
         self._optimizer = accelerator.prepare_optimizer(optimizer)

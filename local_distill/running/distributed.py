@@ -50,6 +50,8 @@ def losing_others() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
             raise
+        if "out of memory" in str(error):  # what NCCL lacks for itself on this device
+            raise
         who = f"process {PartialState().process_index} on {platform.node()}"
         said = _in_one_line(error)[:200]
         raise alone(RunError(f"{who}: another one has ended or does not answer, see what it wrote ({said})")) from error

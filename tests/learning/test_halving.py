@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
 from local_distill.learning.halving import is_out_of_memory
+from local_distill.running.distributed import losing_others
+
+NCCL = DistBackendError(
+    "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details)\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +22,7 @@ from local_distill.learning.halving import is_out_of_memory
         (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"), True),
+        (NCCL, True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), False),
@@ -23,3 +31,8 @@ from local_distill.learning.halving import is_out_of_memory
 )
 def test_an_error_of_memory_is_known_by_type_or_by_words(error, expected):
     assert is_out_of_memory(error) == expected
+
+
+def test_memory_that_nccl_lacks_is_no_process_that_has_gone():
+    with pytest.raises(DistBackendError), losing_others():
+        raise NCCL
