@@ -26,7 +26,8 @@ ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.01}
 
 The divergence grows with the square of a log-prob's error. Measured on processors: in bf16 at most 7e-3, of a real
 model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
-ROUNDING_OF_FLOAT32 = 1e-5
+ROUNDING_OF_FLOAT32 = {"highest": 1e-5, "high": ROUNDING[torch.float16], "medium": ROUNDING[torch.bfloat16]}
+"""By what torch makes of float32 products: NVIDIA's containers set "high", which is TF32 and has fp16's ten bits."""
 EXPERTS = 1e-4
 """The same of a run's many tokens: two experts that are all but equal may change places, for a token in thousands,
 which moves it by tenths of a nat."""
@@ -37,7 +38,7 @@ has other weights, or another temperature."""
 
 def rounding_of(dtype: torch.dtype) -> float:
     """The most that products in this precision explain, nats a token."""
-    return ROUNDING.get(dtype, ROUNDING_OF_FLOAT32)
+    return ROUNDING.get(dtype) or ROUNDING_OF_FLOAT32[torch.get_float32_matmul_precision()]
 
 
 def rounding_in_a_run(dtype: torch.dtype) -> float:

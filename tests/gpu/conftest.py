@@ -91,6 +91,7 @@ def measured(request) -> Callable[[str], None]:
 @pytest.fixture(autouse=True)
 def _gpu() -> Iterator[None]:
     """Where there is none, and no compiler to make a pretended one, all this is on the processor."""
+    torch.set_float32_matmul_precision("highest")  # containers that ask for TF32 would be far from a processor
     with nullcontext() if ON_GPU or missing() else pretended_gpu():
         yield
 

@@ -6,6 +6,7 @@ import torch
 from local_distill.errors import RunError
 from local_distill.losses.divergences import Distribution
 from local_distill.losses.engine_gap import KL, MOST_KL, RATIO, EngineGap, GapWatch, rounding_of
+from local_distill.models import start_checks
 from local_distill.rollouts.choosing import NucleusSampling
 
 V, N = 50, 4000
@@ -74,3 +75,18 @@ def test_rounding_grows_with_the_square_of_the_precision():
     bounds = [rounding_of(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)]
     assert bounds == sorted(bounds)
     assert rounding_of(torch.bfloat16) > MOST_KL, "people are told before the run is stopped"
+
+
+@pytest.mark.parametrize(("precision", "as_in"), [("high", torch.float16), ("medium", torch.bfloat16)])
+def test_float32_products_that_torch_rounds_may_differ_as_much_as_such_rounding_makes(precision, as_in):
+    """NVIDIA's containers ask for TF32 everywhere: a good model is not refused there."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert rounding_of(torch.float32) == rounding_of(as_in)
+        states = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+        assert start_checks._same(states * 1.01, states)
+        assert not start_checks._same(states.flip(0), states)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert not start_checks._same(states * 1.01, states)
