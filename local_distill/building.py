@@ -20,11 +20,11 @@ from local_distill.learning.halving import HalveMicroBatches
 from local_distill.learning.learner import Learner
 from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses.engine_gap import WRONG_ENGINE, GapWatch, rounding_in_a_run
+from local_distill.losses.engine_gap import WRONG_ENGINE, GapWatch, rounding_in_a_step
 from local_distill.losses.named import Loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
-from local_distill.models.reach import freeze_unreached
+from local_distill.models.reach import freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
 from local_distill.planning.sizing import micro_batch_tokens
@@ -99,7 +99,8 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     if dropout or config.overlap or config.num_substeps > 1:
         return GapWatch(say)
     if config.rollouts_kind == "hf":
-        return GapWatch(say, rounding_in_a_run(inputs.precision.dtype), OTHER_ENGINE)
+        most = rounding_in_a_step(inputs.precision.dtype, has_experts(inputs.student.config))
+        return GapWatch(say, most, OTHER_ENGINE)
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 

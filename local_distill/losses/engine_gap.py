@@ -16,6 +16,7 @@ from torch import Tensor
 from local_distill.errors import RunError
 from local_distill.losses.divergences import Distribution
 from local_distill.losses.head_loss import PEAK
+from local_distill.losses.logprobs import float32_products
 from local_distill.types import Evaluation
 
 KL, RATIO = "engine/kl", "engine/max_ratio"
@@ -28,9 +29,9 @@ The divergence grows with the square of a log-prob's error. Measured on processo
 model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
 ROUNDING_OF_FLOAT32 = {"highest": 1e-5, "high": ROUNDING[torch.float16], "medium": ROUNDING[torch.bfloat16]}
 """By what torch makes of float32 products: NVIDIA's containers set "high", which is TF32 and has fp16's ten bits."""
-EXPERTS = 1e-4
-"""The same of a run's many tokens: two experts that are all but equal may change places, for a token in thousands,
-which moves it by tenths of a nat."""
+EXPERTS = 0.01
+"""The same of a step where tokens choose experts: two that are all but equal may change places, for a token in
+thousands, which moves it by tenths of a nat; of many steps of a hundred tokens, some have such a one."""
 WRONG_ENGINE = 1.0
 """Nats a token that nothing explains in another engine, of lower precision and with kernels of its own: above this it
 has other weights, or another temperature."""
@@ -38,12 +39,12 @@ has other weights, or another temperature."""
 
 def rounding_of(dtype: torch.dtype) -> float:
     """The most that products in this precision explain, nats a token."""
-    return ROUNDING.get(dtype) or ROUNDING_OF_FLOAT32[torch.get_float32_matmul_precision()]
+    return ROUNDING.get(dtype) or ROUNDING_OF_FLOAT32[float32_products()]
 
 
-def rounding_in_a_run(dtype: torch.dtype) -> float:
-    """The same over the tokens of a step."""
-    return max(rounding_of(dtype), EXPERTS)
+def rounding_in_a_step(dtype: torch.dtype, experts: bool) -> float:
+    """The same over the tokens of any step of a run. experts: whether tokens choose among some."""
+    return max(rounding_of(dtype), EXPERTS if experts else 0.0)
 
 
 def divergence(drawn_with: Tensor, logprobs: Tensor) -> float:

@@ -160,6 +160,14 @@ def matmul_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
+def float32_products() -> str:
+    """How exact torch makes float32 products: highest, high (TF32) or medium."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # where somebody asked in torch's newer words, it has no answer in the older ones
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 def softmax_dtype(matmul: torch.dtype) -> torch.dtype:
     """The precision of everything after the matrix product."""
     return torch.float64 if matmul == torch.float64 else torch.float32

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from local_distill.models.files import body_of, causal_lm
 
@@ -46,6 +46,13 @@ def towers(model: PreTrainedModel) -> list[str]:
         return []
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     return list(_outermost(model, "", {id(p) for part in parts for p in part.parameters()}))
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether each token chooses among experts: configurations have many names for their number, all with that word."""
+    settings = config.get_text_config().to_dict()
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]  # DBRX has them in a part
+    return any("experts" in str(name) and isinstance(n, int) and n > 1 for part in parts for name, n in part.items())
 
 
 def waiting_experts(model: nn.Module) -> list[nn.Parameter]:

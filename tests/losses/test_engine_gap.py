@@ -1,13 +1,26 @@
 """What an engine says it drew with, against what training makes of it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from local_distill.errors import RunError
 from local_distill.losses.divergences import Distribution
-from local_distill.losses.engine_gap import KL, MOST_KL, RATIO, EngineGap, GapWatch, rounding_of
+from local_distill.losses.engine_gap import (
+    KL,
+    MOST_KL,
+    RATIO,
+    EngineGap,
+    GapWatch,
+    divergence,
+    rounding_in_a_step,
+    rounding_of,
+)
 from local_distill.models import start_checks
 from local_distill.rollouts.choosing import NucleusSampling
+from tests.launching import ROOT, environment
 
 V, N = 50, 4000
 
@@ -90,3 +103,33 @@ def test_float32_products_that_torch_rounds_may_differ_as_much_as_such_rounding_
     finally:
         torch.set_float32_matmul_precision(before)
     assert not start_checks._same(states * 1.01, states)
+
+
+ASKS_FOR_TF32 = {
+    "its environment": ("", {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}),
+    "torch": ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", {}),
+    "nobody": ("", {}),
+}
+
+
+@pytest.mark.parametrize("who", ASKS_FOR_TF32)
+def test_whoever_asks_for_tf32_is_understood(who):
+    """In a process of its own: torch's newer way of asking cannot be taken back."""
+    setting, variables = ASKS_FOR_TF32[who]
+    lines = ("import torch", "from local_distill.losses.engine_gap import rounding_of as of", setting)
+    script = "\n".join([*lines, "print(of(torch.float32) == of(torch.float16))"])
+    env = {**environment(), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == str(who != "nobody"), done.stderr
+
+
+def test_a_token_whose_experts_change_places_stops_no_run_and_a_wrong_dense_model_is_still_found():
+    drawn_with, logprobs = torch.full((64,), -2.0), torch.full((64,), -2.0)
+    logprobs[3] += 0.5
+    gap = divergence(drawn_with, logprobs)
+    GapWatch(print, rounding_in_a_step(torch.float32, experts=True)).step(1, {KL: gap})
+    with pytest.raises(RunError):
+        GapWatch(print, rounding_in_a_step(torch.float32, experts=False)).step(1, {KL: gap})
+    assert rounding_in_a_step(torch.bfloat16, experts=True) == rounding_of(torch.bfloat16)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import DbrxConfig, GraniteMoeConfig, Qwen2Config
 
 from local_distill.learning.batching import collate
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import skeleton_of
-from local_distill.models.reach import freeze_towers, freeze_unreached
+from local_distill.models.reach import freeze_towers, freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.running.preflight import checkpoint_bytes
 from tests.architectures.zoo import SEEING, config_of
@@ -184,3 +185,14 @@ def test_two_processes_with_experts_that_wait_and_eyes_give_the_run_of_one(own_c
     assert {name for name in before if "eyes" not in name} >= changed
     assert "model.layers.0.self_attn.q_proj.weight" in changed
     assert max((after[name] - other[name]).abs().max() for name in before) < 2e-3
+
+
+def test_who_has_experts_is_known_from_the_configuration():
+    mixtures = ["Qwen2-MoE", "Qwen3-MoE", "DeepSeek-V2", "DeepSeek-V3"]
+    assert all(has_experts(config_of(name)) for name in mixtures)
+    assert has_experts(GraniteMoeConfig(num_local_experts=4))
+    assert has_experts(DbrxConfig())
+    assert not any(
+        has_experts(config)
+        for config in (llama_config(), Qwen2Config(), GraniteMoeConfig(num_local_experts=1, num_experts_per_tok=1))
+    )
