@@ -55,6 +55,10 @@ def _body(title: str, facts: Facts, dtype: str, difference: Difference, has_curv
         yield f"\n## To train it again\n\n{fenced(facts.command, 'bash')}"
     yield "\n## How to use it\n"
     yield fenced(_USE, "python")
+    yield (
+        "\nThe settings are spelled for transformers 5 and transformers 4 (4.57), and so for vLLM and llama.cpp too, "
+        "where they know this architecture."
+    )
     yield "\n## Export\n"
     yield (
         f"Weights in {dtype}. Loaded again and compared with the trained model over {difference.tokens} tokens: "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.models.tokenization import PROBES, stop_tokens
 from local_distill.models.trained import Trained
 
@@ -42,6 +43,7 @@ def write_model(trained: Trained, dtype: torch.dtype, folder: Path, max_shard_si
     with writing(folder):
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         files.tokenizer.save_pretrained(folder)
+        spell_for_older_readers(folder, model.config)
     readable_as_others(folder)
 
 

@@ -31,6 +31,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import UserError
 from local_distill.learning.updates import Updates
+from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.running.distributed import on_main_process
 from local_distill.running.manifest import MANIFEST, STATE, TRAINER, changed, listed, seal, sync
 
@@ -118,6 +119,7 @@ class Checkpointer:
         self._model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         self._tokenizer.save_pretrained(folder)
         self._generation.save_pretrained(folder)
+        spell_for_older_readers(folder, self._model.config)
 
     def _write_rest(self, folder: Path, final: Path, step: int, optimizer: dict[str, Tensor]) -> None:
         (folder / TRAINER).mkdir()

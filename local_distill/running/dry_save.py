@@ -14,6 +14,7 @@ from local_distill.errors import UserError
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
 from local_distill.models.loading_errors import reason_of
+from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.running.checkpoint import PARTIAL, PREFIX
 
 
@@ -32,6 +33,7 @@ def check_saving(student: ModelFiles, adapter: Adapter | None, generation: Gener
                 model.save_pretrained(trial, state_dict={})  # type: ignore[operator]
                 generation.save_pretrained(trial)
                 student.tokenizer.save_pretrained(trial)
+                spell_for_older_readers(Path(trial), skeleton.config)
     except UserError:
         raise
     except OSError as error:

@@ -49,6 +49,10 @@ def test_in_fp32_the_export_is_the_trained_model(run, capsys, name):
     found = AutoModelForCausalLM.from_pretrained(folder / "export-step-2")
     torch.testing.assert_close(logits(found), trained, atol=1e-5, rtol=0.0)
     assert not list((folder / "export-step-2").glob("adapter*")), "merged: no adapter is left"
+    for saved in [folder / "export-step-2", *([folder / "step-2"] if name == "full" else [])]:
+        written = json.loads((saved / "config.json").read_text())
+        assert written["rope_theta"] == written["rope_parameters"]["rope_theta"], "as transformers 4 spells it"
+        assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
