@@ -8,6 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from local_distill.models.files import ModelFiles
+from local_distill.running.manifest import seal
 
 SMALL = ["--batch_size", "2", "--group_size", "2", "--max_new_tokens", "8", "--save_every", "1"]
 
@@ -147,6 +148,38 @@ def test_another_run_is_not_gone_on_with(refused, folders, where, flag, value, b
     assert line.startswith(f"{flag}: {value} given, but run/step-2 was made with ")
     assert before in line
     assert "another --output_dir" in line
+
+
+@pytest.fixture
+def made_with_relative_paths(resume, tmp_path, folders):
+    """The same run, as if it had been started beside its models, which are called ours and theirs there."""
+    for name, folder in (("ours", "student"), ("theirs", "teacher")):
+        (tmp_path / name).symlink_to(folders[folder])
+    for step in Path("run").glob("step-*"):
+        state = json.loads((step / "trainer" / "state.json").read_text())
+        state["made_in"] = str(tmp_path)
+        state["settings"] |= {"student_model": "ours", "teacher_model": "theirs"}
+        (step / "trainer" / "state.json").write_text(json.dumps(state))
+        seal(step)
+    return resume
+
+
+@pytest.mark.parametrize("more", [[], ["--student_model", "../work/../ours/"]], ids=["absolute", "from elsewhere"])
+def test_a_model_is_the_same_however_its_place_is_spelled(made_with_relative_paths, tmp_path, monkeypatch, more):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    code, out, err = made_with_relative_paths("--output_dir", "../run", "--resume", *more)
+    assert (code, err) == (0, "")
+    assert "going on from ../run/step-2" in out
+
+
+def test_the_same_words_may_not_lead_to_another_model(made_with_relative_paths, tmp_path, monkeypatch, folders):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("ours").symlink_to(folders["gpt2"])
+    code, _, err = made_with_relative_paths("--output_dir", "../run", "--resume", "--student_model", "ours")
+    assert code == 2
+    assert err.startswith(f"error: --student_model: ours given, but ../run/step-2 was made with {tmp_path / 'ours'}; ")
 
 
 def test_a_run_that_goes_on_elsewhere_leaves_the_first_as_it_was(resume):

@@ -31,12 +31,15 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import UserError
 from local_distill.learning.updates import Updates
+from local_distill.models.loading_errors import expanded
 from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.running.distributed import on_main_process
 from local_distill.running.manifest import MANIFEST, STATE, TRAINER, changed, listed, seal, sync
 
 MADE_IN = "made_in"
 """In the state: the working folder of the run, from which the relative paths in its settings go."""
+PLACES = ("student_model", "teacher_model", "dataset", "prompts_file", "init_adapter")
+"""Settings that may be a folder or a file here."""
 PREFIX = "step-"
 PARTIAL = ".partial-"
 DISCARDED = ".discarded-"
@@ -44,11 +47,12 @@ DISCARDED = ".discarded-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. settings: those of the run that must be the same to go on."""
+    """A whole checkpoint. settings: those of the run that must be the same to go on. made_in: see MADE_IN."""
 
     path: Path
     step: int
     settings: dict[str, Any]
+    made_in: str = "."
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """AdamW's state by parameter name, on the CPU."""
@@ -171,7 +175,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         expected = listed(folder)
         wrong = changed(folder, expected) if STATE in expected else [STATE]
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(folder, int(state["step"]), dict(state["settings"]))
+        checkpoint = Checkpoint(folder, int(state["step"]), dict(state["settings"]), str(state.get(MADE_IN, ".")))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or {STATE} cannot be read ({error})") from error
     if wrong:
@@ -195,11 +199,17 @@ def set_aside_newer(output_dir: Path, step: int) -> list[Path]:
 def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Raise UserError when a setting that makes the run what it is has changed.
 
-    Settings that there were not yet when the checkpoint was made are not compared.
+    A folder or a file may be spelled in another way, and the same words may not lead to another one. Settings that
+    there were not yet when the checkpoint was made are not compared.
     """
     for name, value in settings.items():
         before = checkpoint.settings.get(name, value)
-        if before != value:
+        same = before == value
+        if name in PLACES and isinstance(before, str) and isinstance(value, str):
+            then, now = Path(checkpoint.made_in, expanded(before)), Path(expanded(value))
+            if then.exists() and now.exists():
+                same, before = then.samefile(now), before if before != value else str(then)
+        if not same:
             raise UserError(
                 f"--{name}: {value} given, but {checkpoint.path} was made with {before}; "
                 "a resumed run must keep it, or start another run in another --output_dir"
