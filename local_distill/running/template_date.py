@@ -20,6 +20,6 @@ def with_template_date(config: TrainConfig) -> TrainConfig:
         return config
     kept = None
     if config.resume is not None:
-        folder = config.output_dir if config.resume == LATEST else str(Path(config.resume).parent)
+        folder = config.output_dir if config.resume == LATEST else Path(config.resume).expanduser().resolve().parent
         kept = read_settings(Path(folder).expanduser()).get("template_date") if folder else None
     return replace(config, template_date=str(kept or date.today()))
