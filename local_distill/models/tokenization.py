@@ -86,7 +86,7 @@ def shared_vocabulary(
     known = max(vocabulary.values()) + 1
     if known > min(sizes.values()):  # what was added to it may lie behind the heads
         added = tokenizer.added_tokens_encoder
-        known = max(index for token, index in vocabulary.items() if token not in added) + 1
+        known = max((index for token, index in vocabulary.items() if token not in added), default=known - 1) + 1
     for flag, size in sizes.items():
         if size < known:
             raise UserError(

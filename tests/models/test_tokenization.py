@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from local_distill.errors import UserError
@@ -60,6 +60,13 @@ def test_a_model_with_fewer_logits_than_tokens_is_refused():
     tokenizer = make_tokenizer()
     with pytest.raises(UserError, match="--student_model: has logits for 200 tokens"):
         shared_vocabulary(llama_config(200), llama_config(300), tokenizer)
+
+
+def test_a_tokenizer_of_added_tokens_alone_is_refused_where_they_do_not_fit():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    tokenizer.add_tokens(["a", *map(str, range(20))])
+    with pytest.raises(UserError, match="has logits for 10 tokens, its tokenizer knows 21"):
+        shared_vocabulary(llama_config(vocab_size=10), llama_config(vocab_size=10), tokenizer)
 
 
 @pytest.mark.parametrize(("rows", "teachers_rows"), [(300, 300), (300, 320), (320, 300), (301, 300)])
