@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import PretrainedConfig
 
 CONTEXT = (
@@ -11,10 +9,6 @@ CONTEXT = (
     "seq_length",
 )  # fmt: skip
 """What architectures call the longest sequence that they read."""
-ANSWERS: dict[str, Any] = {
-    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "output_router_logits": False,
-}  # fmt: skip
-"""Settings of what a forward pass gives back, as they are needed: the last states alone, by name."""
 ATTENTION = ("sdpa", "eager")
 """Implementations that are everywhere, and take any precision."""
 
@@ -25,9 +19,8 @@ def make_neutral(config: PretrainedConfig) -> None:
     for each in (config, text):
         if each._attn_implementation not in ATTENTION:
             each._attn_implementation = None  # transformers then takes what is here
-        for name, value in ANSWERS.items():
-            if getattr(each, name, value) != value:
-                setattr(each, name, value)
+        if getattr(each, "output_router_logits", False):  # what else is given back, make_savable sets
+            each.output_router_logits = False
     if getattr(text, "rescale_every", 0):  # RWKV divides weights in place while it samples, and would be saved so
         text.rescale_every = 0
     for name, value in text.to_dict().items():
