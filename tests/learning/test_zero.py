@@ -44,6 +44,11 @@ def test_gradients_are_averaged_over_the_processes(ranks):
     assert ranks[0]["off_by_processes"] < 0.05
 
 
+def test_an_update_that_is_not_finite_in_one_process_is_left_out_in_all(ranks):
+    """And leaves nothing behind: the gradients of the other tests come after it."""
+    assert [rank["applied"] for rank in ranks] == [False, False]
+
+
 def test_a_save_gathers_one_tensor_at_a_time_and_the_main_process_alone_keeps_it(ranks):
     """The sum of what there is, on a processor: weights are gone before the moments come. What gloo's own thread has
     not let go yet may be one tensor more."""

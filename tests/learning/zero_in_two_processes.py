@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -123,6 +124,8 @@ def main(stage: int, kind: str, folder: Path) -> None:
     found["gradients"] = tally.now
     half(updates, process, last=True)
     updates.apply(0.0, loss_is_finite=True)
+    updates.backward(updates.student(batch_of(process), loss_of) * (math.nan if process else 1.0), last=True)
+    found["applied"] = updates.apply(1e-2, loss_is_finite=True).applied
     backward(updates, process, 1)
     once = {name: safe_get_full_grad(p).clone() for name, p in trained(model).items()}
     for each in range(2):
