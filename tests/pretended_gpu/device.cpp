@@ -172,6 +172,9 @@ void call(const c10::OperatorHandle& op, Stack* stack) {
   auto to_host = [&](const Tensor& tensor) { return crossing.to_host(tensor); };
   auto to_gpu = [&](const Tensor& tensor) { return crossing.to_gpu(tensor); };
   for (auto i = stack->end() - schema.arguments().size(); i != stack->end(); ++i) {
+    if (i->isDevice() && i->toDevice().is_cuda()) {
+      TORCH_CHECK(present && i->toDevice().index() <= 0, "CUDA error: invalid device ordinal");
+    }
     *i = i->isDevice() ? IValue(HOST) : each_tensor(*i, to_host);
   }
   {

@@ -127,7 +127,8 @@ def pretended_gpu() -> Iterator[None]:
 
 
 def _forget_what_there_was() -> None:
-    """Libraries ask once in a process whether there is a GPU."""
+    """Libraries ask once in a process whether there is a GPU; torch does for the module of its device."""
+    torch.get_device_module.cache_clear()
     for module in (transformers.utils.import_utils, accelerate.utils.imports):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):

@@ -96,3 +96,14 @@ def test_memory_is_counted_and_runs_out():
         torch.empty(1000, device=THERE)
     torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.empty(1000, device=THERE).is_cuda
+
+
+def test_there_is_one_gpu_and_afterwards_none():
+    assert torch.get_device_module() is torch.cuda
+    torch.empty(1, device="cuda:0")
+    with pytest.raises(RuntimeError, match="invalid device ordinal"):
+        torch.empty(1, device="cuda:1")
+    with pretended_gpu():
+        pass
+    with pytest.raises(RuntimeError, match="invalid device ordinal"):
+        torch.empty(1, device="cuda:0")
