@@ -20,7 +20,7 @@ from local_distill.learning.halving import HalveMicroBatches
 from local_distill.learning.learner import Learner
 from local_distill.learning.updates import Updates, learning_rate_at, make_updates
 from local_distill.loop import Schedule, distil
-from local_distill.losses.engine_gap import WRONG_ENGINE, GapWatch, rounding_in_a_step
+from local_distill.losses.engine_gap import WRONG_ENGINE, GapWatch, rounding_of
 from local_distill.losses.named import Loss
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
@@ -99,7 +99,7 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     if dropout or config.overlap or config.num_substeps > 1:
         return GapWatch(say)
     if config.rollouts_kind == "hf":
-        most = rounding_in_a_step(inputs.precision.dtype, has_experts(inputs.student.config))
+        most = rounding_of(inputs.precision.dtype, has_experts(inputs.student.config))
         return GapWatch(say, most, OTHER_ENGINE)
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 

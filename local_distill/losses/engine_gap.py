@@ -30,21 +30,17 @@ model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 r
 ROUNDING_OF_FLOAT32 = {"highest": 1e-5, "high": ROUNDING[torch.float16], "medium": ROUNDING[torch.bfloat16]}
 """By what torch makes of float32 products: NVIDIA's containers set "high", which is TF32 and has fp16's ten bits."""
 EXPERTS = 0.01
-"""The same of a step where tokens choose experts: two that are all but equal may change places, for a token in
-thousands, which moves it by tenths of a nat; of many steps of a hundred tokens, some have such a one."""
+"""The same where tokens choose experts: two that are all but equal may change places, for a token in thousands, which
+moves it by tenths of a nat. There are few tokens in a check, and some such among the steps of any long run."""
 WRONG_ENGINE = 1.0
 """Nats a token that nothing explains in another engine, of lower precision and with kernels of its own: above this it
 has other weights, or another temperature."""
 
 
-def rounding_of(dtype: torch.dtype) -> float:
-    """The most that products in this precision explain, nats a token."""
-    return ROUNDING.get(dtype) or ROUNDING_OF_FLOAT32[float32_products()]
-
-
-def rounding_in_a_step(dtype: torch.dtype, experts: bool) -> float:
-    """The same over the tokens of any step of a run. experts: whether tokens choose among some."""
-    return max(rounding_of(dtype), EXPERTS if experts else 0.0)
+def rounding_of(dtype: torch.dtype, experts: bool = False) -> float:
+    """The most that products in this precision explain, nats a token. experts: whether tokens choose among some."""
+    products = ROUNDING.get(dtype) or ROUNDING_OF_FLOAT32[float32_products()]
+    return max(products, EXPERTS if experts else 0.0)
 
 
 def divergence(drawn_with: Tensor, logprobs: Tensor) -> float:

@@ -26,6 +26,7 @@ from local_distill.learning.halving import is_out_of_memory
 from local_distill.losses.engine_gap import divergence, rounding_of
 from local_distill.losses.logprobs import matmul_dtype
 from local_distill.models.files import ModelFiles, causal_lm, turns_after
+from local_distill.models.reach import has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters_of
@@ -93,7 +94,7 @@ def check_sampling(
                 rollouts = _sample(scorer, lengths, pad_id, context)
                 drawn_with = torch.cat([each.sampler_logprobs for each in rollouts])
                 found = divergence(drawn_with, _scored_alone(scorer, rollouts, pad_id))
-                most = rounding_of(matmul_dtype(_weight(scorer)))
+                most = rounding_of(matmul_dtype(_weight(scorer)), has_experts(causal_lm(scorer.model).config))
             if not found <= most:  # NaN as well
                 raise UserError(
                     f"{flag}: {_name(scorer)} gives other log-probs token by token, from its cache and in a padded "

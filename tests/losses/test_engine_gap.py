@@ -15,7 +15,6 @@ from local_distill.losses.engine_gap import (
     EngineGap,
     GapWatch,
     divergence,
-    rounding_in_a_step,
     rounding_of,
 )
 from local_distill.models import start_checks
@@ -129,7 +128,7 @@ def test_a_token_whose_experts_change_places_stops_no_run_and_a_wrong_dense_mode
     drawn_with, logprobs = torch.full((64,), -2.0), torch.full((64,), -2.0)
     logprobs[3] += 0.5
     gap = divergence(drawn_with, logprobs)
-    GapWatch(print, rounding_in_a_step(torch.float32, experts=True)).step(1, {KL: gap})
+    GapWatch(print, rounding_of(torch.float32, experts=True)).step(1, {KL: gap})
     with pytest.raises(RunError):
-        GapWatch(print, rounding_in_a_step(torch.float32, experts=False)).step(1, {KL: gap})
-    assert rounding_in_a_step(torch.bfloat16, experts=True) == rounding_of(torch.bfloat16)
+        GapWatch(print, rounding_of(torch.float32, experts=False)).step(1, {KL: gap})
+    assert rounding_of(torch.bfloat16, experts=True) == rounding_of(torch.bfloat16)

@@ -10,6 +10,7 @@ from transformers import (
     MambaConfig,
     MiniMaxConfig,
     MistralConfig,
+    MixtralConfig,
     OpenAIGPTConfig,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
@@ -124,6 +125,19 @@ def test_what_is_sampled_wrongly_is_refused_in_one_line(make):
     assert said.startswith("--student_model: ")
     assert said.endswith("; use something else")
     assert "\n" not in said
+
+
+def a_little_off(config):
+    """Where a token is read by itself, as far as one token's experts that change places move the mean."""
+    model = make_model(config)
+    model.lm_head.register_forward_hook(lambda _, states, logits: logits * (1.03 if states[0].shape[1] == 1 else 1.0))
+    return model
+
+
+def test_no_mixture_is_refused_for_what_a_tie_of_two_experts_does():
+    check(a_little_off(MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)))
+    with pytest.raises(UserError, match="rounding explains 1e-05"):
+        check(a_little_off(llama_config()))
 
 
 def test_a_window_is_looked_at_where_the_run_comes_that_far(monkeypatch):
