@@ -206,8 +206,7 @@ def _check_processed(
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
         _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
-        logprob = logprobs[0]
-        if logprob < -1e-3:
+        if any(logprob < -1e-3 for logprob in logprobs):
             raise UserError(
                 f"{FLAG} {url}: its log-probs are from before temperature, top-p and the leaving out of rows that are "
                 "no tokens of both models, those of the draws are needed; start it with --logprobs-mode "
