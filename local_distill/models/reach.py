@@ -1,4 +1,4 @@
-"""What text alone reaches of a model: eyes, ears and spare heads are neither trained nor adapted."""
+"""What text alone reaches of a model: vision and audio towers and spare heads are neither trained nor adapted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def freeze_towers(model: PreTrainedModel) -> None:
 
 
 def towers(model: PreTrainedModel) -> list[str]:
-    """Names of the outermost modules beside the decoder of a model for more than text, such as its eyes."""
+    """Names of the outermost modules beside the decoder of a model for more than text, such as its vision tower."""
     if model.config.get_text_config() is model.config:
         return []
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())

@@ -112,9 +112,7 @@ def states_in_the_model():
 
 
 def a_cache_of_its_own():
-    return make_model(
-        MiniMaxConfig(**SIZES, **TWO_KINDS, num_local_experts=2, num_experts_per_tok=1)
-    )  # fmt: skip
+    return make_model(MiniMaxConfig(**SIZES, **TWO_KINDS, num_local_experts=2, num_experts_per_tok=1))
 
 
 @pytest.mark.parametrize("make", [gpt2_without_positions, states_in_the_model, a_cache_of_its_own])
