@@ -18,7 +18,7 @@ from local_distill.running.distributed import sum_over_processes
 from local_distill.types import ScoredBatch
 
 MAX_SKIPPED = 5
-"""Updates skipped in a row before the run stops: fp16's loss scale may need a few to settle."""
+"""Updates skipped in a row before the run stops; those by which fp16's loss scale settles are not counted."""
 
 
 class DivergedError(RunError):
@@ -65,7 +65,8 @@ class Learner:
             result = self._updates.apply(rate, loss_is_finite=math.isfinite(sums["loss"]))
             grad_norm = result.grad_norm
             skipped += not result.applied
-            self._count_skipped(result.applied)
+            if not result.settling:
+                self._count_skipped(result.applied)
             merge(totals, sums)
         tokens = totals.pop("tokens")
         return summarise(per_token(totals, tokens)) | {

@@ -28,10 +28,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Applied:
-    """How an update went. grad_norm: global, before clipping. applied: False when it was skipped."""
+    """How an update went. grad_norm: global, before clipping. applied: False when it was skipped. settling: because
+    fp16's loss scale was too large, which the next update has half of."""
 
     grad_norm: float
     applied: bool
+    settling: bool = False
 
 
 class ToCome(NamedTuple):
@@ -128,6 +130,7 @@ class TorchUpdates:
         grad_norm = float(self._accelerator.clip_grad_norm_(self._scorer.parameters(), self._max_grad_norm))
         finite = loss_is_finite and math.isfinite(grad_norm)
         scaler = self._accelerator.scaler
+        settling = loss_is_finite and not finite and scaler is not None and scaler.get_scale() > 1
         if finite or (scaler is not None and not math.isfinite(grad_norm)):
             self._optimizer.step()  # the fp16 scaler skips an infinite gradient by itself, and learns from it
         elif scaler is not None:
@@ -136,7 +139,7 @@ class TorchUpdates:
         # would be allocated again beside them by the next update's first micro-batch.
         self._optimizer.zero_grad(set_to_none=self._accelerator.num_processes == 1)
         self.version += finite
-        return Applied(grad_norm, finite)
+        return Applied(grad_norm, finite, settling)
 
     def to_come(self) -> ToCome:
         trained = [parameter for _, parameter in _trainable(self._scorer)]
@@ -241,8 +244,8 @@ class DeepSpeedUpdates:
     def apply(self, learning_rate: float, loss_is_finite: bool) -> Applied:
         zero = self.student.optimizer
         _set_learning_rate(self._adamw, learning_rate)
-        del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
         self._masters = {}  # a student that trains is past being put back
+        del loss_is_finite  # the engine looks at the gradients, which are no better than the loss
         self.student.step()  # clips; skips, and sets overflow, when a gradient is not finite
         grad_norm = self.student.get_global_grad_norm()
         self.version += not zero.overflow

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.gpu.conftest import ON_GPU
+from tests.pretended_gpu.device import missing
 
 SMALL = [
     "--steps", 3, "--batch_size", 3, "--group_size", 2, "--max_new_tokens", 16, "--max_prompt_tokens", 90,
@@ -74,3 +75,14 @@ def test_models_are_on_the_device(run, pairs, device, measured):
     assert any(f"on {device.type}" in line for line in ran.said)
     if ON_GPU:
         measured(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+
+
+@pytest.mark.skipif(bool(missing()) and not ON_GPU, reason="a processor has no fp16 training")
+def test_fp16_goes_on_until_its_loss_scale_has_settled(run, pairs):
+    """It begins at 65,536 and is halved by each update that overflows: six in a row are no divergence."""
+    large = ["--loss", "policy_gradient", "--kl_coef", 64, "--eval_prompts", 0, "--steps", 13, "--save_every", 0]
+    large += ["--batch_size", 1, "--max_new_tokens", 4]
+    ran = run("run", *pairs["tiny"], *SMALL, *large, "--dtype", "fp16", "--use_lora", "--learning_rate", "1e-4")
+    skipped = [int(line["skipped"]) for line in ran.metrics]
+    assert skipped[:6] == [1] * 6
+    assert skipped[-1] == 0
