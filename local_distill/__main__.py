@@ -3,6 +3,8 @@
 import sys
 
 from local_distill.commands import main
+from local_distill.packages import leave_out_working_folder
 
 if __name__ == "__main__":
+    leave_out_working_folder()
     sys.exit(main())

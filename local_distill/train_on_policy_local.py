@@ -6,8 +6,10 @@ python -m local_distill.train_on_policy_local --student_model … --teacher_mode
 from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
+    from local_distill.packages import leave_out_working_folder
     from local_distill.running.signals import ending_on_signals
 
+    leave_out_working_folder()
     to_the_end = ending_on_signals()
     to_the_end.__enter__()
 

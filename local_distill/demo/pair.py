@@ -11,7 +11,6 @@ sentences, and stands about 3 nats per token of reverse KL away from the teacher
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from local_distill.disk import readable_as_others, writing
 from local_distill.errors import RunError, UserError
+from local_distill.packages import installed
 from local_distill.running.claim import LOCK, claimed
 from local_distill.running.isolation import quiet_libraries
 
@@ -77,7 +77,7 @@ def is_model(folder: Path) -> bool:
 
 def packaged_gguf() -> Path:
     """The GGUF file inside the installed package, found without importing it."""
-    if importlib.util.find_spec("gguf") is None:
+    if not installed("gguf"):
         raise UserError("demo: the package gguf, which reads the model's file, is not installed; pip install gguf")
     try:
         files = metadata.files(PACKAGE) or []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,6 +25,7 @@ from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.quantization import check_readable
 from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
+from local_distill.packages import installed
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.prompts.raw import check_share_of_wrong
@@ -99,7 +99,7 @@ class EvalInputs:
 def check_inputs(settings: EvalSettings) -> EvalInputs:
     """Open everything but the weights. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(settings.dtype)
-    if settings.tasks and importlib.util.find_spec("lm_eval") is None:
+    if settings.tasks and not installed("lm_eval"):
         raise UserError(
             "--tasks: needs lm-evaluation-harness, which is not installed; pip install 'local-distill[harness]'"
         )

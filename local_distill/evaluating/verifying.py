@@ -5,7 +5,6 @@ Completions are untrusted: no text can hang or end the evaluation. What cannot b
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -27,6 +26,7 @@ from local_distill.evaluating.extracting import (
     without_gaps,
     words,
 )
+from local_distill.packages import installed
 
 KINDS = ("math", "exact", "contains")
 PATIENCE = 30.0
@@ -72,7 +72,7 @@ def open_verifier(kind: str, flag: str = "--answers") -> Verifier:
 
 def math_verify_is_here() -> bool:
     """Whether the extra is installed."""
-    return importlib.util.find_spec("math_verify") is not None
+    return installed("math_verify")
 
 
 class ExactVerifier:
@@ -170,6 +170,7 @@ class _Worker:
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 env={**os.environ, "PYTHONPATH": path},
+                cwd=package,  # not the user's folder, in which Python would look for packages first
             )
         self._answers = self._socket.makefile("rb")
         if (self.ask({"reference": "2", "answer": "2"}, START) or {}).get("correct") is not True:

@@ -6,7 +6,6 @@ even where it did not. And it reads the tokenizer of whatever model lies beside 
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreT
 from transformers.utils import quantization_config as quantization_settings
 
 from local_distill.errors import UserError
+from local_distill.packages import installed
 
 OLDEST_TRANSFORMERS = (5, 23)
 """5.17 reads another end token than the file's; 5.22 draws weights that do not fit at random without a word."""
@@ -44,7 +44,7 @@ def find_gguf(flag: str, path: Path) -> Path | None:
 
 
 def _check(flag: str, file: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:
+    if not installed("gguf"):
         raise UserError(
             f"{flag} {file}: needs the package gguf, which is not installed; pip install 'local-distill[gguf]'"
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from local_distill.caches import check_caches
 from local_distill.errors import UserError
 
 LOCAL_OR_REACHABLE = "or a hub id (owner/name) that can be reached"
@@ -22,6 +23,7 @@ def in_one_line(flag: str, path: str, part: str, kind: str = "model") -> Iterato
     except UserError:
         raise
     except Exception as error:  # a file of somebody else's can break its reader in any way
+        check_caches(error)
         remedy = f"give a local {kind} folder, {LOCAL_OR_REACHABLE}"
         if Path(path).exists():
             remedy = f"mend it, or download the {kind} again"

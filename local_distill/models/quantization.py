@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.quantizers import AutoHfQuantizer
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import reason_of
 from local_distill.models.saved_settings import with_parts
+from local_distill.packages import installed
 from local_distill.running.distributed import runs_on_cuda
 
 SETTINGS = ("quantization_config", "compression_config")
@@ -26,7 +26,7 @@ FLAG = "--teacher_quantization"
 
 def check_quantization(kind: str) -> None:
     """Raise UserError where a teacher cannot be held in ``4bit`` or ``8bit``: without the package, without a GPU."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not installed("bitsandbytes"):
         raise UserError(
             f"{FLAG} {kind}: needs the package bitsandbytes, which is not installed; "
             "pip install 'local-distill[quantization]'"

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local_distill.caches import check_caches
 from local_distill.errors import UserError
+from local_distill.packages import installed
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
 from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer
 
@@ -199,6 +201,7 @@ def _load(name: str, options: dict[str, Any], split: str, where: str, remedy: st
         return datasets.load_dataset(name, split=split, **options)
     # Each file format and the hub client have exceptions of their own, and all of them mean this one thing.
     except Exception as error:
+        check_caches(error)
         if isinstance(error, ValueError) and NO_SUCH_SPLIT.search(str(error)):
             raise UserError(f"--dataset_split {split}: not a split of {where}: {one_line(error)}") from None
         if isinstance(error, ValueError) and (choices := CHOICES.search(str(error))):
@@ -236,10 +239,10 @@ def _load_from_disk(path: Path, split: str, where: str) -> Any:
 
 
 def _library(where: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{where}: needs the package datasets; run `pip install datasets`") from None
+    if not installed("datasets"):
+        raise UserError(f"{where}: needs the package datasets; run `pip install datasets`")
+    import datasets
+
     return datasets
 
 

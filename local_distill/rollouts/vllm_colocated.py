@@ -8,7 +8,6 @@ and waking are written against the same interface and have not been run.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.precision import precision_of, saved_tensors
+from local_distill.packages import installed
 from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.rollouts.left_out import bias_against
 from local_distill.types import Prompt, Rollout, nobody
@@ -247,7 +247,7 @@ class ColocatedVLLMRollouts:
 
 def check_installed() -> None:
     """Raise UserError when there is no vLLM."""
-    if importlib.util.find_spec("vllm") is None:
+    if not installed("vllm"):
         raise UserError(
             f"{FLAG}: needs vLLM, which is not installed; pip install vllm, name a server with --rollouts_url, or use "
             "--rollouts hf"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from local_distill.learning.updates import precision_of_sums
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
 from local_distill.models.reach import freeze_towers
+from local_distill.packages import installed
 from local_distill.running.checkpoint import (
     PREFIX,
     Checkpoint,
@@ -88,7 +88,7 @@ def resolve_precision(name: str, on_cuda: bool | None = None) -> Precision:
 
 def check_packages(teacher_ds_zero3: bool) -> None:
     """Raise UserError when a flag needs a package that is not installed, or an older one."""
-    if teacher_ds_zero3 and importlib.util.find_spec("deepspeed") is None:
+    if teacher_ds_zero3 and not installed("deepspeed"):
         raise UserError(
             "--teacher_ds_zero3: needs DeepSpeed, which is not installed; pip install 'local-distill[deepspeed]'"
         )

@@ -12,6 +12,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from local_distill.errors import UserError
+from local_distill.packages import installed
 from local_distill.settings import comma_separated
 
 _KNOWN = tuple(name for name in LoggerType.list() if name != LoggerType.ALL.value)
@@ -60,6 +61,7 @@ def _require_known(name: str) -> None:
 
 
 def _require_installed(name: str, flag: str) -> None:
+    installed(name)  # for what it raises: accelerate sees to the rest, and knows tensorboard by another name too
     if LoggerType(name) not in get_available_trackers():
         package = _PACKAGES.get(name, name)
         raise UserError(f"{flag}: the package {package} is not installed; pip install {package}")
