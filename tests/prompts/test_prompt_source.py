@@ -262,6 +262,23 @@ def test_more_steps_begin_with_the_same_batches_also_with_wrong_rows(build):
         assert dealt(build(raw, steps=steps)) == whole[: steps * 3]
 
 
+@pytest.mark.parametrize("must_fit", [True, False], ids=["a file of prompts", "a data set"])
+def test_a_row_with_a_token_that_a_model_lacks_is_left_out_and_counted(make_tokenizer, make_raw, must_fit):
+    tokenizer = make_tokenizer()
+    lacking = tokenizer.add_tokens("<image>") and tokenizer.convert_tokens_to_ids("<image>")
+    settings = {
+        "seed": 0, "batch_size": 1, "steps": 3, "eval_prompts": 0, "max_prompt_tokens": 100, "max_new_tokens": 8,
+        "context_length": None,
+    }  # fmt: skip
+    renderer = Renderer(tokenizer, vocab_size=lacking, keep_control_tokens=True)
+    raw = make_raw(["why", "see <image> here", "how", "what"], must_fit=must_fit)
+    source = PromptSource.build(raw, renderer, **settings)
+    assert sorted(dealt(source)) == ["how", "what", "why"]
+    assert source.notes[0].startswith("1 of the 4 prompts read are left out: wrong, such as src:1: the prompt has the ")
+    with pytest.raises(UserError, match="1 of the 2 rows read are wrong"):
+        PromptSource.build(make_raw(["<image>", "why"], must_fit=must_fit), renderer, **settings)
+
+
 @pytest.mark.parametrize(("good", "bad"), [(0, 1), (0, 9), (1, 1), (5, 6)])
 def test_a_source_that_is_wrong_by_half_is_refused(build, good, bad):
     raw = RawPrompts(Bad(numbered(good + bad), set(range(bad))), name="src", must_fit=True)
