@@ -50,13 +50,8 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
     freeze_unreached(model)
     scorer = TokenScorer(model, inputs.vocab_size)
-    check_scorer(scorer, "--student_model", partial(any_process, accelerator))
-    check_quiet(scorer, "--student_model")
-    if config.rollouts_kind == "hf":
-        on_every_process(lambda: check_sampling(
-            scorer, "--student_model", pad_id=inputs.pad_id, longest=site.longest, autocast=accelerator.autocast,
-            instead=OTHER_ENGINE,
-        ))  # fmt: skip
+    on_every_process(lambda: try_student(site, scorer))
+    scorer.needs_mask = any_process(accelerator, scorer.needs_mask)
     loss = loss_of(config)
     teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
@@ -91,6 +86,18 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
         profiler=make_profiler(config, accelerator, run, log),
     )
     return done, stop.signal
+
+
+def try_student(site: Site, scorer: TokenScorer) -> None:
+    """Raise UserError for a student that would not be sampled, scored and trained as one and the same."""
+    flag = "--student_model"
+    check_scorer(scorer, flag)
+    check_quiet(scorer, flag)
+    if site.config.rollouts_kind == "hf":
+        check_sampling(
+            scorer, flag, pad_id=site.inputs.pad_id, longest=site.longest, autocast=site.accelerator.autocast,
+            instead=OTHER_ENGINE,
+        )  # fmt: skip
 
 
 def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:

@@ -3,7 +3,6 @@ it need to be told where the padding is, is it the same while it trains?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +18,13 @@ LONG, SHORT, SHORTER = 8, 5, 3
 """Tokens of two rows that are read together, and of the beginning of the shorter one."""
 
 
-def check_scorer(scorer: TokenScorer, flag: str, agreed: Callable[[bool], bool] = bool) -> None:
+def check_scorer(scorer: TokenScorer, flag: str) -> None:
     """Find out whether the model needs a mask, and make sure that it can be scored.
 
-    flag: what the model was given as. agreed: whether what is said holds on any process; collective. Raises UserError
-    for a model that would train on plausible nonsense.
+    flag: what the model was given as. Raises UserError for a model that would train on plausible nonsense.
     """
     check_head(scorer, flag)
-    scorer.needs_mask = agreed(_needs_mask(scorer, flag))
+    scorer.needs_mask = _needs_mask(scorer, flag)
 
 
 @torch.no_grad()

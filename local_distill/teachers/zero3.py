@@ -104,5 +104,6 @@ def load_zero3_teacher(
     sharded: nn.Module
     sharded, *_ = deepspeed.initialize(model=scorer, config=settings)
     freeze(sharded)
-    check_scorer(scorer, files.flag, agreed)
+    check_scorer(scorer, files.flag)
+    scorer.needs_mask = agreed(scorer.needs_mask)
     return sharded
