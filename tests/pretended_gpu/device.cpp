@@ -14,6 +14,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -30,6 +31,8 @@ namespace {
 const Device GPU(c10::kCUDA, 0), HOST(c10::kCPU);
 
 bool present = false;
+// A process of several calls its own by its number.
+const int last = std::getenv("LOCAL_RANK") ? std::atoi(std::getenv("LOCAL_RANK")) : 0;
 std::atomic<int64_t> allocated{0}, peak{0}, most{0};  // bytes
 std::unordered_set<std::string> takes_host_scalars;   // operators, see check_devices
 
@@ -173,7 +176,7 @@ void call(const c10::OperatorHandle& op, Stack* stack) {
   auto to_gpu = [&](const Tensor& tensor) { return crossing.to_gpu(tensor); };
   for (auto i = stack->end() - schema.arguments().size(); i != stack->end(); ++i) {
     if (i->isDevice() && i->toDevice().is_cuda()) {
-      TORCH_CHECK(present && i->toDevice().index() <= 0, "CUDA error: invalid device ordinal");
+      TORCH_CHECK(present && i->toDevice().index() <= last, "CUDA error: invalid device ordinal");
     }
     *i = i->isDevice() ? IValue(HOST) : each_tensor(*i, to_host);
   }
