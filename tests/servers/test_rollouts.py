@@ -215,10 +215,15 @@ def test_a_stop_token_ends_the_completion_and_belongs_to_it(client, adapted, pro
 
 def test_the_models_own_end_token_does_not_end_a_completion_unless_asked_for(client, whole, tokenizer):
     _, publisher = whole
-    question = [(0, rendered(tokenizer, "What is the capital of France?"))]
     settings = {"choose": NucleusSampling(0.01, 0.01), "group_size": 1}
-    (asked,) = engine(client, publisher, **settings).sample(question, 0)
-    assert asked.completion[-1] == tokenizer.eos_token_id
+    # Which answers are short enough to end depends on how a processor rounds bf16.
+    for text in ("What is the capital of France?", "Hello!", "What is 2 + 2?", "Are you a robot?", "Thank you!", "Bye"):
+        question = [(0, rendered(tokenizer, text))]
+        (asked,) = engine(client, publisher, **settings).sample(question, 0)
+        if asked.completion[-1] == tokenizer.eos_token_id and len(asked.completion) < 24:
+            break
+    else:
+        pytest.fail("no answer ended within 24 tokens")
     (not_asked,) = engine(client, publisher, stop_ids=[], **settings).sample(question, 0)
     assert tokenizer.eos_token_id in not_asked.completion[:-1]
     assert len(not_asked.completion) == 24
