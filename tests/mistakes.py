@@ -1,6 +1,7 @@
 """Mistakes that a user can make on the whole command, each with what the error has to say."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import BertConfig, T5Config, ViTConfig, WhisperConfig
 
@@ -337,3 +338,14 @@ DISK = {
 }
 
 ALL = {**PROMPTS, **NUMBERS, **COMMAND_LINE, **YAML, **MODELS, **DISK}
+
+
+def write(folder: Path, files: dict[str, str | bytes | None]) -> None:
+    """Put the files there; None deletes one."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from local_distill.models.files import ModelFiles
-from tests.mistakes import ALL, SMALL, Mistake
+from tests.mistakes import ALL, SMALL, Mistake, write
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,17 +47,6 @@ def fails(run_command, folders, monkeypatch, tmp_path):
         return lines[0]
 
     return run
-
-
-def write(folder: Path, files):
-    """Put the files there; None deletes one."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from local_distill.models.adapters import LoraSettings, add_lora
+
 EOS, IM_END = "<|endoftext|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -86,6 +88,15 @@ def make_model(config: PretrainedConfig, seed: int = 0, dtype: torch.dtype = tor
         torch.manual_seed(seed)
         model = kind_of(config).from_config(config, dtype=dtype)
     return model.eval()
+
+
+def with_adapter(model: torch.nn.Module, dropout: float = 0.0) -> torch.nn.Module:
+    """The model with an adapter that changes what it says: a new one begins as nothing."""
+    adapted = add_lora(model, LoraSettings(4, 8, dropout, "all-linear"), seed=0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return adapted
 
 
 def save_model(folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> Path:

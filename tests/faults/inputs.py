@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from pathlib import Path
 
 from tests.faults.processes import Command
 from tests.faults.site import Site
-from tests.mistakes import ALL, SMALL
+from tests.mistakes import ALL, SMALL, write
 
 
 def mistakes(site: Site) -> None:
@@ -17,10 +16,10 @@ def mistakes(site: Site) -> None:
     for name, mistake in ALL.items():
         folder = site.new()
         folder.mkdir(parents=True)
-        _write(folder, mistake.files)
+        write(folder, mistake.files)
         if mistake.broken:
             shutil.copytree(student, folder / "broken")
-            _write(folder / "broken", mistake.broken)
+            write(folder / "broken", mistake.broken)
         if "{other_tokenizer}" in mistake.argv:
             continue
         words = ["train", "--student_model", student, "--teacher_model", teacher]
@@ -33,14 +32,3 @@ def mistakes(site: Site) -> None:
             tracebacks=ended.tracebacks, otherwise=not told,
         )  # fmt: skip
         shutil.rmtree(folder.parent)
-
-
-def _write(folder: Path, files: dict[str, str | bytes | None]) -> None:
-    """Put the files there; None deletes one."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)

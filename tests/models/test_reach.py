@@ -1,5 +1,6 @@
 """What text does not reach is neither trained nor adapted; an expert that waits for its tokens is."""
 
+import inspect
 import json
 
 import pytest
@@ -117,18 +118,7 @@ class OwnConfig(LlamaConfig):
     model_type = "own"
 
 
-class Experts(nn.Module):
-    def __init__(self, size, number):
-        super().__init__()
-        self.gate = nn.Linear(size, number, bias=False)
-        self.experts = nn.ModuleList(nn.Linear(size, size) for _ in range(number))
-
-    def forward(self, states):
-        best, which = self.gate(states).softmax(-1).max(-1)
-        result = torch.zeros_like(states)
-        for i in which.unique().tolist():
-            result[which == i] = self.experts[i](states[which == i]) * best[which == i][:, None]
-        return result
+EXPERTS
 
 
 class OwnForCausalLM(LlamaForCausalLM):
@@ -140,7 +130,7 @@ class OwnForCausalLM(LlamaForCausalLM):
             layer.mlp = Experts(config.hidden_size, 24)
         self.model.eyes = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_init()
-"""
+""".replace("EXPERTS", inspect.getsource(Experts))
 
 
 @pytest.fixture(scope="module")

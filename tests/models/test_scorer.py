@@ -8,10 +8,9 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig
 from local_distill.errors import UserError
 from local_distill.learning.batching import collate
 from local_distill.losses.head_loss import ChunkLoss, summed_loss
-from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer, check_head
 from tests.learning.test_batching import rollout
-from tests.tiny_models import gpt2_config, llama_config, make_model
+from tests.tiny_models import gpt2_config, llama_config, make_model, with_adapter
 
 V = 300
 SHARED = {
@@ -82,10 +81,7 @@ def test_shared_vocabulary_is_the_softmax_over_the_first_rows():
 
 
 def test_adapter_is_scored_and_trained_while_the_base_is_frozen():
-    model = add_lora(make_model(gpt2_config()), LoraSettings(4, 8, 0.0, "all-linear"), seed=0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+    model = with_adapter(make_model(gpt2_config()))
     scorer = TokenScorer(model, V)
     check_head(scorer, "--student_model")
     batch = collate(ROLLOUTS, 0)

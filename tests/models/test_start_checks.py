@@ -16,12 +16,11 @@ from transformers import (
 from local_distill.errors import UserError
 from local_distill.learning.batching import collate
 from local_distill.models import start_checks
-from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
 from tests.models.test_scorer import ROLLOUTS, SHARED, V, dense
-from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
+from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model, with_adapter
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 CONFIGS = {
@@ -187,10 +186,7 @@ def test_checkpointing_still_computes_again_what_it_does_not_keep():
 
 
 def test_an_adapters_dropout_is_the_noise_that_was_asked_for():
-    model = add_lora(make_model(gpt2_config()), LoraSettings(4, 8, 0.5, "all-linear"), seed=0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+    model = with_adapter(make_model(gpt2_config()), dropout=0.5)
     scorer = TokenScorer(model, V)
     check_quiet(scorer, "--student_model")
     batch = collate(ROLLOUTS, 0)
