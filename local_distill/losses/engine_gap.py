@@ -28,7 +28,7 @@ ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.01}
 The divergence grows with the square of a log-prob's error. Measured on processors: in bf16 at most 7e-3, of a real
 model on arbitrary tokens; in float32 at most 6e-9, of 120 architectures. fp16 rounds 8 times less than bf16."""
 ROUNDING_OF_FLOAT32 = {"highest": 1e-5, "high": ROUNDING[torch.float16], "medium": ROUNDING[torch.bfloat16]}
-"""By what torch makes of float32 products: NVIDIA's containers set "high", which is TF32 and has fp16's ten bits."""
+"""By what torch makes of float32 products, if somebody asked: "high" is TF32, which has fp16's ten bits."""
 EXPERTS = 0.01
 """The same where tokens choose experts: two that are all but equal may change places, for a token in thousands, which
 moves it by tenths of a nat. There are few tokens in a check, and some such among the steps of any long run."""

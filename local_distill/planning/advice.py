@@ -135,9 +135,9 @@ def _alone(change: Change, flags: str, **settings: str) -> Change | None:
 
 def _shard_student(change: Change) -> Change | None:
     run = change.run
-    if run.zero2 or run.dtype.itemsize == 4 or run.machine.device != "cuda" or run.machine.processes == 1:
+    if run.zero_stage or run.dtype.itemsize == 4 or run.machine.device != "cuda" or run.machine.processes == 1:
         return None
-    return _with(change, "accelerate_config_zero2.yaml", replace(run, zero2=True))
+    return _with(change, "accelerate_config_zero2.yaml", replace(run, zero_stage=2))
 
 
 def _with(change: Change, flags: str, run: Run) -> Change:

@@ -45,7 +45,7 @@ class Run:
     """What is planned.
 
     student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
-    dtype: of the products. zero2: the student is sharded by DeepSpeed, zero1: by its stage 1 at that. lengths: of the
+    dtype: of the products. zero_stage: of DeepSpeed's ZeRO, which shards the student; 0 without it. lengths: of the
     longest rollout.
     """
 
@@ -54,10 +54,9 @@ class Run:
     teacher: PretrainedConfig | None
     adapter: Adapter | None
     dtype: torch.dtype
-    zero2: bool
+    zero_stage: int
     lengths: Lengths
     machine: Machine
-    zero1: bool = False
 
     @property
     def rollouts(self) -> int:
@@ -95,9 +94,8 @@ class Memory:
             freeze_towers(skeleton)
             trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
         return StudentWeights(
-            shape, trained, run.adapter is not None, run.dtype.itemsize, run.machine.processes,
-            stage=1 if run.zero1 else 2 if run.zero2 else 0,
-        )  # fmt: skip
+            shape, trained, run.adapter is not None, run.dtype.itemsize, run.machine.processes, run.zero_stage
+        )
 
     @cached_property
     def teacher(self) -> TeacherWeights | None:
@@ -234,7 +232,7 @@ class Memory:
         skeleton = self._skeleton(run.student)
         freeze_towers(skeleton)
         student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
-        stage.model(student, run.dtype if run.zero2 else torch.float32, run.dtype)
+        stage.model(student, run.dtype if run.zero_stage else torch.float32, run.dtype)
         if config.gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
@@ -244,7 +242,7 @@ class Memory:
             teacher = stage.model(self._skeleton(run.teacher).requires_grad_(False), run.dtype, run.dtype)
         return Costs(
             stage, student, teacher, loss_of(config), NucleusSampling(config.temperature, config.top_p),
-            dtype=run.dtype, under_autocast=not run.zero2, packs=on_cpu and config.rollouts_kind == "hf",
+            dtype=run.dtype, under_autocast=not run.zero_stage, packs=on_cpu and config.rollouts_kind == "hf",
             vocab_size=run.vocab_size, top_k=config.top_k or 0, lengths=run.lengths,
         )  # fmt: skip
 

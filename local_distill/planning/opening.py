@@ -39,7 +39,7 @@ def open_run(settings: PlanSettings) -> Run:
         )
     room = [length - settings.max_new_tokens for length in contexts]
     lengths = Lengths(min([settings.max_prompt_tokens, *room]), settings.max_new_tokens)
-    return Run(settings, student, teacher, open_lora(settings), dtype, settings.zero2, lengths, machine)
+    return Run(settings, student, teacher, open_lora(settings), dtype, 2 * settings.zero2, lengths, machine)
 
 
 def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 1) -> Run:
@@ -54,10 +54,9 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 
         inputs.teacher.config if has_its_own else None,
         inputs.lora,
         inputs.precision.dtype,
-        plugin is not None,
+        plugin.zero_stage if plugin else 0,
         Lengths(inputs.prompts.longest, completion),
         free_for_a_run(accelerator.device, accelerator.num_processes),
-        zero1=plugin is not None and plugin.zero_stage == 1,
     )
 
 

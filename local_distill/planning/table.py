@@ -36,11 +36,12 @@ def facts(plan: Plan) -> list[str]:
     memory = Memory(run)
     student, teacher = memory.student, memory.teacher
     trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
+    sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
     held = "not in this process" if teacher is None else f"{billions(teacher.shape.parameters)}, {teacher.kind}"
     if run.config.teacher_kind == "self":
         held = "the student without its adapter"
     return [
-        f"student {billions(student.shape.parameters)}{trained}{' (ZeRO-2)' if run.zero2 else ''}; teacher {held}; "
+        f"student {billions(student.shape.parameters)}{trained}{sharded}; teacher {held}; "
         f"products in {str(run.dtype).removeprefix('torch.')}",
         f"{run.machine.words}; {run.machine.processes} process{'es' * (run.machine.processes > 1)}, each with "
         f"{run.rollouts} rollouts a step of at most {run.lengths.prompt} + {run.lengths.completion} tokens",

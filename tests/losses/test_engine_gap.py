@@ -91,7 +91,7 @@ def test_rounding_grows_with_the_square_of_the_precision():
 
 @pytest.mark.parametrize(("precision", "as_in"), [("high", torch.float16), ("medium", torch.bfloat16)])
 def test_float32_products_that_torch_rounds_may_differ_as_much_as_such_rounding_makes(precision, as_in):
-    """NVIDIA's containers ask for TF32 everywhere: a good model is not refused there."""
+    """Some surroundings ask for TF32 everywhere: a good model is not refused there."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

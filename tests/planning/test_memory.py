@@ -24,7 +24,7 @@ def test_parameters_of_qwen3_are_the_known_ones(name):
     assert shape_of(skeleton_of(qwen3(name), False)).parameters == KNOWN[name]
 
 
-def run(processes=1, zero2=False, dtype=torch.bfloat16, device="cuda", lengths=(12, 20), layers=2, **settings):
+def run(processes=1, zero_stage=0, dtype=torch.bfloat16, device="cuda", lengths=(12, 20), layers=2, **settings):
     common = {"student_model": "s", "batch_size": 8, "group_size": 2, "max_new_tokens": lengths[1], **settings}
     if common.get("teacher_backend") != "self":
         common = {"teacher_model": "t", **common}
@@ -32,7 +32,7 @@ def run(processes=1, zero2=False, dtype=torch.bfloat16, device="cuda", lengths=(
     teacher = llama_config(layers=layers + 1) if config.teacher_kind in ("local", "zero3") else None
     adapter = LoraSettings(4, 8, 0.0, "all-linear") if config.use_lora else None
     machine = Machine(device, processes, GIB, 0.0, "")
-    return Run(config, llama_config(layers=layers), teacher, adapter, dtype, zero2, Lengths(*lengths), machine)
+    return Run(config, llama_config(layers=layers), teacher, adapter, dtype, zero_stage, Lengths(*lengths), machine)
 
 
 def numbers(layers):
@@ -50,7 +50,7 @@ ADAPTER = LoraSettings(4, 8, 0.0, "all-linear").number_of_parameters(skeleton_of
         ({"dtype": torch.float32}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 4 * TEACHER),
         ({"use_lora": True}, 2 * STUDENT + 4 * ADAPTER, 8 * ADAPTER, 4 * ADAPTER, 2 * TEACHER),
         ({"processes": 4}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 2 * TEACHER),
-        ({"processes": 4, "zero2": True}, 2 * STUDENT, 3 * STUDENT, 4 * STUDENT / 4, 2 * TEACHER),
+        ({"processes": 4, "zero_stage": 2}, 2 * STUDENT, 3 * STUDENT, 4 * STUDENT / 4, 2 * TEACHER),
         ({"processes": 4, "teacher_ds_zero3": True}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 2 * TEACHER / 4),
         ({"use_lora": True, "teacher_backend": "self"}, 2 * STUDENT + 4 * ADAPTER, 8 * ADAPTER, 4 * ADAPTER, 0),
         ({"teacher_url": "http://x"}, 4 * STUDENT, 8 * STUDENT, 4 * STUDENT, 0),
@@ -66,7 +66,7 @@ def test_what_stands_in_training(settings, weights, optimizer, gradients, teache
 
 
 def test_zero_1_holds_all_gradients_from_the_beginning_in_both_precisions():
-    memory = Memory(dataclasses.replace(run(processes=4, zero2=True), zero1=True))
+    memory = Memory(run(processes=4, zero_stage=1))
     assert memory.sampling(1).of("gradients") == (4 + 2) * STUDENT
     assert memory.standing().of("optimizer") == 3 * STUDENT
 
@@ -135,7 +135,7 @@ def test_a_model_whose_shapes_depend_on_values_is_planned_without_activations(mo
 def test_what_is_estimated_is_no_part_of_what_is_certain():
     planned = run(processes=2)
     planned = dataclasses.replace(
-        planned, machine=dataclasses.replace(planned.machine, libraries=cuda_libraries(2)), zero2=True
+        planned, machine=dataclasses.replace(planned.machine, libraries=cuda_libraries(2)), zero_stage=2
     )
     phase = Memory(planned).training(2)
     guessed = {part.name for part in phase.parts if part.estimated}

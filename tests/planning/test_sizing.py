@@ -70,7 +70,7 @@ def found(monkeypatch):
 
 @pytest.mark.parametrize(
     "launch",
-    [{}, {"use_lora": True}, {"processes": 2}, {"processes": 4, "zero2": True}, {"gradient_checkpointing": True}],
+    [{}, {"use_lora": True}, {"processes": 2}, {"processes": 4, "zero_stage": 2}, {"gradient_checkpointing": True}],
 )
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_run_finds_what_its_plan_found(found, launch, rows):
@@ -82,7 +82,7 @@ def test_a_run_finds_what_its_plan_found(found, launch, rows):
     standing = memory.standing()
     to_come = ToCome(
         0 if launch.get("processes") == 2 else standing.of(GRADIENTS),
-        0 if launch.get("zero2") else standing.of(OPTIMIZER),
+        0 if launch.get("zero_stage") else standing.of(OPTIMIZER),
     )
     tokens, said = found(full - standing.bytes + sum(to_come), planned, to_come)
     assert tokens == plan.most_rows * planned.lengths.whole == rows * planned.lengths.whole
