@@ -40,7 +40,7 @@ test-faults: $(VENV)/.test
 # 350 MB more: scipy, scikit-learn and the harness's own tasks.
 test-harness: $(VENV)/.test
 	$(PIP) --editable '.[harness]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/evaluating/test_harness.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/eval/test_harness.py
 
 # What has changed fails, and is in the page, to be read and committed.
 test-models: $(VENV)/.test

@@ -18,12 +18,12 @@ import time
 import torch
 from torch import Tensor
 
-from local_distill.losses.divergences import reverse_kl
-from local_distill.losses.logprobs import Head, chunks
-from local_distill.losses.named import SampledTokenLoss, WholeDistributionLoss
-from local_distill.losses.objectives import policy_gradient
-from local_distill.running.host_memory import keep_freed_memory
-from local_distill.types import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.head.divergences import reverse_kl
+from local_distill.head.logprobs import Head, chunks
+from local_distill.losses.registry import SampledTokenLoss, WholeDistributionLoss
+from local_distill.losses.sampled_token import policy_gradient
+from local_distill.process.host_memory import keep_freed_memory
 
 CONTENDERS = ("ours", "dense", "products")
 

@@ -17,18 +17,18 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from local_distill.learning.batching import MicroBatches, split_substeps
-from local_distill.learning.halving import HalveMicroBatches
-from local_distill.learning.learner import Learner
-from local_distill.learning.updates import make_updates
-from local_distill.losses.divergences import reverse_kl
-from local_distill.losses.named import SampledTokenLoss, WholeDistributionLoss
-from local_distill.losses.objectives import policy_gradient
+from local_distill.batch import Prompt
+from local_distill.head.divergences import reverse_kl
+from local_distill.losses.registry import SampledTokenLoss, WholeDistributionLoss
+from local_distill.losses.sampled_token import policy_gradient
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
-from local_distill.types import Prompt
+from local_distill.training.batching import MicroBatches, split_substeps
+from local_distill.training.learner import Learner
+from local_distill.training.optimizer import make_updates
+from local_distill.training.out_of_memory import HalveMicroBatches
 
 # hidden size, feed-forward size, layers, heads, key-value heads, tied embeddings
 SHAPES = {

@@ -115,11 +115,11 @@ def predict(settings: list[str], libraries: float) -> dict[str, float]:
     """The plan's phases for the same settings."""
     from dataclasses import replace
 
-    from local_distill.planning.fitting import as_set
-    from local_distill.planning.memory import Memory
-    from local_distill.planning.opening import open_run
-    from local_distill.planning.settings import PlanSettings
-    from local_distill.settings import parse
+    from local_distill.config.parsing import parse
+    from local_distill.plan.fitting import as_set
+    from local_distill.plan.memory import Memory
+    from local_distill.plan.opening import open_run
+    from local_distill.plan.plan_config import PlanSettings
 
     run = open_run(parse(PlanSettings, settings, prog="plan", usage="", description=""))
     run = replace(run, machine=replace(run.machine, libraries=libraries))
@@ -129,9 +129,9 @@ def predict(settings: list[str], libraries: float) -> dict[str, float]:
 
 def train_and_watch(told: Path, phases: bool, settings: list[str]) -> None:
     """Train in this process; write down the most bytes at the points that are asked for."""
-    from local_distill import building, loop, train_on_policy_local
-    from local_distill.planning.machine import resident
-    from local_distill.watching.measuring import StepClock, _peak_resident_bytes
+    from local_distill import build, loop, train_on_policy_local
+    from local_distill.monitor.clock import StepClock, _peak_resident_bytes
+    from local_distill.plan.machine import resident
 
     found: dict[str, float] = {}
     names = dict(zip(("sample", "score", "train"), PHASES[1:], strict=True))
@@ -153,8 +153,8 @@ def train_and_watch(told: Path, phases: bool, settings: list[str]) -> None:
 
     if phases:
         loop.StepClock = Watch  # type: ignore[misc]
-    building.distil = noting(building.distil, "loading", _peak_resident_bytes)
-    train_on_policy_local.build_and_run = noting(building.build_and_run, "libraries", resident)
+    build.distil = noting(build.distil, "loading", _peak_resident_bytes)
+    train_on_policy_local.build_and_run = noting(build.build_and_run, "libraries", resident)
     code = train_on_policy_local.main(settings)
     told.write_text(json.dumps(found))
     sys.exit(code)

@@ -14,20 +14,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from local_distill.config import TrainConfig
+    from local_distill.config.train_config import TrainConfig
     from local_distill.errors import UserError
-    from local_distill.running.result import TrainResult
+    from local_distill.runs.evaluations import Completion, Evaluation
+    from local_distill.runs.result import TrainResult
     from local_distill.train_on_policy_local import train
-    from local_distill.types import Completion, Evaluation
 
 __version__ = "0.1.0"
 __all__ = ["Completion", "Evaluation", "TrainConfig", "TrainResult", "UserError", "__version__", "train"]
 
 _HOMES = {
-    "Completion": "types",
-    "Evaluation": "types",
-    "TrainConfig": "config",
-    "TrainResult": "running.result",
+    "Completion": "runs.evaluations",
+    "Evaluation": "runs.evaluations",
+    "TrainConfig": "config.train_config",
+    "TrainResult": "runs.result",
     "UserError": "errors",
     "train": "train_on_policy_local",
 }

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from torch import nn
 
-from local_distill.config import TrainConfig
+from local_distill.batch import Prompt, RolloutEngine, Teacher
+from local_distill.config.parsing import comma_separated
+from local_distill.config.train_config import TrainConfig
+from local_distill.eval.held_out import SHOWN_TOP
 from local_distill.inputs import Inputs, rows_of
-from local_distill.learning.batching import share_of_process
-from local_distill.learning.updates import Updates
-from local_distill.losses.named import Loss, TeacherView
+from local_distill.losses.registry import Loss, TeacherView
 from local_distill.models.quantization import quantization_config
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.process.distributed import any_process, on_every_process, on_main_process
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.overlap import OverlappedRollouts
-from local_distill.running.distributed import any_process, on_every_process, on_main_process
-from local_distill.settings import comma_separated
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher, WholeScorer
 from local_distill.teachers.offload import offloaded
-from local_distill.teachers.own_base import BaseOfStudent
+from local_distill.teachers.student_base import BaseOfStudent
 from local_distill.teachers.zero3 import load_zero3_teacher
-from local_distill.types import Prompt, RolloutEngine, Teacher
-from local_distill.watching.evaluation import SHOWN_TOP
+from local_distill.training.batching import share_of_process
+from local_distill.training.optimizer import Updates
 
 if TYPE_CHECKING:
     from local_distill.serving.client import HttpClient

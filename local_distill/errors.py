@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import IO
 
-from local_distill.running.signals import Stopped, stoppable, tell
+from local_distill.process.signals import Stopped, stoppable, tell
 
 
 class UserError(Exception):

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from local_distill.config import TrainConfig
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.losses.engine_gap import EngineGap
-from local_distill.losses.named import Loss, make_loss
+from local_distill.losses.registry import Loss, make_loss
+from local_distill.losses.sampler_mismatch import EngineGap
 from local_distill.models.adapters import (
     Adapter,
     LoraSettings,
@@ -29,16 +29,16 @@ from local_distill.models.tokenization import (
     stop_tokens,
     unsampled_tokens_note,
 )
+from local_distill.monitor.trackers.registry import check_wandb, tracker_names
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
-from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import check_seeded
 from local_distill.rollouts.left_out import check_limits
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_colocated import check_installed
-from local_distill.running.preflight import Precision, check_packages, resolve_precision
 from local_distill.teachers.zero3 import zero3_config
-from local_distill.trackers.choosing import check_wandb, tracker_names
+from local_distill.training.preflight import Precision, check_packages, resolve_precision
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
-from local_distill.learning.batching import share_of_process
-from local_distill.learning.halving import score
-from local_distill.learning.learner import Learner
-from local_distill.running.distributed import on_every_process
-from local_distill.running.interruption import StopRequest
-from local_distill.types import Evaluation, Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
-from local_distill.watching.evaluation import Evaluator
-from local_distill.watching.measuring import StepClock, peak_memory_gib, rollout_metrics
-from local_distill.watching.profiling import Profiler
+from local_distill.batch import Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
+from local_distill.eval.held_out import Evaluator
+from local_distill.monitor.clock import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.monitor.profiler import Profiler
+from local_distill.process.distributed import on_every_process
+from local_distill.process.interruption import StopRequest
+from local_distill.runs.evaluations import Evaluation
+from local_distill.training.batching import share_of_process
+from local_distill.training.learner import Learner
+from local_distill.training.out_of_memory import score
 
 
 class Prompts(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     from local_distill.packages import leave_out_working_folder
-    from local_distill.running.signals import ending_on_signals
+    from local_distill.process.signals import ending_on_signals
 
     leave_out_working_folder()
     to_the_end = ending_on_signals()
@@ -25,21 +25,31 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
-from local_distill.building import build_and_run, gap_watch, learning_rates
-from local_distill.cli import parse_config
-from local_distill.config import TrainConfig
-from local_distill.disk import write_whole
+from local_distill.build import build_and_run, gap_watch, learning_rates
+from local_distill.config.checks import SAMPLED_LOSSES
+from local_distill.config.command_line import parse_config
+from local_distill.config.template_date import with_template_date
+from local_distill.config.train_config import TrainConfig
 from local_distill.engines import Site, open_ahead
 from local_distill.errors import exit_code_of
 from local_distill.inputs import Inputs, check_inputs
-from local_distill.planning.checking import check_memory
+from local_distill.monitor.log import RunLog, open_run_log
+from local_distill.monitor.summary import show_summary, write_summary
+from local_distill.monitor.terminal import Terminal, open_terminal
+from local_distill.plan.before_a_run import check_memory
+from local_distill.process.distributed import losing_others, on_every_process, on_main_process, processes_meet
+from local_distill.process.host_memory import keep_freed_memory
+from local_distill.process.isolation import process_left_as_found
+from local_distill.process.signals import ending_on_signals
 from local_distill.report.page import told_of
-from local_distill.running.distributed import losing_others, on_every_process, on_main_process, processes_meet
-from local_distill.running.dry_save import check_saving
-from local_distill.running.ending import ending_in_one_line
-from local_distill.running.host_memory import keep_freed_memory
-from local_distill.running.isolation import process_left_as_found
-from local_distill.running.preflight import (
+from local_distill.runs.environment import write_environment
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
+from local_distill.runs.records import lost_records, read_evaluations, training_totals
+from local_distill.runs.result import TrainResult
+from local_distill.runs.whole_files import write_whole
+from local_distill.training.dry_save import check_saving
+from local_distill.training.ending import ending_in_one_line
+from local_distill.training.preflight import (
     RunFolder,
     check_checkpoint_is_here,
     check_disk_space,
@@ -51,16 +61,6 @@ from local_distill.running.preflight import (
     open_run_folder,
     sums_in_words,
 )
-from local_distill.running.result import TrainResult
-from local_distill.running.signals import ending_on_signals
-from local_distill.running.template_date import with_template_date
-from local_distill.setting_checks import SAMPLED_LOSSES
-from local_distill.watching.environment import write_environment
-from local_distill.watching.records import lost_records, read_evaluations, training_totals
-from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
-from local_distill.watching.summary import show_summary, write_summary
-from local_distill.watching.terminal import Terminal, open_terminal
-from local_distill.watching.tracking import RunLog, open_run_log
 
 UNBOUNDED_WORK = 3600.0
 """Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""

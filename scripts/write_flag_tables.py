@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.commands import COMMANDS, load
-from local_distill.config import TrainConfig
-from local_distill.settings import describe, setting_types
+from local_distill.config.parsing import describe, setting_types
+from local_distill.config.train_config import TrainConfig
 
 TARGET = Path(__file__).parent.parent / "docs" / "flags.md"
 INTRODUCTION = """\

@@ -88,7 +88,7 @@ def test_refused_before_its_weights_are_loaded(config, says, train, monkeypatch)
 
 def test_a_gap_that_rounding_does_not_explain_stops_the_run(train, monkeypatch, tmp_path):
     """Of what no check at the start can see: log-probs that are a little off."""
-    monkeypatch.setattr("local_distill.building.check_sampling", lambda *_, **__: None)
+    monkeypatch.setattr("local_distill.build.check_sampling", lambda *_, **__: None)
     monkeypatch.setattr("local_distill.rollouts.hf.next_logits", lambda *inputs: next_logits(*inputs) * 1.02)
     code, err, steps = train(RIGHT["llama"])
     assert code == 2

@@ -8,7 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from local_distill.models.files import ModelFiles
-from local_distill.running.manifest import seal
+from local_distill.runs.manifest import seal
 
 SMALL = ["--batch_size", "2", "--group_size", "2", "--max_new_tokens", "8", "--save_every", "1"]
 

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from local_distill import disk, train_on_policy_local
+from local_distill import train_on_policy_local
 from local_distill.commands import main
 from local_distill.demo import pair
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import open_model
 from local_distill.models.trained import open_trained
-from local_distill.running.checkpoint import Checkpointer, find_checkpoint
-from local_distill.watching.records import JsonlWriter
-from local_distill.watching.tracking import RunLog
+from local_distill.monitor.log import RunLog
+from local_distill.runs import whole_files
+from local_distill.runs.records import JsonlWriter
+from local_distill.training.checkpoint import Checkpointer, find_checkpoint
 from tests.launching import ENTRY, environment
 from tests.tiny_models import llama_config, make_model, make_tokenizer
 
@@ -139,13 +140,13 @@ def test_a_run_whose_folder_was_removed_stops_at_the_next_write(train, tmp_path,
 def test_what_the_system_says_is_said_whoever_wrote(tmp_path, number, kind):
     words = os.strerror(number)
     error = OSError(number, words) if kind == "Python" else Exception(f"I/O error: {words} (os error {number})")
-    with pytest.raises(RunError) as caught, disk.writing(tmp_path):
+    with pytest.raises(RunError) as caught, whole_files.writing(tmp_path):
         raise error
     assert str(caught.value).startswith(f"{tmp_path}: cannot be written ({words})")
 
 
 def test_a_mistake_of_ours_stays_one():
-    with pytest.raises(KeyError), disk.writing(Path("here")):
+    with pytest.raises(KeyError), whole_files.writing(Path("here")):
         raise KeyError("no disk is to blame")
 
 
@@ -233,7 +234,7 @@ def test_a_checkpoint_may_do_without_its_optimizer_and_with_other_sampling(runs,
 
 
 def test_hashing_for_long_is_announced(runs, capsys, monkeypatch):
-    monkeypatch.setattr("local_distill.running.manifest.LONG", 1)
+    monkeypatch.setattr("local_distill.runs.manifest.LONG", 1)
     open_trained("MODEL", str(runs / "full"))
     assert f"GB in {runs / 'full' / 'step-2'} against its manifest.json\n" in capsys.readouterr().err
 

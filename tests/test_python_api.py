@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 import local_distill
 from local_distill import Evaluation, TrainConfig, TrainResult, UserError, train
-from local_distill.watching.records import read_evaluations
+from local_distill.runs.records import read_evaluations
 
 PAGE = Path(__file__).parent.parent / "docs" / "python_api.md"
 SMALL = {
@@ -101,7 +101,7 @@ def test_a_signal_is_in_the_result(small, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         return 0
 
-    monkeypatch.setattr("local_distill.building.distil", stopped)
+    monkeypatch.setattr("local_distill.build.distil", stopped)
     result = train(small(output_dir="run"))
     assert (result.stopped_by, result.exit_code, result.steps) == (signal.SIGTERM, 143, 0)
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from local_distill.evaluating.extracting import words
-from local_distill.evaluating.verifying import open_verifier
-from local_distill.prompts.files import builtin_prompts
+from local_distill.eval.extracting import words
+from local_distill.eval.verifying import open_verifier
+from local_distill.prompts.prompt_files import builtin_prompts
 from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "repair"

@@ -10,8 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from local_distill.types import Completion, Evaluation, Piece
-from local_distill.watching.tracking import RunLog
+from local_distill.monitor.log import RunLog
+from local_distill.runs.evaluations import Completion, Evaluation, Piece
 
 CONFIG = {"steps": 3, "learning_rate": 1e-4, "use_lora": True, "dataset": None, "betas": (0.9, 0.95), "dir": Path("x")}
 HOSTILE = "<script>alert('x')</script> | **b** [a](http://x.example) `c`"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from local_distill.evaluating.statistics import (
+from local_distill.eval.statistics import (
     Difference,
     Estimate,
     Total,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from local_distill import __version__
 from local_distill.errors import UserError, exit_code_of
-from local_distill.running.signals import ending_on_signals
+from local_distill.process.signals import ending_on_signals
 
 if TYPE_CHECKING:
     from local_distill.commands.command import Command

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.commands.command import Command
-from local_distill.config import TrainConfig
-from local_distill.setting_checks import LOWEST_TEMPERATURE, require
-from local_distill.settings import argument, option, same_as
+from local_distill.config.checks import LOWEST_TEMPERATURE, require
+from local_distill.config.parsing import argument, option, same_as
+from local_distill.config.train_config import TrainConfig
 
 USAGE = """\
 local-distill chat MODEL [settings]
@@ -63,8 +63,8 @@ class ChatSettings:
 
 def run(settings: ChatSettings) -> int:
     """Chat until the questions end. Returns the exit code."""
-    from local_distill.chatting.opening import chat  # it imports torch, which takes seconds
-    from local_distill.running.isolation import quiet_libraries
+    from local_distill.chat.opening import chat  # it imports torch, which takes seconds
+    from local_distill.process.isolation import quiet_libraries
 
     with quiet_libraries():
         return chat(settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from local_distill.settings import build_parser, parse
+from local_distill.config.parsing import build_parser, parse
 
 
 @dataclass(frozen=True)

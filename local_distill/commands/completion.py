@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass
 
 from local_distill.commands.command import Command
+from local_distill.config.parsing import argument
 from local_distill.errors import UserError
-from local_distill.settings import argument
 
 SHELLS = ("bash", "zsh", "tcsh")
 

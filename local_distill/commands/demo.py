@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from local_distill.cli import parse_config
 from local_distill.commands.command import Command
+from local_distill.config.command_line import parse_config
+from local_distill.config.parsing import option
 from local_distill.errors import UserError
-from local_distill.settings import option
 
 USAGE = """\
 local-distill demo [settings]

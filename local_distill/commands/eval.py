@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from local_distill.commands.command import Command
-from local_distill.evaluating.settings import EvalSettings
+from local_distill.eval.eval_config import EvalSettings
 
 USAGE = r"""
 local-distill eval MODEL [MODEL ...] [settings]
@@ -24,8 +24,8 @@ DESCRIPTION = (
 
 def run(settings: EvalSettings) -> int:
     """Evaluate. Returns the exit code."""
-    from local_distill.evaluating.evaluate import evaluate  # it imports torch, which takes seconds
-    from local_distill.running.isolation import quiet_libraries
+    from local_distill.eval.evaluate import evaluate  # it imports torch, which takes seconds
+    from local_distill.process.isolation import quiet_libraries
 
     with quiet_libraries():
         return evaluate(settings)

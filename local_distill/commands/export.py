@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.commands.command import Command
-from local_distill.config import TrainConfig
+from local_distill.config.parsing import argument, option, same_as
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.settings import argument, option, same_as
 
 USAGE = """\
 local-distill export RUN [settings]
@@ -64,8 +64,8 @@ class ExportSettings:
 
 def run(settings: ExportSettings) -> int:
     """Export. Returns the exit code."""
-    from local_distill.exporting.export import export  # it imports torch, which takes seconds
-    from local_distill.running.isolation import quiet_libraries
+    from local_distill.export.export import export  # it imports torch, which takes seconds
+    from local_distill.process.isolation import quiet_libraries
 
     with quiet_libraries():
         export(settings, say=print)

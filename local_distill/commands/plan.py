@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from local_distill.commands.command import Command
-from local_distill.planning.settings import PlanSettings
+from local_distill.plan.plan_config import PlanSettings
 
 USAGE = """\
 local-distill plan --student_model MODEL --teacher_model MODEL [settings of train]
@@ -20,14 +20,14 @@ examples:
 
 def run(settings: PlanSettings) -> int:
     """Print the plan. Returns 0 when the run fits, 1 when it does not."""
-    from local_distill.planning.advice import advise
-    from local_distill.planning.fitting import make_plan
-    from local_distill.planning.memory import Memory
-    from local_distill.planning.opening import open_run
-    from local_distill.planning.table import as_record, show
-    from local_distill.running.isolation import quiet_libraries
-    from local_distill.watching.jsonl import to_json
-    from local_distill.watching.terminal import open_console
+    from local_distill.monitor.terminal import open_console
+    from local_distill.plan.advice import advise
+    from local_distill.plan.display import as_record, show
+    from local_distill.plan.fitting import make_plan
+    from local_distill.plan.memory import Memory
+    from local_distill.plan.opening import open_run
+    from local_distill.process.isolation import quiet_libraries
+    from local_distill.runs.jsonl import to_json
 
     with quiet_libraries():
         plan = make_plan(Memory(open_run(settings)))

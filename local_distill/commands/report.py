@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_distill.commands.command import Command
-from local_distill.settings import argument, option
+from local_distill.config.parsing import argument, option
 
 USAGE = """\
 local-distill report RUN [RUN …] [--output FILE] [--open]

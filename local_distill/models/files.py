@@ -29,7 +29,7 @@ from local_distill.models.loading_errors import expanded, in_one_line, local_fol
 from local_distill.models.neutral import context_length_of, make_neutral
 from local_distill.models.saved_settings import make_savable, read_generation
 from local_distill.models.tying import tie_as_loaded, untie_as_filed
-from local_distill.running.manifest import check_as_written
+from local_distill.runs.manifest import check_as_written
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_distill.caches import check_caches
 from local_distill.errors import UserError
+from local_distill.models.hub_cache import check_caches
 
 LOCAL_OR_REACHABLE = "or a hub id (owner/name) that can be reached"
 

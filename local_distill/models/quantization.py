@@ -15,7 +15,7 @@ from local_distill.errors import UserError
 from local_distill.models.loading_errors import reason_of
 from local_distill.models.saved_settings import with_parts
 from local_distill.packages import installed
-from local_distill.running.distributed import runs_on_cuda
+from local_distill.process.distributed import runs_on_cuda
 
 SETTINGS = ("quantization_config", "compression_config")
 FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from local_distill.batch import HeadStates, TokenBatch
 from local_distill.errors import UserError
-from local_distill.losses.logprobs import Head, read_tokens
+from local_distill.head.logprobs import Head, read_tokens
 from local_distill.models.files import body_of, causal_lm
 from local_distill.models.reach import waiting_experts
-from local_distill.types import HeadStates, TokenBatch
 
 Reading = Callable[[Tensor, Head, Tensor], Any]
 """From hidden states (N, H), the head that reads them and the sampled tokens (N,): log-probs, top tokens, a loss."""

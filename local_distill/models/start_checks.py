@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from local_distill.batch import TokenBatch
 from local_distill.errors import UserError
-from local_distill.losses.logprobs import Head, float32_products
+from local_distill.head.logprobs import Head, float32_products
 from local_distill.models.files import causal_lm
 from local_distill.models.scorer import ADAPTER, TokenScorer, check_head
-from local_distill.types import TokenBatch
 
 LONG, SHORT, SHORTER = 8, 5, 3
 """Tokens of two rows that are read together, and of the beginning of the shorter one."""

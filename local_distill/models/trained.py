@@ -21,10 +21,10 @@ from local_distill.models.loading_errors import expanded, in_one_line, local_fol
 from local_distill.models.precision import cast
 from local_distill.models.quantization import check_readable
 from local_distill.models.saved_settings import read_generation
-from local_distill.running.checkpoint import MADE_IN, PREFIX, step_folders
-from local_distill.running.manifest import STATE
-from local_distill.watching.records import read_evaluations
-from local_distill.watching.run_files import COMPLETIONS_FILE
+from local_distill.runs.layout import COMPLETIONS_FILE
+from local_distill.runs.manifest import STATE
+from local_distill.runs.records import read_evaluations
+from local_distill.training.checkpoint import MADE_IN, PREFIX, step_folders
 
 LAST, BEST = "last", "best"
 

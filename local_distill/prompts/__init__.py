@@ -4,8 +4,8 @@
 prompts out and deals the others to the steps.
 """
 
+from local_distill.prompts.opening import open_prompts
 from local_distill.prompts.raw import Message, RawPrompt, RawPrompts
-from local_distill.prompts.reading import open_prompts
 from local_distill.prompts.rendering import Renderer, parse_template_kwargs
 from local_distill.prompts.source import PromptSource
 

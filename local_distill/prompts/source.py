@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
+from local_distill.batch import Prompt
 from local_distill.errors import UserError
 from local_distill.prompts.raw import RawPrompts, check_share_of_wrong
 from local_distill.prompts.rendering import Renderer
-from local_distill.types import Prompt
 
 MOST_HELD_OUT = 16
 HELD_OUT_SHARE = 4  # of a small source, one prompt in so many

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.watching.records import is_step, read_metrics, read_samples
-from local_distill.watching.run_files import COMPLETIONS_FILE, METRICS_FILE, check_kinds, read_settings, read_starts
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, check_kinds, read_settings, read_starts
+from local_distill.runs.records import is_step, read_metrics, read_samples
 
 Record = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from local_distill.report.curves import finite
 from local_distill.report.reading import Run
-from local_distill.watching.wording import JOINERS
+from local_distill.wording import JOINERS
 
 DIGITS = 4
 """Decimals of a log-prob, nats: 0.01 % of a probability."""

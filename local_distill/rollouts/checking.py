@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from local_distill.batch import Prompt, Rollout
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
-from local_distill.learning.halving import is_out_of_memory
-from local_distill.losses.engine_gap import divergence, rounding_of
-from local_distill.losses.logprobs import matmul_dtype
+from local_distill.head.logprobs import matmul_dtype
+from local_distill.losses.sampler_mismatch import divergence, rounding_of
 from local_distill.models.files import ModelFiles, causal_lm, turns_after
 from local_distill.models.reach import has_experts
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters_of
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.types import Prompt, Rollout
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.training.batching import collate
+from local_distill.training.out_of_memory import is_out_of_memory
 
 Context = Callable[[], AbstractContextManager[Any]]
 OTHER_MODEL = "choose another model"

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
+from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.precision import cast, saved_tensors
-from local_distill.rollouts.choosing import NucleusSampling, seed_of
-from local_distill.types import Prompt, Rollout, nobody
+from local_distill.rollouts.sampling import NucleusSampling, seed_of
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from local_distill.losses.logprobs import matmul_dtype
+from local_distill.head.logprobs import matmul_dtype
 from local_distill.models.files import causal_lm
 
 STATES_ALONE = "cache_params"

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.errors import RunError
-from local_distill.learning.halving import is_out_of_memory, release_memory
-from local_distill.rollouts.choosing import NucleusSampling, uniform_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
-from local_distill.types import Prompt, Rollout, nobody
+from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
+from local_distill.training.out_of_memory import is_out_of_memory, release_memory
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
-from local_distill.running.distributed import on_every_process
-from local_distill.types import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.process.distributed import on_every_process
 
 Numbered = Sequence[tuple[int, Prompt]]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from local_distill.losses.logprobs import matmul_dtype
+from local_distill.head.logprobs import matmul_dtype
 
 PACKABLE = (torch.float32, torch.bfloat16)
 

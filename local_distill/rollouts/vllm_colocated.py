@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.precision import precision_of, saved_tensors
 from local_distill.packages import installed
-from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.rollouts.left_out import bias_against
-from local_distill.types import Prompt, Rollout, nobody
+from local_distill.rollouts.sampling import NucleusSampling, seed_of
 
 FLAG = "--rollouts vllm"
 DISCARD_WEIGHTS = 2

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.errors import RunError, UserError
 from local_distill.models.tokenization import PROBES
-from local_distill.rollouts.choosing import NucleusSampling, seed_of
 from local_distill.rollouts.left_out import bias_against
+from local_distill.rollouts.sampling import NucleusSampling, seed_of
 from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.publishing import Publisher
-from local_distill.types import Prompt, Rollout, nobody
 
 FLAG = "--rollouts_url"
 KEY_VARIABLE = "LOCAL_DISTILL_ROLLOUTS_API_KEY"

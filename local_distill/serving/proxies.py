@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from local_distill.errors import UserError
-from local_distill.watching.environment import masked
+from local_distill.runs.environment import masked
 
 
 def http_client(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from local_distill.losses.logprobs import TopTokens
+from local_distill.head.logprobs import TopTokens
 from local_distill.serving.answers import BadAnswerError
 
 NO_PROBABILITY = -9999.0

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from local_distill.losses.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
+from local_distill.batch import HeadStates, Rollout, ScoredBatch, TokenBatch
+from local_distill.head.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
 from local_distill.models.scorer import Reading
-from local_distill.types import HeadStates, Rollout, ScoredBatch, TokenBatch
 
 
 def freeze(scorer: nn.Module) -> None:

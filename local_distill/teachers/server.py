@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.losses.logprobs import TopTokens
+from local_distill.batch import Rollout, ScoredBatch, TokenBatch
+from local_distill.head.logprobs import TopTokens
 from local_distill.serving.client import HttpClient
 from local_distill.serving.scoring import Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire
-from local_distill.types import Rollout, ScoredBatch, TokenBatch
 
 KEY_VARIABLE = "LOCAL_DISTILL_TEACHER_API_KEY"
 FORGOTTEN_AFTER = 4096

@@ -22,7 +22,7 @@ from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
-from local_distill.running.distributed import runs_on_cuda
+from local_distill.process.distributed import runs_on_cuda
 from local_distill.teachers.local import freeze
 
 

@@ -12,13 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from local_distill.commands import main
-from local_distill.learning.batching import collate
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.continuous import SETTINGS
+from local_distill.training.batching import collate
 from tests.gpu.conftest import ON_GPU
 from tests.gpu.test_whole_runs import SMALL
-from tests.learning.test_batching import rollout
 from tests.tiny_models import llama_config, make_model
+from tests.training.test_batching import rollout
 
 ROOT = Path(__file__).parent.parent.parent
 RAGGED = [rollout([5, 6], [7, 8, 9], 0), rollout([9], [10, 11, 12, 13, 14, 15, 4, 2], 1), rollout([1, 2, 3], [4], 2)]

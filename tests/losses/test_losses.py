@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from local_distill.losses.divergences import JensenShannon, forward_kl, reverse_kl
-from local_distill.losses.logprobs import Head, read_tokens, read_top_tokens
-from local_distill.losses.named import (
+from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
+from local_distill.head.logprobs import Head, read_tokens, read_top_tokens
+from local_distill.losses.registry import (
     SampledTokenLoss,
     TopTokensLoss,
     WholeDistributionLoss,
     make_loss,
     summarise,
 )
-from local_distill.losses.objectives import PPO, ImportanceSampling, policy_gradient
-from local_distill.types import HeadStates, ScoredBatch, TokenBatch
+from local_distill.losses.sampled_token import PPO, ImportanceSampling, policy_gradient
 
 N, H, V, ROWS, K = 23, 8, 50, 57, 6
 LENGTHS = (10, 0, 1, 12)
@@ -151,8 +151,8 @@ EXACT, LOW = 1e-10, {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6
 
 @pytest.fixture(params=[1, 4, 1000], ids=lambda rows: f"chunks of {rows}")
 def chunk_rows(request, monkeypatch):
-    monkeypatch.setattr("local_distill.losses.logprobs.LEAST_ROWS", 1)
-    monkeypatch.setattr("local_distill.losses.logprobs.LOGITS_PER_CHUNK_ELSEWHERE", request.param * V)
+    monkeypatch.setattr("local_distill.head.logprobs.LEAST_ROWS", 1)
+    monkeypatch.setattr("local_distill.head.logprobs.LOGITS_PER_CHUNK_ELSEWHERE", request.param * V)
     return request.param
 
 

@@ -9,16 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import DbrxConfig, GraniteMoeConfig, Qwen2Config
 
-from local_distill.learning.batching import collate
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import skeleton_of
 from local_distill.models.reach import freeze_towers, freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
-from local_distill.running.preflight import checkpoint_bytes
+from local_distill.training.batching import collate
+from local_distill.training.preflight import checkpoint_bytes
 from tests.architectures.zoo import SEEING, config_of
 from tests.launching import assert_same_numbers, metrics
 from tests.models.test_scorer import ROLLOUTS, V
-from tests.running.test_distributed import launch
+from tests.process.test_distributed import launch
 from tests.tiny_models import llama_config, make_model, make_tokenizer, save_model
 
 EYES = ("vision", "visual", "projector", "connector")

@@ -6,11 +6,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, Gemma2Config, GraniteConfig
 
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
-from local_distill.losses.head_loss import ChunkLoss, summed_loss
+from local_distill.head.chunked_loss import ChunkLoss, summed_loss
 from local_distill.models.scorer import TokenScorer, check_head
-from tests.learning.test_batching import rollout
+from local_distill.training.batching import collate
 from tests.tiny_models import gpt2_config, llama_config, make_model, with_adapter
+from tests.training.test_batching import rollout
 
 V = 300
 SHARED = {

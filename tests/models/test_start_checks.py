@@ -14,11 +14,11 @@ from transformers import (
 )
 
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
 from local_distill.models import start_checks
 from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
+from local_distill.training.batching import collate
 from tests.models.test_scorer import ROLLOUTS, SHARED, V, dense
 from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model, with_adapter
 

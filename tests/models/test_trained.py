@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from local_distill.errors import UserError
 from local_distill.models.trained import open_trained
-from local_distill.running.manifest import seal
+from local_distill.runs.manifest import seal
 
 IDS = torch.arange(1, 13)[None]
 

@@ -27,7 +27,7 @@ import torchgen
 import transformers.utils.import_utils
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from local_distill.losses.logprobs import LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ELSEWHERE
+from local_distill.head.logprobs import LOGITS_PER_CHUNK, LOGITS_PER_CHUNK_ELSEWHERE
 
 SOURCE = Path(__file__).with_name("device.cpp")
 MEMORY = 2**29

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from local_distill.learning.batching import collate
-from local_distill.losses.head_loss import summed_loss
+from local_distill.head.chunked_loss import summed_loss
 from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher
 from local_distill.teachers.offload import offloaded
+from local_distill.training.batching import collate
 from tests.models.test_scorer import CONFIGS, weighed
 from tests.pretended_gpu.device import missing, pretended_gpu
 from tests.rollouts.test_checking import RIGHT

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.launching import ROOT, assert_same_weights, environment, metrics, student_and_teacher
 from tests.pretended_gpu.device import missing
-from tests.running.test_distributed import finished
+from tests.process.test_distributed import finished
 
 pytestmark = [pytest.mark.distributed, pytest.mark.skipif(bool(missing()), reason=missing())]
 SETTINGS = [

@@ -12,21 +12,21 @@ from transformers import AutoModelForCausalLM
 
 import local_distill.engines
 import local_distill.inputs
-from local_distill.learning.batching import MicroBatches, collate
-from local_distill.learning.halving import HalveMicroBatches
-from local_distill.learning.learner import Learner
-from local_distill.learning.updates import make_updates
-from local_distill.losses.engine_gap import EngineGap
-from local_distill.losses.named import make_loss
+from local_distill.losses.registry import make_loss
+from local_distill.losses.sampler_mismatch import EngineGap
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
+from local_distill.training.batching import MicroBatches, collate
+from local_distill.training.learner import Learner
+from local_distill.training.optimizer import make_updates
+from local_distill.training.out_of_memory import HalveMicroBatches
 from tests.launching import assert_same_numbers, metrics
-from tests.learning.test_learner import ROLLOUTS
 from tests.pretended_gpu.device import missing, pretended_gpu
 from tests.serving.protocol_server import serving
 from tests.tiny_models import llama_config, make_model, make_tokenizer
+from tests.training.test_learner import ROLLOUTS
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 V, K = 300, 5

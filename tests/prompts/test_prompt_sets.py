@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from local_distill.config.checks import DATASETS
 from local_distill.errors import UserError
 from local_distill.prompts import open_prompts
 from local_distill.prompts.data_sets import NAMED_SETS
-from local_distill.setting_checks import DATASETS
 
 datasets = pytest.importorskip("datasets")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from local_distill.types import Completion, Evaluation, Piece
-from local_distill.watching.records import RunFiles
+from local_distill.runs.evaluations import Completion, Evaluation, Piece
+from local_distill.runs.records import RunFiles
 
 ATTACK = "</script><img src=x onerror=\"document.title='attacked'\"><b>&amp;\u2028"
 """What a model may write that wants to be more than text."""

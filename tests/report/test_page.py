@@ -18,7 +18,7 @@ import pytest
 from local_distill.commands import main
 from local_distill.report.page import render, told_of
 from local_distill.report.reading import read_run, read_runs
-from local_distill.watching.jsonl import to_json
+from local_distill.runs.jsonl import to_json
 from tests.report.runs import ATTACK, make_evaluation, write_run
 
 ROOT = Path(__file__).parents[2]

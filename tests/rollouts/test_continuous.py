@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts import continuous as continuous_batching
-from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.training.batching import collate
 from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
 from tests.tiny_models import llama_config, make_model
 

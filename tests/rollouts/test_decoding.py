@@ -5,10 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.batch import Prompt
 from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.types import Prompt
+from local_distill.rollouts.sampling import NucleusSampling
 from tests.rollouts.test_checking import RIGHT, V
 from tests.tiny_models import llama_config, make_model
 

@@ -5,12 +5,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from local_distill.batch import Prompt
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.choosing import NucleusSampling
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.types import Prompt
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.training.batching import collate
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300

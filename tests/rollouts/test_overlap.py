@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
+from local_distill.batch import Prompt, Rollout
 from local_distill.errors import RunError
 from local_distill.rollouts.overlap import OverlappedRollouts
-from local_distill.types import Prompt, Rollout
 
 PROMPTS = {step: [(0, Prompt((step, 1), "", "")), (1, Prompt((step, 2), "", ""))] for step in range(4)}
 

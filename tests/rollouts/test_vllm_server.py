@@ -7,11 +7,11 @@ from contextlib import nullcontext
 
 import pytest
 
+from local_distill.batch import Prompt
 from local_distill.errors import RunError, UserError
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_server import COMPLETIONS, FLAG, KEY_VARIABLE, VLLMServerRollouts, check_engine
 from local_distill.serving.client import HttpClient
-from local_distill.types import Prompt
 from tests.fake_vllm import FakeVLLM
 from tests.tiny_models import make_tokenizer
 

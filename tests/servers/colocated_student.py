@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from local_distill.batch import Prompt
 from local_distill.errors import RunError
 from local_distill.models.adapters import LoraSettings, add_lora
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_colocated import ColocatedVLLMRollouts, SharedEngine, merged_weights
-from local_distill.types import Prompt
 
 ALLOWED, NEW_TOKENS, MAX_TOKENS = 300, 24, 256
 STOP = tuple(range(0, ALLOWED, 30))

@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from local_distill.batch import Prompt
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate, split_by_tokens
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.choosing import NucleusSampling
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_server import FLAG, KEY_VARIABLE, VLLMServerRollouts, check_engine
 from local_distill.serving.client import HttpClient
 from local_distill.serving.publishing import AdapterPublisher, WeightsPublisher, fresh_folder
-from local_distill.types import Prompt
+from local_distill.training.batching import collate, split_by_tokens
 from tests.tiny_models import make_tokenizer
 
 V = 49152

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from local_distill.batch import Prompt, Rollout
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
 from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import TopTokensTeacher
 from local_distill.teachers.server import open_server_teacher
-from local_distill.types import Prompt, Rollout
+from local_distill.training.batching import collate
 from tests.tiny_models import make_tokenizer
 
 CPU, V, K = torch.device("cpu"), 49152, 32

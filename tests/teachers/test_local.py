@@ -2,10 +2,10 @@
 
 import torch
 
-from local_distill.learning.batching import collate
-from local_distill.losses.logprobs import read_tokens
+from local_distill.head.logprobs import read_tokens
 from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
+from local_distill.training.batching import collate
 from tests.models.test_scorer import ROLLOUTS, V, dense
 from tests.tiny_models import gpt2_config, make_model
 

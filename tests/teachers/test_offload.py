@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from local_distill.learning.batching import collate
-from local_distill.losses.named import make_loss
+from local_distill.losses.registry import make_loss
 from local_distill.models.scorer import TokenScorer, check_head
 from local_distill.teachers import offload
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.teachers.offload import lock_in_memory, offloaded
+from local_distill.training.batching import collate
 from tests.models.test_scorer import CONFIGS, ROLLOUTS, V
 from tests.tiny_models import gpt2_config, llama_config, make_model
 

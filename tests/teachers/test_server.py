@@ -16,15 +16,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from local_distill.errors import UserError
-from local_distill.learning.batching import collate
 from local_distill.models.scorer import TokenScorer
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.scoring import VLLM, SGLang, log_of_rest
 from local_distill.teachers.local import TopTokensTeacher
 from local_distill.teachers.server import KEY_VARIABLE, ServerTeacher, open_server_teacher, questions_of
-from tests.learning.test_batching import rollout
+from local_distill.training.batching import collate
 from tests.serving.protocol_server import ProtocolServer, close_connection, serving, stall, status
 from tests.tiny_models import llama_config, make_model, make_tokenizer
+from tests.training.test_batching import rollout
 
 CPU, V, K, LAST = torch.device("cpu"), 300, 5, 299
 EOS = 0  # also the padding

@@ -1,0 +1,203 @@
+"""The data that flows through one step, and the protocols of the parts that pass it on.
+
+prompt → rollout → token batch → teacher signal → update. Everything here is born complete and
+never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:  # who reads the files of a run need not wait for torch
+    import torch
+    from torch import Tensor
+
+    from local_distill.head.logprobs import Head, TopTokens
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the student continues.
+
+    ids: rendered token ids, chat template and generation prompt included.
+    text: the words that were rendered, for people to read.
+    origin: where it was read, for messages: ``prompts.txt:7``, ``deepmath[1204]``.
+    answer: the reference answer where the data set has one; kept, never shown to a model.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    origin: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one prompt, as the student's own policy drew it.
+
+    position: the prompt's place in the step's global batch, 0 ≤ position < batch_size.
+    completion: (T,) int64 on the CPU; the stop token included when there is one.
+    sampler_logprobs: (T,) float32 on the CPU, nats; m_t, the log-probability with which each
+        token was really drawn, temperature and top-p included.
+    finish: "stop" when a stop token ended it, "length" when max_new_tokens did.
+    age: updates that the student has made since it was drawn.
+    """
+
+    prompt: Prompt
+    position: int
+    completion: Tensor
+    sampler_logprobs: Tensor
+    finish: Literal["stop", "length"]
+    age: int = 0
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rollouts laid out for one forward pass; N is the number of completion tokens among them.
+
+    Rows are padded on the right. Completion tokens are addressed by flat position, so there is no
+    mask to get wrong: what is not in ``predictors`` does not train.
+
+    input_ids: (B, L) int64, prompt then completion then padding.
+    attention_mask: (B, L) int64, 1 on real tokens.
+    predictors: (N,) int64, index into the flattened (B·L) hidden states of the position that
+        predicts each completion token: the shift by one is in here, and only in here.
+    targets: (N,) int64, the completion tokens, rollout after rollout.
+    sampler_logprobs: (N,) float32 nats, m_t.
+    lengths: completion tokens of each of the B rollouts; sums to N.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predictors: Tensor
+    targets: Tensor
+    sampler_logprobs: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the completion tokens in this batch."""
+        return sum(self.lengths)
+
+    def rows(self, start: int, end: int) -> TokenBatch:
+        """Rollouts ``start`` to ``end`` alone, without the padding that only the others needed."""
+        tokens = self.tokens_of(start, end)
+        mask = self.attention_mask[start:end]
+        old, new = mask.shape[1], int(mask.sum(1).max())
+        places = self.predictors[tokens]
+        return TokenBatch(
+            input_ids=self.input_ids[start:end, :new],
+            attention_mask=mask[:, :new],
+            predictors=(places // old - start) * new + places % old,
+            targets=self.targets[tokens],
+            sampler_logprobs=self.sampler_logprobs[tokens],
+            lengths=self.lengths[start:end],
+        )
+
+    def tokens_of(self, start: int, end: int) -> slice:
+        """Where the completion tokens of rollouts ``start`` to ``end`` stand among the N."""
+        before = sum(self.lengths[:start])
+        return slice(before, before + sum(self.lengths[start:end]))
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch with its tensors on ``device``."""
+        return TokenBatch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sampler_logprobs=self.sampler_logprobs.to(device),
+            lengths=self.lengths,
+        )
+
+
+@dataclass(frozen=True)
+class HeadStates:
+    """What a model's whole distribution at every position is computed from, a chunk at a time.
+
+    hidden: (N, H) before the head, aligned with ``TokenBatch.targets``. head: that head.
+    """
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A token batch with the teacher's opinion of it.
+
+    teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``; and
+        teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
+    top: the teacher's likeliest tokens as well, where they were asked for.
+    states: the teacher's whole distribution, instead of all these.
+    anchor: (N,) float32 nats, what ratios are taken against where that is not the sampler.
+    """
+
+    tokens: TokenBatch
+    teacher_logprobs: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    top: TopTokens | None = None
+    states: HeadStates | None = None
+    anchor: Tensor | None = None
+
+    @property
+    def behaviour(self) -> Tensor:
+        """b_t (N,): the log-probs that ratios are taken against."""
+        return self.tokens.sampler_logprobs if self.anchor is None else self.anchor
+
+    @property
+    def sampled_logprobs(self) -> Tensor:
+        """``teacher_logprobs``, for those who asked the teacher for them."""
+        assert self.teacher_logprobs is not None
+        return self.teacher_logprobs
+
+    def rows(self, start: int, end: int) -> ScoredBatch:
+        """Rollouts ``start`` to ``end`` alone."""
+        part = self.tokens.tokens_of(start, end)
+        return ScoredBatch(
+            tokens=self.tokens.rows(start, end),
+            teacher_logprobs=None if self.teacher_logprobs is None else self.teacher_logprobs[part],
+            teacher_entropy=None if self.teacher_entropy is None else self.teacher_entropy[part],
+            top=None if self.top is None else self.top.of(part),
+            states=None if self.states is None else HeadStates(self.states.hidden[part], self.states.head),
+            anchor=None if self.anchor is None else self.anchor[part],
+        )
+
+
+def nobody(rollout: Rollout) -> None:
+    """Who is told of a finished rollout where nobody wants to know."""
+    del rollout
+
+
+class RolloutEngine(Protocol):
+    """How the student samples."""
+
+    def sample(
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+    ) -> list[Rollout]:
+        """``group_size`` rollouts of each (position, prompt), in that order.
+
+        The random draws depend on the seed, the step, the position and the place in the group
+        alone: not on which other prompts are in the call, nor on the process that makes it.
+
+        finished: told of each rollout as soon as it is complete, from any thread; of the same one again where
+        sampling had to be repeated.
+        """
+        ...
+
+
+class Teacher(Protocol):
+    """How sampled tokens are scored."""
+
+    def prepare(self, rollout: Rollout) -> None:
+        """This rollout will be scored soon: a teacher elsewhere can begin with it. From any thread."""
+        ...
+
+    def score(self, batch: TokenBatch) -> ScoredBatch:
+        """The batch, on the training device, with the teacher's opinion of every completion token.
+
+        With a sharded teacher this is collective: every process makes the same number of calls.
+        """
+        ...

@@ -1,0 +1,150 @@
+"""From the settings to a session: everything is checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from local_distill.chat.answering import Sampling
+from local_distill.chat.conversation import Speech
+from local_distill.chat.lines import piped_lines, typed_lines
+from local_distill.chat.screen import open_screen
+from local_distill.chat.session import END, Session
+from local_distill.chat.slash_commands import COMMANDS
+from local_distill.chat.voices import Voice
+from local_distill.errors import UserError
+from local_distill.models.files import turns_after
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
+from local_distill.models.trained import Trained, open_trained
+from local_distill.process.signals import sigint_is_an_answer
+from local_distill.prompts import parse_template_kwargs
+from local_distill.rollouts.checking import check_has_cache, check_sampling
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.training.preflight import Precision, resolve_precision
+
+if TYPE_CHECKING:
+    from local_distill.commands.chat import ChatSettings
+
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """All of a chat but its weights. teacher: another model, None for none or for the student's own base."""
+
+    student: Trained
+    teacher: Trained | None
+    speech: Speech
+    stop_ids: frozenset[int]
+    vocab_size: int
+    precision: Precision
+    device: torch.device
+    notes: tuple[str, ...]
+
+
+def chat(settings: ChatSettings) -> int:
+    """Check, load, talk. Returns the exit code: 130 after Ctrl-C where nobody is there to go on."""
+    opened = open_chat(settings)
+    screen = open_screen(settings.numbers)
+    for note in filter(None, opened.notes):
+        screen.note(note)
+    student, teacher = load_voices(opened, settings.teacher_model, settings.max_new_tokens)
+    typed = sys.stdin.isatty()
+    session = Session(
+        student,
+        teacher,
+        opened.speech,
+        Sampling(
+            NucleusSampling(settings.temperature, settings.top_p), settings.max_new_tokens, opened.stop_ids,
+            settings.seed,
+        ),
+        screen,
+        settings.system_prompt,
+        forgiving=typed,
+    )  # fmt: skip
+    if typed:
+        screen.note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
+    with sigint_is_an_answer():
+        try:
+            session.run(typed_lines([*COMMANDS, END]) if typed else piped_lines())
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def open_chat(settings: ChatSettings) -> Opened:
+    """Raises UserError for what does not fit together."""
+    device = chosen_device(settings.device)
+    precision = resolve_precision(settings.dtype, device.type == "cuda")
+    student = open_trained("MODEL", settings.model, settings.trust_remote_code, settings.step)
+    teacher = None
+    if settings.teacher_model == SELF:
+        if student.adapter is None:
+            raise UserError(
+                f"--teacher_model self: {settings.model} is no adapter, so there is no other model under it; give a "
+                "model as teacher"
+            )
+    elif settings.teacher_model is not None:
+        teacher = open_trained("--teacher_model", settings.teacher_model, settings.trust_remote_code)
+        check_same_tokens(student.files.tokenizer, teacher.files.tokenizer)
+    files, other = student.files, (teacher or student).files
+    for each in (files, other):
+        check_has_cache(each)
+    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
+    speech = Speech(
+        files.tokenizer,
+        parse_template_kwargs(settings.chat_template_kwargs),
+        fallback_template=other.tokenizer.chat_template,
+        vocab_size=vocab_size,
+        keep_control_tokens=settings.keep_control_tokens,
+    )
+    stops = stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size)
+    return Opened(
+        student,
+        teacher,
+        speech,
+        frozenset(stops.ids),
+        vocab_size,
+        precision,
+        device,
+        (precision.note, *speech.renderer(settings.system_prompt).notes, *_without_template(speech)),
+    )
+
+
+def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tuple[Voice, Voice | None]:
+    """The student, and its teacher where there is one. longest: tokens of an answer; see check_sampling."""
+
+    def voice(name: str, trained: Trained) -> Voice:
+        model = trained.load(opened.precision.dtype, opened.device)
+        limits = [length for length in (trained.files.context_length, turns_after(trained.files.config)) if length]
+        tried = min([longest, *limits])
+        check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=tried)
+        return Voice(name, model, opened.vocab_size, min(limits, default=None))
+
+    student = voice("student", opened.student)
+    if teacher_model == SELF:
+        return student, student.without_adapter("base")
+    return student, None if opened.teacher is None else voice("teacher", opened.teacher)
+
+
+def chosen_device(name: str) -> torch.device:
+    """Raises UserError for a device that is not there."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not here ({str(error).splitlines()[0]}); use cpu or auto") from error
+    return device
+
+
+def _without_template(speech: Speech) -> tuple[str, ...]:
+    if speech.has_template:
+        return ()
+    return ("no chat template: each line is continued as plain text, by itself",)

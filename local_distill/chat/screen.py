@@ -1,0 +1,186 @@
+"""Where answers are shown while they are written: a terminal, with colours if it has them, or plain lines.
+
+Whatever a model wrote is untrusted: it is shown only through ``harmless``, and never as markup.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.color import Color
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from local_distill.monitor.terminal import open_console
+from local_distill.wording import clean
+
+FAINTEST, STRONGEST = 0.05, 5.0
+"""Nats of reverse KL between which the colour goes from yellow to red; below the first there is none."""
+YELLOW, RED = (214, 170, 0), (220, 30, 60)
+
+
+class ShowToken(Protocol):
+    """How a token reaches the screen while an answer is written."""
+
+    def __call__(self, column: int, text: str, reverse_kl: float | None) -> None:
+        """The text that a token of the answer in this column completed, and its disagreement."""
+
+
+class Screen(Protocol):
+    """What the session writes to."""
+
+    console: Console
+
+    def answering(self, names: Sequence[str]) -> AbstractContextManager[ShowToken]:
+        """For the time of writing one answer for each name."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that is no answer."""
+        ...
+
+    def status(self, text: str) -> None:
+        """How an answer went, for those who watch."""
+        ...
+
+
+def harmless(text: str) -> str:
+    """``clean`` for a part of a text: line ends stay where they are, also at its end."""
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
+def colour_of(reverse_kl: float | None) -> Style:
+    """From none over yellow to red, by the logarithm; NaN is red."""
+    if reverse_kl is None or reverse_kl < FAINTEST:
+        return Style.null()
+    share = min(1.0, math.log(reverse_kl / FAINTEST) / math.log(STRONGEST / FAINTEST))
+    share = 1.0 if math.isnan(share) else share
+    mixed = (round(a + share * (b - a)) for a, b in zip(YELLOW, RED, strict=True))
+    return Style(color=Color.from_rgb(*mixed))
+
+
+def in_text(text: str, reverse_kl: float | None, numbers: bool) -> Text:
+    """A token's text with its colour and, where ``numbers`` are wanted, its reverse KL behind it."""
+    shown = Text(harmless(text), style=colour_of(reverse_kl))
+    if numbers and reverse_kl is not None:
+        shown.append(f"[{reverse_kl:.2f}]", style="dim")
+    return shown
+
+
+class TerminalScreen:
+    """A person watches: one answer flows as it comes, two stand side by side."""
+
+    def __init__(self, console: Console, numbers: bool) -> None:
+        self.console = console
+        self._numbers = numbers
+
+    def note(self, text: str) -> None:
+        """A dim line."""
+        self.console.print(Text(clean(text), style="dim"))
+
+    def status(self, text: str) -> None:
+        """The same."""
+        self.note(text)
+
+    @contextmanager
+    def answering(self, names: Sequence[str]) -> Iterator[ShowToken]:
+        """See Screen."""
+        if len(names) > 1:
+            with self._columns(names) as show:
+                yield show
+            return
+
+        def show_at_once(column: int, text: str, reverse_kl: float | None) -> None:
+            del column
+            self._write(in_text(text, reverse_kl, self._numbers))
+
+        self._write(Text(f"{names[0]}> ", style="bold"))
+        try:
+            yield show_at_once
+        finally:
+            self._write(Text("\n"))
+
+    def _write(self, text: Text) -> None:
+        """Where the last one ended; the terminal itself wraps the lines."""
+        self.console.print(text, end="", soft_wrap=True)
+
+    @contextmanager
+    def _columns(self, names: Sequence[str]) -> Iterator[ShowToken]:
+        texts = [Text() for _ in names]
+        table = Table(*names, box=None, expand=True, padding=(0, 2, 0, 0), header_style="bold")
+        for column in table.columns:
+            column.ratio, column.overflow = 1, "fold"
+        table.add_row(*texts)
+
+        def show_in_column(column: int, text: str, reverse_kl: float | None) -> None:
+            texts[column].append_text(in_text(text, reverse_kl, self._numbers))
+
+        with Live(_Newest(table), console=self.console, refresh_per_second=10) as live:
+            try:
+                yield show_in_column
+            finally:
+                live.update(table)
+
+
+class _Newest:
+    """The last lines of something that may be higher than the screen."""
+
+    def __init__(self, whole: RenderableType) -> None:
+        self._whole = whole
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._whole, options)
+        for line in lines[-max(1, console.height - 1) :]:
+            yield from line
+            yield Segment.line()
+
+
+class PlainScreen:
+    """A pipe or a file: one answer a line, its own line ends written as \\n; notes go to standard error."""
+
+    def __init__(self, console: Console, numbers: bool) -> None:
+        self.console = console
+        self._numbers = numbers
+
+    def note(self, text: str) -> None:
+        """A line on standard error."""
+        print(clean(text), file=sys.stderr, flush=True)
+
+    def status(self, text: str) -> None:
+        """Nothing: nobody watches."""
+
+    @contextmanager
+    def answering(self, names: Sequence[str]) -> Iterator[ShowToken]:
+        """See Screen; two answers are two lines that begin with their names."""
+        later = [""] * len(names)
+
+        def show(column: int, text: str, reverse_kl: float | None) -> None:
+            shown = in_text(text, reverse_kl, self._numbers).plain.replace("\\", "\\\\").replace("\n", "\\n")
+            if column:
+                later[column] += shown
+            else:
+                self._write(shown)
+
+        self._write(f"{names[0]}: " if len(names) > 1 else "")
+        try:
+            yield show
+        finally:
+            self._write("".join(f"\n{name}: {line}" for name, line in zip(names[1:], later[1:], strict=True)) + "\n")
+
+    def _write(self, text: str) -> None:
+        self.console.file.write(text)
+        self.console.file.flush()
+
+
+def open_screen(numbers: bool) -> Screen:
+    """What suits standard output."""
+    console = open_console()
+    return TerminalScreen(console, numbers) if console.file.isatty() else PlainScreen(console, numbers)

@@ -1,0 +1,203 @@
+"""The loop of a chat: a line is a question, or a command where it begins with a slash."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from local_distill.chat.answering import Sampling, Token, answer
+from local_distill.chat.conversation import Answer, Conversation, Finish, Speech, Turn, finished_answer
+from local_distill.chat.screen import Screen, ShowToken
+from local_distill.chat.text_stream import TextStream
+from local_distill.chat.transcript import save_transcript
+from local_distill.chat.voices import Voice
+from local_distill.chat.worst_tokens import worst_tokens
+from local_distill.config.checks import LOWEST_TEMPERATURE
+from local_distill.errors import UserError
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.wording import number
+
+END = "/quit"
+
+
+class Session:
+    """One chat with a student, and with its teacher where there is one.
+
+    teacher: reads along what the student says, and answers beside it while ``both`` is on.
+    forgiving: whether a mistake in a line is told and the chat goes on, as for a person, or ends it.
+    """
+
+    def __init__(
+        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: Sampling, screen: Screen,
+        system_prompt: str | None, forgiving: bool,
+    ) -> None:  # fmt: skip
+        self._student = student
+        self._teacher = teacher
+        self._speech = speech
+        self._sampling = sampling
+        self._screen = screen
+        self._forgiving = forgiving
+        self._both = teacher is not None
+        self._answers = 0
+        self._conversation = Conversation(system_prompt)
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Until the lines end, or /quit. Raises UserError for a mistake in a line unless forgiving."""
+        for line in lines:
+            words = line.strip()
+            if words == END:
+                return
+            try:
+                if words.startswith("/"):
+                    self._obey(words)
+                elif words:
+                    self._reply(line.rstrip("\n"))
+            except UserError as error:
+                if not self._forgiving:
+                    raise
+                self._screen.note(str(error))
+
+    def _reply(self, question: str) -> None:
+        prompt = self._conversation.prompt(question, self._speech)
+        if note := self._speech.note_on(question):
+            self._screen.note(note)
+        sampling = self._fitting(prompt)
+        writers = [self._student, *([self._teacher] if self._both and self._teacher else [])]
+        started = time.perf_counter()
+        writings = [
+            _Writing(
+                column,
+                answer(voice, prompt, sampling, self._answers, self._teacher if voice is self._student else None),
+                TextStream(self._speech.tokenizer),
+            )
+            for column, voice in enumerate(writers)
+        ]
+        with self._screen.answering([voice.name for voice in writers]) as show:
+            interrupted = _write_all(writings, show)
+        self._answers += 1
+        student, *others = [each.answer(self._speech, sampling, interrupted) for each in writings]
+        seconds = time.perf_counter() - started
+        self._screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
+        self._conversation = self._conversation.with_turn(Turn(question, student, *others))
+
+    def _fitting(self, prompt: Sequence[int]) -> Sampling:
+        """As many new tokens as every model's context has room for. Raises UserError where there is none."""
+        voices = [self._student, *([self._teacher] if self._teacher else [])]
+        limits = [voice.context_length for voice in voices if voice.context_length is not None]
+        room = min(limits, default=len(prompt) + self._sampling.max_new_tokens) - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"this conversation has {len(prompt)} tokens, the context has room for {min(limits)}; /reset begins "
+                "another one"
+            )
+        return replace(self._sampling, max_new_tokens=min(room, self._sampling.max_new_tokens))
+
+    # Commands.
+
+    def _obey(self, words: str) -> None:
+        from local_distill.chat.slash_commands import command_for
+
+        name, _, given = words.partition(" ")
+        command_for(name)(self, given.strip())
+
+    def help(self, text: str) -> None:
+        """Show what can be said."""
+        self._screen.console.print(text, markup=False)
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt stays."""
+        self._conversation = Conversation(self._conversation.system_prompt)
+        self._screen.note("the conversation begins anew")
+
+    def set_system_prompt(self, text: str) -> None:
+        """Put these words before the conversation; none where empty."""
+        self._speech.renderer(text or None)  # raises where it cannot be
+        self._conversation = replace(self._conversation, system_prompt=text or None)
+        self._screen.note("system prompt set" if text else "no system prompt")
+
+    def set_temperature(self, given: str) -> None:
+        """Answers are drawn at this temperature from now on."""
+        try:
+            temperature = float(given)
+        except ValueError:
+            temperature = float("nan")
+        if not LOWEST_TEMPERATURE <= temperature < float("inf"):
+            raise UserError(
+                f"/temperature {given}: needs a number, at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy"
+            )
+        choose = NucleusSampling(temperature, self._sampling.choose.top_p)
+        self._sampling = replace(self._sampling, choose=choose)
+        self._screen.note(f"temperature {temperature:g}")
+
+    def toggle_both(self) -> None:
+        """Let the teacher answer as well, or no longer."""
+        self._need_teacher("/both")
+        self._both = not self._both
+        self._screen.note("both answer" if self._both else "the student answers, the teacher reads along")
+
+    def why(self) -> None:
+        """The tokens of the last answer on which the teacher disagreed most."""
+        self._need_teacher("/why")
+        if not self._conversation.turns:
+            raise UserError("/why: nothing was answered yet; ask something")
+        self._screen.console.print(worst_tokens(self._conversation.turns[-1].student.pieces))
+
+    def save(self, given: str) -> None:
+        """Write the conversation into a file."""
+        if not given:
+            raise UserError("/save: needs a file name that ends in .jsonl or .md")
+        save_transcript(self._conversation, Path(given).expanduser())
+        self._screen.note(f"saved as {given}")
+
+    def _need_teacher(self, command: str) -> None:
+        if self._teacher is None:
+            raise UserError(f"{command}: there is no teacher; start with --teacher_model")
+
+
+class _Writing:
+    """An answer while it is written into its column of the screen."""
+
+    def __init__(self, column: int, drawn: Iterator[Token], text: TextStream) -> None:
+        self._column = column
+        self._drawn = drawn
+        self._text = text
+        self._shown = ""
+        self.tokens: list[Token] = []
+
+    def write(self, show: ShowToken) -> Iterator[None]:
+        """Draw and show one token after another."""
+        for token in self._drawn:
+            self.tokens.append(token)
+            self._show(show, self._text.add(token.id), token.reverse_kl)
+            yield
+        self._show(show, self._text.end(), self.tokens[-1].reverse_kl if self.tokens else None)
+
+    def _show(self, show: ShowToken, text: str, reverse_kl: float | None) -> None:
+        if text:
+            self._shown += text
+            show(self._column, text, reverse_kl)
+
+    def answer(self, speech: Speech, sampling: Sampling, interrupted: bool) -> Answer:
+        """What came of it."""
+        stopped = bool(self.tokens) and self.tokens[-1].id in sampling.stop_ids
+        unfinished: Finish = "interrupted" if interrupted and len(self.tokens) < sampling.max_new_tokens else "length"
+        return finished_answer(speech.tokenizer, self.tokens, "stop" if stopped else unfinished, self._shown)
+
+
+def _write_all(writings: Sequence[_Writing], show: ShowToken) -> bool:
+    """All answers at once, a token of each in turn. Returns whether Ctrl-C cut them short."""
+    try:
+        for _ in zip_longest(*(each.write(show) for each in writings)):
+            pass
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _status(student: Answer, speed: float) -> str:
+    kl = "" if student.reverse_kl is None else f", reverse KL {number(student.reverse_kl)} nats a token"
+    ended = {"stop": "", "length": ", cut at --max_new_tokens", "interrupted": ", interrupted"}[student.finish]
+    return f"{student.tokens} tokens{kl}{ended}, {number(speed)} tok/s"

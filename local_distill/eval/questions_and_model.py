@@ -1,0 +1,232 @@
+"""Everything that an evaluation is given, opened and checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from local_distill.batch import Prompt
+from local_distill.errors import UserError
+from local_distill.eval.eval_config import MATH, SELF, EvalSettings
+from local_distill.eval.tasks import (
+    MATH_TEMPLATE,
+    PLACE,
+    Columns,
+    Task,
+    asked,
+    is_written,
+    open_tasks,
+    readable,
+    without_wrong,
+)
+from local_distill.eval.verifying import Verifier, open_verifier
+from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.quantization import check_readable
+from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
+from local_distill.models.trained import Trained, open_trained
+from local_distill.packages import installed
+from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
+from local_distill.prompts.clock import read_date
+from local_distill.prompts.raw import check_share_of_wrong
+from local_distill.rollouts.checking import check_has_cache, check_positions
+from local_distill.training.preflight import Precision, resolve_precision
+
+FLAG = "MODEL"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate. name: as it is called in files and tables. prompts: of each task, as this model reads them.
+
+    vocab_size: tokens that it may draw; with a teacher, those that both have. stops: which end a completion.
+    notes: on the chat template, for people.
+    """
+
+    name: str
+    trained: Trained
+    prompts: Mapping[str, tuple[Prompt, ...]]
+    vocab_size: int
+    stops: StopTokens
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pad_id(self) -> int:
+        """What fills rows up."""
+        return pad_token(self.trained.files.tokenizer, self.stops, self.vocab_size)
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """teacher: None without one, or for one behind a server or under the adapters. verifier: None where no task has
+    answers."""
+
+    settings: EvalSettings
+    precision: Precision
+    tasks: tuple[Task, ...]
+    verifier: Verifier | None
+    subjects: tuple[Subject, ...]
+    teacher: ModelFiles | None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the answers depend on, the questions themselves included."""
+        flags = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.metadata["fixed"]}
+        said = hashlib.sha256()
+        for task in self.tasks:
+            for question in task.questions:
+                tools = [question.tools] if question.tools else []
+                row = (task.name, question.messages, question.answer, *tools)
+                said.update(repr(row).encode("utf-8", "backslashreplace"))
+        return {**flags, "questions": said.hexdigest()[:16]}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        prompts = (prompt for each in self.subjects for rows in each.prompts.values() for prompt in rows)
+        return self.settings.max_new_tokens + max((len(prompt.ids) for prompt in prompts), default=0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people."""
+        stops = (f"{each.name}: {each.stops.note}" for each in self.subjects if each.stops.note)
+        templates = (f"{each.name}: {note}" for each in self.subjects for note in each.notes)
+        notes = [self.precision.note, *stops, *templates, *(note for task in self.tasks for note in task.notes)]
+        return tuple(filter(None, notes))
+
+
+def check_inputs(settings: EvalSettings) -> EvalInputs:
+    """Open everything but the weights. Raises UserError at the first thing that is wrong."""
+    precision = resolve_precision(settings.dtype)
+    if settings.tasks and not installed("lm_eval"):
+        raise UserError(
+            "--tasks: needs lm-evaluation-harness, which is not installed; pip install 'local-distill[harness]'"
+        )
+    tasks = open_tasks(
+        dataset=settings.dataset,
+        dataset_path=settings.dataset_path,
+        dataset_split=settings.dataset_split,
+        dataset_config=settings.dataset_config,
+        prompts_file=settings.prompts_file,
+        columns=Columns(settings.question_column, settings.answer_column),
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+    for task in tasks:
+        if not task.verified and not settings.measures_kl:
+            raise UserError(
+                f"{task.name}: has no answers to verify, and there is no --teacher_model to measure the reverse KL "
+                "against; give one, or --answer_column"
+            )
+    trained = [open_trained(FLAG, path, settings.trust_remote_code, settings.step) for path in settings.models]
+    names = [_name(path, each) for path, each in zip(settings.models, trained, strict=True)]
+    teacher = None
+    if settings.teacher_model not in (None, SELF) and not settings.teacher_url:
+        teacher = open_model("--teacher_model", str(settings.teacher_model), settings.trust_remote_code)
+        check_readable(teacher.flag, teacher.path, teacher.config)
+    if settings.teacher_model == SELF:
+        for name, each in zip(names, trained, strict=True):
+            if each.adapter is None:
+                raise UserError(f"--teacher_model self: {name} has no adapter; name the teacher")
+    verifier = open_verifier(settings.answers) if any(task.verified for task in tasks) else None
+    if verifier:
+        try:
+            tasks = [readable(task, verifier, must_read=is_written(task.name)) for task in tasks]
+        except BaseException:
+            verifier.close()
+            raise
+    readers = [_reader(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
+    asked_of = [_ask_all(task, readers, settings) for task in tasks]
+    subjects = tuple(_subject(reader, teacher, i, asked_of) for i, reader in enumerate(readers))
+    inputs = EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
+    for files in (*(each.files for each in trained), *([teacher] if teacher else [])):
+        check_positions(files, inputs.longest - settings.max_new_tokens, settings.max_new_tokens)
+    return inputs
+
+
+def _name(path: str, trained: Trained) -> str:
+    return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model, and how it reads questions.
+
+    context: tokens that it and its teacher can hold; None if unknown. vocab_size: see Subject.
+    """
+
+    name: str
+    trained: Trained
+    renderer: Renderer
+    context: int | None
+    vocab_size: int
+
+
+def _reader(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> _Reader:
+    files, other = trained.files, teacher or trained.files
+    if not settings.samples_by_server:
+        check_has_cache(files)
+    if teacher is not None:
+        check_same_tokens(files.tokenizer, teacher.tokenizer)
+    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
+    renderer = Renderer(
+        files.tokenizer,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+        template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
+        fallback_template=other.tokenizer.chat_template,
+        vocab_size=vocab_size,
+        keep_control_tokens=settings.keep_control_tokens,
+        date=read_date(settings.template_date),
+    )
+    contexts = [length for length in (files.context_length, other.context_length) if length]
+    return _Reader(name, trained, renderer, min(contexts, default=None), vocab_size)
+
+
+def _subject(
+    reader: _Reader, teacher: ModelFiles | None, place: int, asked_of: Sequence[tuple[Task, Sequence[Sequence[Prompt]]]]
+) -> Subject:
+    files, other = reader.trained.files, teacher or reader.trained.files
+    return Subject(
+        reader.name,
+        reader.trained,
+        {task.name: tuple(row[place] for row in rows) for task, rows in asked_of},
+        reader.vocab_size,
+        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", reader.vocab_size),
+        reader.renderer.notes,
+    )
+
+
+def _ask_all(task: Task, readers: Sequence[_Reader], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:
+    """The questions that can be put to every model, and each of them as each model reads it.
+
+    Raises UserError for one that leaves no room for an answer.
+    """
+    template = settings.prompt_template or (MATH_TEMPLATE if task.verified and settings.answers == MATH else PLACE)
+    kept, rows, spelled, wrong = [], [], 0, []
+    for question in task.questions:
+        raw = asked(question, template)
+        try:
+            ids = [reader.renderer.render(raw) for reader in readers]
+        except UserError as error:
+            wrong.append(error)
+            continue
+        for reader, each in zip(readers, ids, strict=True):
+            _check_fits(raw, len(each), reader, settings.max_new_tokens)
+        kept.append(question)
+        rows.append(tuple(Prompt(each, raw.text, raw.origin, raw.answer) for each in ids))
+        spelled += bool(readers[0].renderer.control_tokens_in(raw))
+    check_share_of_wrong(wrong, len(task.questions))
+    if spelled:
+        read_as = "control tokens" if settings.keep_control_tokens else "ordinary text, unless --keep_control_tokens"
+        task = replace(task, notes=(*task.notes, f"{task.name}: {spelled} questions spell control tokens: {read_as}"))
+    return without_wrong(replace(task, questions=tuple(kept)), wrong), rows
+
+
+def _check_fits(raw: RawPrompt, length: int, reader: _Reader, max_new_tokens: int) -> None:
+    if reader.context is not None and length + max_new_tokens > reader.context:
+        raise UserError(
+            f"--max_new_tokens: {max_new_tokens} given, {raw.origin} has {length} tokens and the context of "
+            f"{reader.name} holds {reader.context}; lower it, or leave that question out"
+        )

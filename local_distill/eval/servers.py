@@ -1,0 +1,88 @@
+"""A model or its teacher behind servers, with weights that stay as they are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from local_distill.config.parsing import comma_separated
+from local_distill.eval.eval_config import EvalSettings
+from local_distill.eval.questions_and_model import Subject
+from local_distill.rollouts import vllm_server
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.serving.client import HttpClient
+from local_distill.teachers.server import ServerTeacher, open_server_teacher
+
+
+class AsServed:
+    """Publishes nothing: servers answer from the weights that they were started with. See Publisher."""
+
+    def __init__(self, served_model: str) -> None:
+        self.served_model = served_model
+        self.salt = secrets.token_hex(8)
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Nothing changes the weights."""
+        return nullcontext()
+
+    def publish(self) -> bool:
+        """There is nothing newer."""
+        return False
+
+    def again(self, url: str) -> None:
+        """A server that was restarted has its weights."""
+        del url
+
+    def look(self) -> None:
+        """Nothing to look after."""
+
+
+def served_sampler(
+    settings: EvalSettings, subject: Subject, *, longest: int, say: Callable[[str], None], closing: ExitStack
+) -> Callable[..., Any]:
+    """Makes engines that sample from the servers. Raises UserError when they serve something else."""
+    client = HttpClient(
+        comma_separated(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
+        **_patience(settings), say=say,
+    )  # fmt: skip
+    closing.callback(client.close)
+    # Temperature 1: the log-probs of the draws, which this would ask for as well, are not used.
+    name = vllm_server.check_engine(
+        client, subject.trained.files.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
+    )
+    say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
+    rows = subject.trained.files.config.get_text_config().vocab_size
+    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name), rows=rows)
+
+
+def served_teacher(
+    settings: EvalSettings, subject: Subject, *, longest: int, device: torch.device, say: Callable[[str], None],
+    closing: ExitStack,
+) -> ServerTeacher:  # fmt: skip
+    """The teacher behind --teacher_url. Raises UserError when it is not there, or has other tokens."""
+    teacher = open_server_teacher(
+        comma_separated(settings.teacher_url),
+        model=settings.teacher_model,
+        student_tokenizer=subject.trained.files.tokenizer,
+        vocab_size=subject.vocab_size,
+        longest=longest,
+        top_k=0,
+        device=device,
+        **_patience(settings),
+        say=say,
+    )
+    closing.callback(teacher.close)
+    return teacher
+
+
+def _patience(settings: EvalSettings) -> dict[str, Any]:
+    return {
+        "timeout": settings.server_timeout,
+        "patience": settings.server_patience,
+        "concurrency": settings.server_concurrency,
+    }

@@ -1,0 +1,113 @@
+"""What a run left behind that its model card tells."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from local_distill.config.train_config import TrainConfig
+from local_distill.errors import UserError
+from local_distill.models.trained import Trained
+from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
+from local_distill.runs.environment import command_line
+from local_distill.runs.evaluations import Evaluation
+from local_distill.runs.layout import (
+    COMPLETIONS_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    read_settings,
+    read_starts,
+)
+from local_distill.runs.records import read_evaluations, training_totals
+
+NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")
+"""Settings that say nothing of the model."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """settings: of the run, {} for a model that was not trained here. evaluations: up to the exported step, oldest
+    first. tokens, seconds: trained on and spent by the whole run. packages: name → version.
+    base: what it was made from, a hub id or the name of a folder. adapter: whether an adapter was merged."""
+
+    base: str
+    adapter: bool
+    step: int | None
+    settings: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    tokens: int
+    seconds: float
+    packages: dict[str, str]
+
+    @property
+    def teacher(self) -> str:
+        """Who was learned from, in words; empty where it is not known."""
+        if self.settings.get("teacher_backend") == "self":
+            return "itself without its adapter"
+        return public(
+            self.settings.get("teacher_model") or ("a served model" if self.settings.get("teacher_url") else "")
+        )
+
+    @property
+    def data(self) -> str:
+        """Where the prompts came from, in words; empty where it is not known."""
+        if self.settings.get("prompts_file"):
+            return f"a file of prompts ({Path(str(self.settings['prompts_file'])).name})"
+        return str(self.settings.get("dataset") or ("built-in prompts" if self.settings else ""))
+
+    @property
+    def hub_data_set(self) -> str | None:
+        """The hub id of the data set, where it has one."""
+        name = self.settings.get("dataset")
+        return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name and str(name))
+
+    @property
+    def command(self) -> str:
+        """What trains it again, without passwords and keys of URLs; empty where it is not known."""
+        defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+        words = ["local-distill", "train"]
+        for name, value in self.settings.items():
+            if name in NOT_TOLD or value == defaults.get(name):
+                continue
+            switched = {True: f"--{name}", False: f"--no-{name}"}
+            words.append(switched[value] if isinstance(value, bool) else f"--{name}={public(value)}")
+        return command_line(words) if self.settings else ""
+
+
+def public(value: object) -> str:
+    """A setting as everybody may read it: of a path through the owner's own folders, its last name."""
+    text = str(value)
+    return Path(text).name if text.startswith(("/", "~")) or Path(text).is_absolute() else text
+
+
+def hub_id(name: str | None) -> str | None:
+    """``name`` where it can be a hub id (owner/name) and is no folder here."""
+    return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def facts_of(trained: Trained) -> Facts:
+    """Everything that is there; what is not is left out. Raises UserError for a file that is damaged."""
+    run, step = trained.run, trained.step
+    settings = read_settings(run) if run else {}
+    evaluations: list[Evaluation] = []
+    tokens, seconds = 0, 0.0
+    if run and (run / COMPLETIONS_FILE).exists():
+        evaluations = [each for each in read_evaluations(run / COMPLETIONS_FILE) if step is None or each.step <= step]
+    if run and (run / METRICS_FILE).exists():
+        tokens, seconds = training_totals(run / METRICS_FILE)
+    packages = _packages(run) if run else {}
+    base = public(settings.get("student_model") or trained.files.path)
+    return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
+
+
+def _packages(run: Path) -> dict[str, str]:
+    """What it ran with when it was last started; none where it left no word of that."""
+    path = run / ENVIRONMENT_FILE
+    if not path.exists():
+        return {}
+    starts = read_starts(run)
+    packages = starts[-1].get("packages") if starts else None
+    if not isinstance(packages, dict):
+        raise UserError(f"{path}: names no packages; mend or remove it")
+    return packages

@@ -1,0 +1,282 @@
+"""What ``--loss`` names: from a scored batch to a reading of the student that ends in a summed loss.
+
+Two families. The sampled-token losses know one number of the teacher's for each token and weigh that
+token by its advantage. The divergences compare whole distributions, of the vocabulary or of a few top
+tokens and a tail. Both work on a chunk of the student's distributions, (n, V), and give the loss and its
+gradient on the logits; ``head_loss`` walks the chunks. Every loss also says, for each token, how the
+student and the teacher differ there; those numbers come from what the loss has in hand anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from local_distill.batch import HeadStates, ScoredBatch
+from local_distill.head.chunked_loss import ChunkLoss, SummedLoss, summed_loss
+from local_distill.head.divergences import (
+    Distribution,
+    Divergence,
+    JensenShannon,
+    forward_kl,
+    on_support,
+    reverse_kl,
+    top_overlap,
+)
+from local_distill.head.logprobs import (
+    Head,
+    TopTokens,
+    distribution,
+    read_tokens,
+)
+from local_distill.losses.sampled_token import (
+    PPO,
+    ImportanceSampling,
+    Objective,
+    discounted,
+    policy_gradient,
+    reverse_kl_advantages,
+    value_and_slope,
+)
+from local_distill.losses.sampler_mismatch import EngineGap
+
+OVERLAP_TOP = 8
+"""Top tokens of student and teacher that are compared for the metric top_overlap."""
+
+
+TeacherView = Literal["tokens", "top", "whole"]
+"""The log-probs of the sampled tokens; those and the likeliest tokens; or the whole distribution."""
+
+
+class LossReading(Protocol):
+    """A reading of the student's hidden states that ends in a loss; see TokenScorer."""
+
+    def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+        """From the student's (N, H) states, its head and the (N,) tokens that were sampled."""
+        ...
+
+
+class Loss(Protocol):
+    """A loss, before it has seen a batch."""
+
+    needs: ClassVar[TeacherView]
+    """What the teacher must give for it."""
+
+    @property
+    def anchored(self) -> bool:
+        """Ratios are taken against the student before its first update of the step, not against the sampler."""
+        ...
+
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
+        """The loss of one micro-batch. substep: 0 for a step's first update."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampledTokenLoss:
+    """−Σ A_t s_t and its relatives; see objectives.
+
+    later: the objective of a step's second and later updates, when the policy has moved.
+    """
+
+    objective: Objective
+    later: Objective
+    coef: float
+    discount: float
+    gap: EngineGap | None = None
+    needs: ClassVar[TeacherView] = "tokens"
+
+    @property
+    def anchored(self) -> bool:
+        """Plain policy gradient has no ratio until the policy moves; then it is measured from where it started."""
+        return self.objective is policy_gradient
+
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
+        """See Loss."""
+        return _SampledTokens(self, self.later if substep else self.objective, batch)
+
+
+@dataclass(frozen=True)
+class _SampledTokens:
+    loss: SampledTokenLoss
+    objective: Objective
+    batch: ScoredBatch
+
+    def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+        delta = None
+        if self.loss.discount:  # a token answers for later ones, so all must be known before the first chunk's gradient
+            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.sampled_logprobs
+            delta = discounted(delta, self.batch.tokens.lengths, self.loss.discount)
+        names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped", *_gap_names(self.loss.gap))
+        return _with_teacher_entropy(summed_loss(hidden, head, partial(self._chunk, targets, delta), names), self.batch)
+
+    def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
+        chosen = targets[part, None]
+        s, q, b = (
+            student.logprobs.gather(1, chosen).squeeze(1),
+            self.batch.sampled_logprobs[part],
+            self.batch.behaviour[part],
+        )
+        delta = s - q
+        advantages = reverse_kl_advantages(delta if future is None else future[part], self.loss.coef)
+        loss, slope = value_and_slope(self.objective, s, advantages, b)
+        ratio = (s - b).exp()
+        clipped = ((slope == 0) & (advantages != 0)).to(s.dtype)
+        gap = _gap_stats(self.loss.gap, student, self.batch, part)
+        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped, *gap)
+        # ∂s/∂z = onehot(y) − p
+        grad = student.probs.mul_(-slope[:, None]).scatter_add_(1, chosen, slope[:, None])
+        return ChunkLoss(loss, grad, stats)
+
+
+@dataclass(frozen=True)
+class WholeDistributionLoss:
+    """coef · Σ D(student, teacher) over the whole vocabulary, or over the student's own top tokens and a tail.
+
+    student_top_k: how many of the student's likeliest tokens stand for themselves; None for all tokens.
+    """
+
+    divergence: Divergence
+    coef: float = 1.0
+    student_top_k: int | None = None
+    gap: EngineGap | None = None
+    anchored: ClassVar[bool] = False
+    needs: ClassVar[TeacherView] = "whole"
+
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
+        """See Loss; ``batch.states`` must be there."""
+        del substep
+        assert batch.states is not None
+        return partial(self._read, batch, batch.states)
+
+    def _read(self, batch: ScoredBatch, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+        del targets
+        matrix = teacher.head.matrix(teacher.hidden.dtype)
+        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap", *_gap_names(self.gap))
+        return summed_loss(hidden, head, partial(self._chunk, batch, teacher, matrix), names)
+
+    def _chunk(
+        self, batch: ScoredBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
+    ) -> ChunkLoss:
+        teacher = distribution(states.hidden[part], states.head, matrix)
+        stats = (
+            vecdot(student.probs, student.logprobs - teacher.logprobs),
+            student.entropy(),
+            teacher.entropy(),
+            top_overlap(student, teacher.logprobs.topk(OVERLAP_TOP).indices),
+            *_gap_stats(self.gap, student, batch, part),
+        )
+        if self.student_top_k is None:
+            value, grad = self.divergence(student, teacher)
+        else:
+            support = student.logprobs.topk(self.student_top_k).indices
+            value, grad = on_support(self.divergence, student, support, teacher.with_tail(support))
+        return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
+
+
+@dataclass(frozen=True)
+class TopTokensLoss:
+    """coef · Σ D over the teacher's top tokens and a tail that holds all others.
+
+    Merging outcomes can only lower a divergence, so this is a lower bound of the whole one; it needs
+    k + 1 numbers a position of a teacher that cannot hand over its whole distribution.
+    """
+
+    divergence: Divergence
+    coef: float = 1.0
+    gap: EngineGap | None = None
+    anchored: ClassVar[bool] = False
+    needs: ClassVar[TeacherView] = "top"
+
+    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
+        """See Loss; ``batch.top`` must be there."""
+        del substep
+        assert batch.top is not None
+        return partial(self._read, batch, batch.top)
+
+    def _read(self, batch: ScoredBatch, top: TopTokens, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+        names = ("reverse_kl", "k3", "entropy", "top_overlap", *_gap_names(self.gap))
+        chunk_loss = partial(self._chunk, batch, top, targets)
+        return _with_teacher_entropy(summed_loss(hidden, head, chunk_loss, names), batch)
+
+    def _chunk(
+        self, batch: ScoredBatch, top: TopTokens, targets: Tensor, part: slice, student: Distribution
+    ) -> ChunkLoss:
+        support = top.ids[part]
+        delta = student.logprobs.gather(1, targets[part, None]).squeeze(1) - batch.sampled_logprobs[part]
+        gap = _gap_stats(self.gap, student, batch, part)
+        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support), *gap)
+        value, grad = on_support(self.divergence, student, support, Distribution.of(top.logprobs[part]))
+        return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
+
+
+def _gap_names(gap: EngineGap | None) -> tuple[str, ...]:
+    return () if gap is None else gap.names
+
+
+def _gap_stats(gap: EngineGap | None, student: Distribution, batch: ScoredBatch, part: slice) -> tuple[Tensor, ...]:
+    """What is measured of the engine, where it is asked for."""
+    if gap is None:
+        return ()
+    return gap(student, batch.tokens.targets[part], batch.tokens.sampler_logprobs[part])
+
+
+def _with_teacher_entropy(found: SummedLoss, batch: ScoredBatch) -> SummedLoss:
+    """The teacher's own word on its entropy, for losses that do not see its whole distribution."""
+    if batch.teacher_entropy is None:
+        return found
+    return SummedLoss(found.total, {**found.stats, "teacher_entropy": batch.teacher_entropy})
+
+
+def k3(delta: Tensor) -> Tensor:
+    """exp(−δ) − 1 + δ, (n,): an estimate of KL(p‖q) from samples of p that is never negative and varies less than
+    δ does where p and q are close (Schulman, joschu.net/blog/kl-approx.html)."""
+    return torch.expm1(-delta) + delta
+
+
+def summarise(means: dict[str, float]) -> dict[str, float]:
+    """The metrics of a step from the token means of a loss's stats.
+
+    The effective share of the samples is (Σ r)² / (N Σ r²): 1 where all ratios are equal, 1/N where one
+    token has all the weight (Kish).
+    """
+    metrics = dict(means)
+    if "ratio" in metrics:
+        mean, mean_square = metrics.pop("ratio"), metrics.pop("ratio_squared")
+        metrics["ratio/mean"] = mean
+        metrics["ratio/effective"] = mean**2 / mean_square if mean_square > 0 else float("nan")
+        metrics["ratio/clipped"] = metrics.pop("ratio_clipped")
+    return metrics
+
+
+def make_loss(
+    loss: str, *, kl_coef: float, kl_discount: float, ratio_cap: float, ppo_clip: float, jsd_beta: float,
+    top_k: int | None, top_k_support: str, gap: EngineGap | None = None, stale: bool = False,
+) -> Loss:  # fmt: skip
+    """The loss that ``--loss`` and its settings name.
+
+    gap: what measures the engine. stale: the samples are not the student's own but older: policy_gradient then
+    needs the ratio that importance_sampling has.
+    """
+    weighed = ImportanceSampling(ratio_cap)
+    objectives: dict[str, tuple[Objective, Objective]] = {
+        "policy_gradient": (policy_gradient, weighed),
+        "importance_sampling": (weighed, weighed),
+        "ppo": (PPO(ppo_clip), PPO(ppo_clip)),
+    }
+    if loss in objectives:
+        now, later = objectives[loss]
+        return SampledTokenLoss(later if stale else now, later, kl_coef, kl_discount, gap)
+    divergences: dict[str, Divergence] = {
+        "reverse_kl": reverse_kl,
+        "forward_kl": forward_kl,
+        "jsd": JensenShannon(jsd_beta),
+    }
+    if top_k is not None and top_k_support == "teacher":
+        return TopTokensLoss(divergences[loss], kl_coef, gap)
+    return WholeDistributionLoss(divergences[loss], kl_coef, top_k, gap)

@@ -1,0 +1,129 @@
+"""A plan for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from local_distill.plan.advice import Advice
+from local_distill.plan.fitting import Plan
+from local_distill.plan.machine import GIB
+from local_distill.plan.memory import Memory
+from local_distill.plan.phases import Phase
+from local_distill.plan.shapes import billions
+
+BAR = 28
+"""Characters of a bar that stands for all of the memory."""
+
+
+def show(plan: Plan, advice: Advice | None, console: Console) -> None:
+    """Print the plan, and the advice where it does not fit."""
+    for line in facts(plan):
+        console.print(Text(line))
+    console.print(_parts(plan))
+    console.print(_bars(plan))
+    for line in (*verdict(plan), *([advice.in_words()] if advice else [])):
+        console.print(Text(line))
+
+
+def facts(plan: Plan) -> list[str]:
+    """What is planned, in a few lines."""
+    run = plan.run
+    memory = Memory(run)
+    student, teacher = memory.student, memory.teacher
+    trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
+    sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
+    held = "not in this process" if teacher is None else f"{billions(teacher.shape.parameters)}, {teacher.kind}"
+    if run.config.teacher_kind == "self":
+        held = "the student without its adapter"
+    return [
+        f"student {billions(student.shape.parameters)}{trained}{sharded}; teacher {held}; "
+        f"products in {str(run.dtype).removeprefix('torch.')}",
+        f"{run.machine.words}; {run.machine.processes} process{'es' * (run.machine.processes > 1)}, each with "
+        f"{run.rollouts} rollouts a step of at most {run.lengths.prompt} + {run.lengths.completion} tokens",
+        f"below: {plan.rollouts} rollouts sampled at a time, micro-batches of {plan.rows} "
+        f"rollout{'s' * (plan.rows > 1)} ({plan.rows * run.lengths.whole} tokens)",
+    ]
+
+
+def _parts(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("GiB of each process")
+    for phase in plan.phases:
+        table.add_column(phase.name, justify="right")
+    for name in dict.fromkeys(part.name for phase in plan.phases for part in phase.parts):
+        guessed = any(part.estimated for phase in plan.phases for part in phase.parts if part.name == name)
+        table.add_row(f"{'~ ' if guessed else ''}{name}", *(_cell(phase.of(name)) for phase in plan.phases))
+    table.add_row(Text("all", style="bold"), *(Text(f"{phase.bytes / GIB:.2f}", style="bold") for phase in plan.phases))
+    return table
+
+
+def _bars(plan: Plan) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for phase in plan.phases:
+        over = phase.bytes > plan.memory
+        style = "red" if over else "green"
+        bar = ProgressBar(plan.memory, min(phase.bytes, plan.memory), BAR, complete_style=style, finished_style=style)
+        table.add_row(
+            phase.name,
+            bar,
+            f"{phase.bytes / GIB:.1f} of {plan.memory / GIB:.1f} GiB{', too much' if over else ''}",
+        )
+    return table
+
+
+def verdict(plan: Plan) -> list[str]:
+    """Whether it fits, and how much at a time does."""
+    lines = ["fits" if plan.fits else f"does not fit: {_over(plan.over, plan.memory)}"]
+    if plan.most_rows:
+        lines.append(
+            f"largest micro-batch that fits: {plan.most_rows * plan.run.lengths.whole} tokens "
+            f"({plan.most_rows} of the longest rollouts)"
+        )
+    if plan.most_rollouts and plan.run.config.rollouts_kind == "hf":
+        lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
+    if plan.run.machine.glibc:
+        lines.append("~ allocator is what glibc's heap loses; tcmalloc's loses next to nothing (docs/plan.md)")
+    if plan.not_counted:
+        lines.append(f"activations and keys and values are not in it: {plan.not_counted}")
+    return lines
+
+
+def as_record(plan: Plan, advice: Advice | None) -> dict[str, Any]:
+    """The same for programs; all sizes in bytes."""
+    run = plan.run
+    memory = Memory(run)
+    teacher = memory.teacher
+    return {
+        "device": run.machine.device,
+        "processes": run.machine.processes,
+        "memory": plan.memory,
+        "parameters": {
+            "student": memory.student.shape.parameters,
+            "trained": memory.student.trained,
+            "teacher": teacher.shape.parameters if teacher else 0,
+        },
+        "sampling_batch": plan.rollouts,
+        "microbatch_tokens": plan.rows * run.lengths.whole,
+        "phases": {phase.name: {part.name: part.bytes for part in phase.parts} for phase in plan.phases},
+        "estimated": sorted({part.name for phase in plan.phases for part in phase.parts if part.estimated}),
+        "totals": {phase.name: phase.bytes for phase in plan.phases},
+        "fits": plan.fits,
+        "largest_microbatch_tokens": plan.most_rows * run.lengths.whole,
+        "largest_sampling_batch": plan.most_rollouts,
+        "not_counted": plan.not_counted or None,
+        "change": str(advice.change) if advice and advice.change else None,
+        "largest_teacher": advice.teacher if advice else None,
+    }
+
+
+def _over(phases: tuple[Phase, ...], memory: float) -> str:
+    return ", ".join(f"{p.name} needs {p.bytes / GIB:.1f} GiB" for p in phases) + f" of {memory / GIB:.1f} GiB"
+
+
+def _cell(size: float) -> str:
+    return f"{size / GIB:.2f}" if size else ""

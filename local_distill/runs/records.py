@@ -1,0 +1,203 @@
+"""The JSONL files of a run: what every step measured, and what every evaluation said.
+
+    metrics.jsonl       {"step": 7, "reverse_kl": 1.2, …} after each step, {"step": 10, "eval/reverse_kl": …}
+    completions.jsonl   {"step": 10, "reverse_kl": …, "completions": [{"prompt": …, "text": …, "pieces": […]}, …]}
+
+A piece is one token: {"text": " sky", "student": -0.4, "teacher": -1.9, "reverse_kl": 1.2, "top": [[" sky", -1.9], …]};
+see types.Piece. Files of older runs have none.
+
+``step`` is the number of finished updates: 1 after the first, 0 for the evaluation before training.
+Knows nothing of terminals or experiment trackers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from local_distill.errors import RunError, UserError
+from local_distill.runs.evaluations import Completion, Evaluation, Piece
+from local_distill.runs.jsonl import as_declared, is_number, read_records, to_json
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE
+from local_distill.runs.whole_files import write_whole, writing
+
+HELD_OUT = "eval/"
+"""What the metrics of an evaluation begin with."""
+
+
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The numbers of an evaluation under the names that every file and tracker gives them."""
+    metrics = {
+        "eval/reverse_kl": evaluation.reverse_kl,
+        "eval/reverse_kl_se": evaluation.standard_error,
+        "eval/completion_tokens": evaluation.length,
+        "eval/truncated": evaluation.truncated,
+    }
+    if math.isnan(evaluation.accuracy):
+        return metrics
+    return metrics | {
+        "eval/accuracy": evaluation.accuracy,
+        "eval/accuracy_se": evaluation.accuracy_standard_error,
+    }
+
+
+class JsonlWriter:
+    """Appends records, each with a "step", to a JSONL file; a record is on its way to disk when ``write`` returns.
+
+    keep_through: None for a new run. For a run resumed after step N, N: later records, and a last line that a
+        crash cut short, are removed first, so that the file becomes the one that an unbroken run writes.
+
+    Raises UserError when a new run finds records of another run, or when a resumed one finds a line
+    that is no record; RunError when the file cannot be written, or is not there any more.
+    """
+
+    def __init__(self, path: Path, keep_through: int | None = None) -> None:
+        if keep_through is not None:
+            _remove_after(path, keep_through)
+        elif path.exists() and path.stat().st_size:
+            raise UserError(f"{path}: holds the records of another run; add --resume, or name another --output_dir")
+        self._path = path
+        with writing(path):
+            self._file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again by ``close``
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        # A token can decode to half of a surrogate pair, which UTF-8 has no bytes for; as a backslash
+        # escape it is still JSON.
+        line = f"{to_json(record)}\n".encode(errors="backslashreplace")
+        with writing(self._path):
+            self._check_in_place()
+            while line:
+                line = line[self._file.write(line) :]  # a disk that becomes full takes a part
+
+    def close(self) -> None:
+        """Close the file; nothing is written after that."""
+        self._file.close()
+
+    def _check_in_place(self) -> None:
+        """An open file can be written long after its folder was removed, and nobody will ever read it."""
+        if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            raise RunError(f"{self._path}: another file has taken its place; let no other run use this folder")
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class RunFiles:
+    """metrics.jsonl and completions.jsonl of the run in ``output_dir``; ``keep_through`` as in JsonlWriter."""
+
+    def __init__(self, output_dir: Path, keep_through: int | None) -> None:
+        self._metrics = JsonlWriter(output_dir / METRICS_FILE, keep_through)
+        self._completions = JsonlWriter(output_dir / COMPLETIONS_FILE, keep_through)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line of metrics, after update ``step``."""
+        self._metrics.write({"step": step, **metrics})
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """A line of metrics, and the completions in the other file."""
+        self._metrics.write({"step": evaluation.step, **evaluation_metrics(evaluation)})
+        self._completions.write(asdict(evaluation))
+
+    def close(self) -> None:
+        """Close both files."""
+        self._metrics.close()
+        self._completions.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl: a step, and numbers or null.
+
+    Raises UserError when a line other than the last is no such record, or when the file cannot be read.
+    """
+    records = []
+    for line, record in read_records(path):
+        for name, value in record.items():
+            if value is not None and not is_number(value):
+                raise UserError(f"{path}: {name} is no number in {_shown(line)}; repair or remove that line")
+        records.append(record)
+    return records
+
+
+def read_samples(path: Path) -> list[tuple[dict[str, Any], Evaluation]]:
+    """The records of a completions.jsonl, each with the evaluation that it holds, in the order of the lines.
+
+    Raises UserError when a line other than the last is no such record, or when the file cannot be read.
+    """
+    samples = []
+    for line, record in read_records(path):
+        try:
+            samples.append((record, _evaluation(record)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: no evaluation ({what}) in {_shown(line)}; repair or remove that line") from error
+    return samples
+
+
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """The evaluations of a completions.jsonl, oldest first; null reads as NaN. Raises UserError as ``read_samples``."""
+    return [evaluation for _, evaluation in read_samples(path)]
+
+
+def training_totals(path: Path) -> tuple[int, float]:
+    """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl. Raises UserError."""
+    steps = [record for record in read_metrics(path) if is_step(record)]
+    tokens, seconds = (sum(step.get(name) or 0 for step in steps) for name in ("tokens", "seconds/step"))
+    return int(tokens), float(seconds)
+
+
+def lost_records(folder: Path, through: int) -> list[str]:
+    """In words, what of a run that has done ``through`` steps its files do not tell any more. Raises UserError."""
+    metrics, notes = read_metrics(folder / METRICS_FILE), []
+    if through > (found := len({record["step"] for record in metrics if is_step(record)})):
+        notes.append(f"{folder / METRICS_FILE}: holds {found} of {through} steps, the others are lost to the report")
+    evaluated = {record["step"] for record in metrics if not is_step(record)}
+    if lost := sorted(evaluated - {each.step for each in read_evaluations(folder / COMPLETIONS_FILE)}):
+        steps = ", ".join(map(str, lost))
+        notes.append(f"{folder / COMPLETIONS_FILE}: holds no completions of the evaluations at step {steps}")
+    return notes
+
+
+def is_step(record: Mapping[str, Any]) -> bool:
+    """Whether a record of a metrics.jsonl is of a training step, not of an evaluation."""
+    return not any(name.startswith(HELD_OUT) for name in record)
+
+
+def _evaluation(record: dict[str, Any]) -> Evaluation:
+    completions = tuple(_completion(each) for each in record["completions"])
+    return as_declared(Evaluation(**{**_null_to_nan(record), "completions": completions}))
+
+
+def _completion(record: dict[str, Any]) -> Completion:
+    pieces = tuple(_piece(each) for each in record.get("pieces", ()))
+    return as_declared(Completion(**{**_null_to_nan(record), "pieces": pieces}))
+
+
+def _piece(record: dict[str, Any]) -> Piece:
+    if not all(isinstance(text, str) for text, _ in record["top"]):
+        raise TypeError("top holds what is no text")
+    top = tuple((text, math.nan if logprob is None else float(logprob)) for text, logprob in record["top"])
+    return as_declared(Piece(**{**_null_to_nan(record), "top": top}))
+
+
+def _shown(line: str) -> str:
+    return line if len(line) <= 60 else f"{line[:59]}…"
+
+
+def _null_to_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in record.items()}
+
+
+def _remove_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [f"{line}\n" for line, record in read_records(path) if record["step"] <= step]
+    write_whole(path, "".join(kept))  # a crash leaves either the old file or the new one

@@ -1,0 +1,131 @@
+"""Scored rollouts → a better student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+
+from local_distill.batch import ScoredBatch
+from local_distill.errors import RunError
+from local_distill.losses.registry import Loss, summarise
+from local_distill.process.distributed import sum_over_processes
+from local_distill.training.metrics import Tally, merge, per_token
+from local_distill.training.optimizer import Updates
+from local_distill.training.out_of_memory import HalveMicroBatches, is_out_of_memory
+
+MAX_SKIPPED = 5
+"""Updates skipped in a row before the run stops; those by which fp16's loss scale settles are not counted."""
+
+
+class DivergedError(RunError):
+    """Several updates in a row were not finite."""
+
+
+class Learner:
+    """Updates the student; every number it reports is over all processes.
+
+    learning_rate: the rate of a 0-based step. halve: cuts micro-batches that did not fit.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        updates: Updates,
+        loss: Loss,
+        learning_rate: Callable[[int], float],
+        seed: int,
+        halve: HalveMicroBatches,
+    ) -> None:
+        self._accelerator = accelerator
+        self._updates = updates
+        self._loss = loss
+        self._learning_rate = learning_rate
+        self._seed = seed
+        self._halve = halve
+        self._skipped_in_a_row = 0
+
+    def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
+        """One optimizer update for each substep, each from its own micro-batches. Returns the step's metrics.
+
+        Raises DivergedError when MAX_SKIPPED updates in a row were skipped because they were not finite.
+        """
+        # Dropout in an adapter is the only chance in here; seeded by the step, a resumed run repeats it.
+        torch.manual_seed(((self._seed * 1_000_003 + step) * 4096 + self._accelerator.process_index) % 2**63)
+        rate = self._learning_rate(step)
+        substeps = self._anchored(substeps)
+        totals: dict[str, float] = {}
+        skipped, grad_norm = 0, 0.0
+        self._updates.student.train()
+        for index, batches in enumerate(substeps):
+            sums = self._backward_all(batches, index)
+            result = self._updates.apply(rate, loss_is_finite=math.isfinite(sums["loss"]))
+            grad_norm = result.grad_norm
+            skipped += not result.applied
+            if not result.settling:
+                self._count_skipped(result.applied)
+            merge(totals, sums)
+        tokens = totals.pop("tokens")
+        return summarise(per_token(totals, tokens)) | {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "skipped": float(skipped),
+        }
+
+    def _backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
+        """Forward and backward of one update's micro-batches, of smaller ones when these do not fit the memory."""
+        while True:
+            try:
+                return self._try_backward_all(batches, substep)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Only out of here is the traceback gone, which keeps the activations alive.
+            batches = self._halve.smaller(batches, self._updates.can_start_over)
+            self._updates.start_over()
+
+    def _try_backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
+        """Forward and backward of one update's micro-batches.
+
+        The loss is divided once, by the completion tokens of the whole update over all processes; then
+        it does not matter how they were cut into micro-batches. Returns the sums over all processes of
+        the loss, of its stats and of the tokens.
+        """
+        accelerator = self._accelerator
+        own_tokens = sum(batch.tokens.num_tokens for batch in batches)
+        tokens = float(sum_over_processes(accelerator, torch.tensor([float(own_tokens)]))[0])
+        # Gradients are averaged over the processes, so each gives its part of the sum times their number.
+        scale = accelerator.num_processes / max(tokens, 1.0)
+        tally = Tally()  # stays on the device: no wait for each micro-batch
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with self._updates.accumulating(last):
+                loss, stats = self._updates.student(batch.tokens, self._loss.reading(batch, substep))
+                self._updates.backward(loss * scale, last)
+            tally.add({"loss": loss.detach(), **stats})
+        return tally.over_processes(accelerator) | {"tokens": tokens}
+
+    def _anchored(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
+        """The batches, with what the ratios of their loss are taken against.
+
+        What the tokens were drawn with; or, for a loss that is anchored and moves more than once, the
+        student before its first update: so the ratio is one until the policy moves, and the first
+        substep and the later ones follow the same objective.
+        """
+        if not self._loss.anchored or len(substeps) == 1:
+            return substeps
+        student = self._updates.student
+        student.eval()
+        with torch.no_grad():
+            return [[replace(batch, anchor=student(batch.tokens).logprobs) for batch in each] for each in substeps]
+
+    def _count_skipped(self, applied: bool) -> None:
+        self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise DivergedError(
+                f"{MAX_SKIPPED} updates in a row had a NaN or infinite loss or gradient; "
+                "lower --learning_rate, or use --dtype fp32"
+            )

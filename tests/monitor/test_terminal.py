@@ -1,0 +1,237 @@
+"""What people see, and that a model cannot write anything else onto their screen."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from local_distill.monitor.terminal import (
+    LiveTerminal,
+    PlainTerminal,
+    SilentTerminal,
+    open_console,
+    open_terminal,
+)
+from local_distill.runs.evaluations import Completion, Evaluation
+from local_distill.wording import clean, number, shorten
+
+METRICS = {
+    "reverse_kl": 1.2345,
+    "loss": -0.0123,
+    "grad_norm": 0.5,
+    "learning_rate": 1e-4,
+    "completion_tokens": 1234.5,
+    "truncated": 1.0,
+    "tokens": 39504.0,
+    "tokens_per_second": 12345.0,
+    "seconds/sample": 123.4,
+    "seconds/score": 1.1,
+    "seconds/train": 2.4,
+    "seconds/step": 127.0,
+    "peak_memory_gib": 0.81,
+    "skipped": 0.0,
+}
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]hi[/bold red] [link=http://x]y[/link]\x08\r\u202eend"
+
+
+def completion(text: str, prompt: str = "Why is the sky blue?") -> Completion:
+    return Completion(prompt=prompt, text=text, tokens=128, finish="length", reverse_kl=1.5)
+
+
+def evaluation(*completions: Completion) -> Evaluation:
+    return Evaluation(
+        step=25, reverse_kl=2.345, standard_error=0.081, length=48.2, truncated=0.125, completions=completions
+    )
+
+
+def live(width: int) -> tuple[LiveTerminal, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, height=40, force_terminal=True, highlight=False, _environ={})
+    return LiveTerminal(console, total_steps=100, first_step=10), screen
+
+
+def lines_of(screen: io.StringIO) -> list[str]:
+    """All that was drawn, one frame after the other, without colours and cursor movements."""
+    frames = screen.getvalue().replace("\x1b[2K", "\n")  # a line is erased to be drawn anew
+    return re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|\r", "", frames).split("\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0.0, "0.00"),
+        (1.2345, "1.23"),
+        (-0.0123, "-0.0123"),
+        (128.0, "128"),
+        (999.4, "999"),
+        (999.6, "1.00k"),
+        (12345.0, "12.3k"),
+        (999_950.0, "1.00M"),
+        (-4.56e6, "-4.56M"),
+        (1.234e-5, "1.23e-05"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value: float, written: str) -> None:
+    assert number(value) == written
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[38;5;197;1mred", "red"),
+        ("\x9b31mred", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b]never ended\nnext line", "\nnext line"),
+        ("lone \x1b escape", "lone  escape"),
+        ("bell\x07 backspace\x08 delete\x7f null\x00", "bell backspace delete null"),
+        ("a\tb", "a   b"),
+        ("dos\r\nold mac\runix\nparagraph\u2029end", "dos\nold mac\nunix\nparagraph\nend"),
+        ("over\u202eride zero\u200bwidth", "override zerowidth"),
+        ("👩\u200d🚀 天空 é", "👩\u200d🚀 天空 é"),
+        ("half \ud83d pair", "half \ufffd pair"),
+    ],
+)
+def test_clean_text_can_only_be_read(raw: str, shown: str) -> None:
+    assert clean(raw) == shown
+
+
+def test_long_text_is_cut_with_an_ellipsis() -> None:
+    assert shorten("short", characters=5, lines=1) == "short"
+    assert shorten("too long", characters=5, lines=1) == "too l …"
+    assert shorten("a\nb\nc", characters=100, lines=2) == "a\nb …"
+    assert shorten("a\n\n \n\n\nb\n", characters=100, lines=3) == "a\n\nb"
+
+
+def test_plain_lines_exactly() -> None:
+    stream = io.StringIO()
+    terminal = PlainTerminal(stream, total_steps=100)
+    with terminal:
+        terminal.say("student: [bold]106 M[/bold] parameters")
+        terminal.evaluation(evaluation(completion("unseen")))
+        terminal.completion(completion("unseen"))
+        terminal.step(11, METRICS)
+        terminal.step(12, METRICS | {"reverse_kl": math.nan, "skipped": 1.0})
+        terminal.step(13, {"reverse_kl": 0.5})
+    assert stream.getvalue() == (
+        "student: [bold]106 M[/bold] parameters\n"
+        "step 25  held-out reverse KL 2.35 ± 0.081  length 48.2  truncated 12 %\n"
+        "step 11/100  reverse KL 1.23  loss -0.0123  length 1.23k  truncated 100 %  "
+        "12.3k tok/s  sampling 123 s  scoring 1.10 s  training 2.40 s  peak 0.8 GiB\n"
+        "step 12/100  reverse KL nan  loss -0.0123  length 1.23k  truncated 100 %  update skipped  "
+        "12.3k tok/s  sampling 123 s  scoring 1.10 s  training 2.40 s  peak 0.8 GiB\n"
+        "step 13/100  reverse KL 0.500\n"
+    )
+
+
+def test_plain_lines_are_written_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w", encoding="utf-8") as stream:
+        PlainTerminal(stream, total_steps=100).step(11, METRICS)
+        assert path.read_text(encoding="utf-8").startswith("step 11/100")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_terminal_shows_everything_uncut(width: int) -> None:
+    terminal, screen = live(width)
+    with terminal:
+        terminal.say("checkpoint saved")
+        terminal.evaluation(evaluation())
+        terminal.completion(completion("Because of [bold]Rayleigh[/bold] scattering.\n" * 40))
+        terminal.step(11, METRICS | {"skipped": 1.0})
+        terminal.step(12, METRICS | {"skipped": 1.0})
+    lines = lines_of(screen)
+    assert max(map(len, lines)) <= width
+
+    *above, bar, metrics, timings, end = lines
+    assert end == ""
+    assert re.fullmatch(r"step +12/100 ━+[╸╺]━+ 0:00:0\d elapsed 0:00:0\d left", bar)
+    assert metrics == "reverse KL 1.23  loss -0.0123  length 1.23k  truncated 100 %  update skipped"
+    assert timings == "12.3k tok/s  sampling 123 s  scoring 1.10 s  training 2.40 s  peak 0.8 GiB"
+
+    assert "checkpoint saved" in above
+    assert "step 25  held-out reverse KL 2.35 ± 0.081  length 48.2  truncated 12 %" in above
+    panel = "\n".join(line for line in above if line[:1] in "╭│╰")
+    assert "Why is the sky blue?" in panel
+    assert panel.count("Because of [bold]Rayleigh[/bold] scattering.") == 12
+    assert "scattering. …" in panel
+    assert "128 tokens, ended by the length limit, reverse KL 1.50" in panel
+
+
+def test_a_resumed_bar_starts_where_the_run_does() -> None:
+    terminal, screen = live(80)
+    with terminal:
+        pass
+    assert "10/100" in lines_of(screen)[-2]
+
+
+def test_messages_can_be_shown_before_and_after_the_bar() -> None:
+    terminal, screen = live(80)
+    terminal.say("loading")
+    with terminal:
+        terminal.step(11, METRICS)
+    terminal.close()
+    terminal.say("saved")
+    lines = lines_of(screen)
+    assert (lines[0], lines[-2]) == ("loading", "saved")
+
+
+def test_a_model_cannot_write_escapes_or_markup_onto_the_screen() -> None:
+    shown = []
+    for terminal, screen in ((PlainTerminal(io.StringIO(), 100), None), live(80)):
+        with terminal:
+            terminal.say(HOSTILE)
+            terminal.completion(completion(HOSTILE, prompt=HOSTILE))
+        shown.append((screen or terminal._stream).getvalue())
+    for output in shown:
+        assert "[bold red]hi[/bold red] [link=http://x]y[/link]" in output
+        assert not re.search(r"\x1b\[2J|\x1b\]|\x9b|\x07|\x08|\u202e|owned", output)
+
+
+def test_no_terminal_for_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = open_terminal(100, 0, is_main_process=False)
+    with terminal:
+        terminal.say("hello")
+        terminal.step(1, METRICS)
+        terminal.evaluation(evaluation())
+        terminal.completion(completion("text"))
+    assert isinstance(terminal, SilentTerminal)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("force_color", ["", "1"])
+def test_plain_lines_where_output_is_no_terminal(
+    force_color: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", force_color)  # as many CI systems do
+    with open_terminal(100, 0, is_main_process=True) as terminal:
+        terminal.step(1, {"reverse_kl": 1.0})
+    assert capsys.readouterr().out == "step 1/100  reverse KL 1.00\n"
+
+
+@pytest.mark.parametrize(("term", "kind"), [("xterm-256color", LiveTerminal), ("dumb", PlainTerminal)])
+def test_a_live_bar_on_a_real_terminal(term: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", term)
+    _, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert isinstance(open_terminal(100, 0, is_main_process=True), kind)
+
+
+def test_an_encoding_without_the_character_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    PlainTerminal(open_console().file, 100).say("天 ± \ud83d")
+    assert raw.getvalue() == b"? ? ?\n"
