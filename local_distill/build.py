@@ -14,10 +14,10 @@ from torch import nn
 from local_distill.batch import Teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
-from local_distill.eval.held_out import Evaluator, HeldOutEvaluator, NoEvaluation
+from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation
 from local_distill.eval.held_out_answers import verifier_of
 from local_distill.inputs import Inputs, loss_of
-from local_distill.loop import Schedule, distil
+from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.registry import Loss
 from local_distill.losses.sampler_mismatch import WRONG_ENGINE, GapWatch, rounding_of
 from local_distill.models.adapters import load_lora
@@ -35,7 +35,7 @@ from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.records import read_evaluations
 from local_distill.training.batching import MicroBatches, split_substeps
-from local_distill.training.checkpoint import Checkpointer
+from local_distill.training.checkpoint import Checkpointer, moments_of
 from local_distill.training.learner import Learner
 from local_distill.training.optimizer import Updates, learning_rate_at, make_updates
 from local_distill.training.out_of_memory import HalveMicroBatches
@@ -56,7 +56,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
     updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
     if run.checkpoint:
-        updates.load_optimizer_state(on_every_process(run.checkpoint.optimizer_state))
+        updates.load_optimizer_state(on_every_process(partial(moments_of, run.checkpoint)))
     engine, samplers = open_engine(site, Student(model, updates, run.path), ahead)
     micro_batches = make_micro_batches(site, scorer, updates)
     collate = partial(

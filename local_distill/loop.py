@@ -14,7 +14,6 @@ from typing import Protocol
 from accelerate import Accelerator
 
 from local_distill.batch import Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
-from local_distill.eval.held_out import Evaluator
 from local_distill.monitor.clock import StepClock, peak_memory_gib, rollout_metrics
 from local_distill.monitor.profiler import Profiler
 from local_distill.process.distributed import on_every_process
@@ -30,6 +29,14 @@ class Prompts(Protocol):
 
     def batch(self, step: int) -> list[Prompt]:
         """The prompts of a 0-based step, the same on every process: the position in the data is one integer."""
+        ...
+
+
+class Evaluator(Protocol):
+    """What the loop asks before, during and after training."""
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """The student after ``step`` updates, or None when nothing is held out; collective."""
         ...
 
 

@@ -26,18 +26,18 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from local_distill.build import build_and_run, gap_watch, learning_rates
-from local_distill.config.checks import SAMPLED_LOSSES
 from local_distill.config.command_line import parse_config
 from local_distill.config.template_date import with_template_date
 from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import SAMPLED_LOSSES
 from local_distill.engines import Site, open_ahead
-from local_distill.errors import exit_code_of
 from local_distill.inputs import Inputs, check_inputs
 from local_distill.monitor.log import RunLog, open_run_log
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.monitor.terminal import Terminal, open_terminal
 from local_distill.plan.before_a_run import check_memory
 from local_distill.process.distributed import losing_others, on_every_process, on_main_process, processes_meet
+from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.isolation import process_left_as_found
 from local_distill.process.signals import ending_on_signals

@@ -21,8 +21,9 @@ from local_distill.models.files import open_model
 from local_distill.models.trained import open_trained
 from local_distill.monitor.log import RunLog
 from local_distill.runs import whole_files
+from local_distill.runs.checkpoints import find_checkpoint
 from local_distill.runs.records import JsonlWriter
-from local_distill.training.checkpoint import Checkpointer, find_checkpoint
+from local_distill.training.checkpoint import Checkpointer
 from tests.launching import ENTRY, environment
 from tests.tiny_models import llama_config, make_model, make_tokenizer
 

@@ -12,8 +12,7 @@ from local_distill.chat.answering import Sampling
 from local_distill.chat.conversation import Speech
 from local_distill.chat.lines import piped_lines, typed_lines
 from local_distill.chat.screen import open_screen
-from local_distill.chat.session import END, Session
-from local_distill.chat.slash_commands import COMMANDS
+from local_distill.chat.session import COMMANDS, END, Session
 from local_distill.chat.voices import Voice
 from local_distill.errors import UserError
 from local_distill.models.files import turns_after
@@ -27,7 +26,7 @@ from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.preflight import Precision, resolve_precision
 
 if TYPE_CHECKING:
-    from local_distill.commands.chat import ChatSettings
+    from local_distill.chat.chat_config import ChatSettings
 
 SELF = "self"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -98,8 +99,6 @@ class Session:
     # Commands.
 
     def _obey(self, words: str) -> None:
-        from local_distill.chat.slash_commands import command_for
-
         name, _, given = words.partition(" ")
         command_for(name)(self, given.strip())
 
@@ -201,3 +200,44 @@ def _status(student: Answer, speed: float) -> str:
     kl = "" if student.reverse_kl is None else f", reverse KL {number(student.reverse_kl)} nats a token"
     ended = {"stop": "", "length": ", cut at --max_new_tokens", "interrupted": ", interrupted"}[student.finish]
     return f"{student.tokens} tokens{kl}{ended}, {number(speed)} tok/s"
+
+
+@dataclass(frozen=True)
+class SlashCommand:
+    """takes: what may follow its name. what: for /help. action: with the session and what followed."""
+
+    takes: str
+    what: str
+    action: Callable[[Session, str], None]
+
+    def __call__(self, session: Session, given: str) -> None:
+        """Do it."""
+        self.action(session, given)
+
+
+COMMANDS = {
+    "/help": SlashCommand("", "this", lambda session, _: session.help(overview())),
+    "/reset": SlashCommand("", "forget the conversation", lambda session, _: session.reset()),
+    "/system": SlashCommand("TEXT", "another system prompt; none without TEXT", Session.set_system_prompt),
+    "/temperature": SlashCommand("X", "another temperature", Session.set_temperature),
+    "/both": SlashCommand("", "the teacher answers too, or no longer", lambda session, _: session.toggle_both()),
+    "/why": SlashCommand("", "where the teacher disagreed most, and its choices", lambda session, _: session.why()),
+    "/save": SlashCommand("FILE", "the conversation as .jsonl or .md", Session.save),
+}
+
+
+def command_for(name: str) -> SlashCommand:
+    """Raises UserError for a name that is not known."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{name}: no such command; {hint}/help lists them")
+    return COMMANDS[name]
+
+
+def overview() -> str:
+    """What /help shows."""
+    rows = [(f"{name} {command.takes}".strip(), command.what) for name, command in COMMANDS.items()]
+    rows += [(END, "leave; so does Ctrl-D"), ("Ctrl-C", "stop the answer")]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:{width}}  {what}" for name, what in rows)

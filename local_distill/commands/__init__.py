@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from local_distill import __version__
-from local_distill.errors import UserError, exit_code_of
+from local_distill.errors import UserError
+from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.signals import ending_on_signals
 
 if TYPE_CHECKING:

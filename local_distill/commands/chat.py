@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
+from local_distill.chat.chat_config import ChatSettings
 from local_distill.commands.command import Command
-from local_distill.config.checks import LOWEST_TEMPERATURE, require
-from local_distill.config.parsing import argument, option, same_as
-from local_distill.config.train_config import TrainConfig
 
 USAGE = """\
 local-distill chat MODEL [settings]
@@ -23,42 +18,6 @@ In a terminal, /help lists what can be said to the program instead of the model.
 student's is coloured by the reverse KL at that place: none below 0.05 nats, yellow, red from 5.
 Piped in, each line is a question or a command; piped out, each answer is a line, its own line ends written as \\n.
 """
-
-_model = partial(option, "models")
-_sampling = partial(option, "sampling")
-_output = partial(option, "output")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatSettings:
-    """Settings of ``local-distill chat``. Raises UserError for what is out of its range."""
-
-    model: str = argument("A hub id, a model folder, a run, a step folder of a run, an adapter, a GGUF file.")
-    step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")
-    teacher_model: str | None = _model(
-        "Answers as well, and colours the student's tokens. self: the model that MODEL's adapter was put on."
-    )
-    dtype: str = _model(
-        "Precision of the weights. auto: bf16 on a GPU that has it, else fp32.",
-        "auto",
-        choices=("auto", "bf16", "fp16", "fp32"),
-    )
-    device: str = _model("Where both models are: cpu, cuda, cuda:1, mps. auto: a GPU if there is one.", "auto")
-    trust_remote_code: bool = same_as(TrainConfig, "trust_remote_code")
-    temperature: float = _sampling("Of the answers; colours are always those of temperature 1.", 0.7)
-    top_p: float = _sampling("Draw from the likeliest tokens that together have this probability.", 0.9)
-    max_new_tokens: int = _sampling("Longest answer in tokens.", 512)
-    seed: int = _sampling("The same seed and questions give the same answers.", 0)
-    system_prompt: str | None = same_as(TrainConfig, "system_prompt", fixed=False)
-    chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs", fixed=False)
-    keep_control_tokens: bool = same_as(TrainConfig, "keep_control_tokens", fixed=False)
-    numbers: bool = _output("Write each token's reverse KL behind it, in brackets.", False)
-
-    def __post_init__(self) -> None:
-        require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, f"at least {LOWEST_TEMPERATURE:g}")
-        require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        require("max_new_tokens", self.max_new_tokens, lambda v: v >= 1, "at least 1")
-        require("seed", self.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
 
 
 def run(settings: ChatSettings) -> int:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from local_distill.config.train_fields import DIVERGENCES, SAMPLED_LOSSES, TrainFields
 from local_distill.errors import UserError
 
-if TYPE_CHECKING:
-    from local_distill.config.train_config import TrainConfig
-
 DATASETS = ("deepmath", "tulu3")
-SAMPLED_LOSSES = ("policy_gradient", "importance_sampling", "ppo")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 LARGEST = 2**31 - 1
 """Of whole numbers, so that their products still fit the machine."""
 LOWEST_TEMPERATURE = 1e-3
@@ -32,13 +27,13 @@ _NAMED_RUNS = ("wandb", "trackio", "swanlab")
 _MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 
-def check_settings(config: TrainConfig) -> None:
+def check_settings(config: TrainFields) -> None:
     """Raise UserError for the first setting that is out of its range, or contradicts another."""
     for check in (_check_ranges, _check_combinations, _check_teacher, _check_rollouts, _check_loss):
         check(config)
 
 
-def _check_ranges(config: TrainConfig) -> None:
+def _check_ranges(config: TrainFields) -> None:
     if not config.student_model:
         raise UserError("--student_model: not given, needs a hub id or a local folder")
     for name, value in vars(config).items():
@@ -67,7 +62,7 @@ def _check_ranges(config: TrainConfig) -> None:
         require("eval_prompts", config.eval_prompts, lambda v: v >= 0, "0 or more")
 
 
-def _check_combinations(config: TrainConfig) -> None:
+def _check_combinations(config: TrainFields) -> None:
     if config.dataset and config.prompts_file:
         raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
     if config.dataset_path and not config.dataset:
@@ -99,7 +94,7 @@ def _check_combinations(config: TrainConfig) -> None:
         )
 
 
-def _check_teacher(config: TrainConfig) -> None:
+def _check_teacher(config: TrainFields) -> None:
     kind = config.teacher_kind
     if not config.teacher_model and kind in ("local", "zero3"):
         raise UserError("--teacher_model: not given, needs a hub id or a local folder")
@@ -126,7 +121,7 @@ def _check_teacher(config: TrainConfig) -> None:
         raise UserError("--init_adapter: given without --use_lora, which it belongs to; add it, or drop the adapter")
 
 
-def _check_rollouts(config: TrainConfig) -> None:
+def _check_rollouts(config: TrainFields) -> None:
     kind = config.rollouts_kind
     if config.rollouts_url and kind != "vllm":
         raise UserError(f"--rollouts_url: given with --rollouts {kind}, needs vllm; drop one of them")
@@ -137,7 +132,7 @@ def _check_rollouts(config: TrainConfig) -> None:
         )
 
 
-def _check_loss(config: TrainConfig) -> None:
+def _check_loss(config: TrainFields) -> None:
     if config.loss in SAMPLED_LOSSES:
         if config.top_k is not None:
             raise UserError(

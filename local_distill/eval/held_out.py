@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -33,14 +33,6 @@ DECIMALS = 5
 DRAW = -1
 """The step whose random numbers every evaluation draws: no training step's, and the same at each evaluation,
 so that only the student differs."""
-
-
-class Evaluator(Protocol):
-    """What the loop asks before, during and after training."""
-
-    def evaluate(self, step: int) -> Evaluation | None:
-        """The student after ``step`` updates, or None when nothing is held out; collective."""
-        ...
 
 
 class NoEvaluation:

@@ -15,7 +15,7 @@ from local_distill.errors import UserError
 from local_distill.export.merging import Difference, checked, probe_logprobs
 from local_distill.models import gguf_files
 from local_distill.models.files import open_model
-from local_distill.models.loading_errors import expanded
+from local_distill.runs.whole_files import expanded
 
 SCRIPT = "convert_hf_to_gguf.py"
 FOLDER_VARIABLE = "LLAMA_CPP_DIR"

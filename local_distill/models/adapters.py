@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
-from local_distill.models.loading_errors import expanded, in_one_line, local_folder, reason_of
+from local_distill.models.loading_errors import in_one_line, local_folder, reason_of
 from local_distill.models.reach import towers
 from local_distill.runs.manifest import check_as_written
+from local_distill.runs.whole_files import expanded
 
 FLAG = "--init_adapter"
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

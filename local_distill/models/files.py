@@ -25,11 +25,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
-from local_distill.models.loading_errors import expanded, in_one_line, local_folder
+from local_distill.models.loading_errors import in_one_line, local_folder
 from local_distill.models.neutral import context_length_of, make_neutral
 from local_distill.models.saved_settings import make_savable, read_generation
 from local_distill.models.tying import tie_as_loaded, untie_as_filed
 from local_distill.runs.manifest import check_as_written
+from local_distill.runs.whole_files import expanded
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 

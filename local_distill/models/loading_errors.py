@@ -46,11 +46,6 @@ def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def expanded(path: str) -> str:
-    """The path with the user's own folder in full."""
-    return str(Path(path).expanduser()) if path.startswith("~/") else path
-
-
 def reason_of(error: Exception, width: int = 240) -> str:
     """The first sentence of what a library raised, in one line of at most ``width`` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

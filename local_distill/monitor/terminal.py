@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from local_distill.errors import drop_output
+from local_distill.process.exit_codes import drop_output
 from local_distill.runs.evaluations import Completion, Evaluation
 from local_distill.wording import clean, number, percent, share_with_error, shorten, with_error
 

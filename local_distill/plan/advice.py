@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from local_distill.config.checks import DIVERGENCES
+from local_distill.config.train_fields import DIVERGENCES
 from local_distill.plan.fitting import Plan, as_set, fits_at_all, make_plan
 from local_distill.plan.machine import GIB
 from local_distill.plan.memory import Memory, Run

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from local_distill.config.train_config import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainConfig
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
 from local_distill.report.reading import Record, Run
 from local_distill.wording import clean, duration, number, percent, with_error
 

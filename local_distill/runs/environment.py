@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from local_distill.runs.layout import ENVIRONMENT_FILE, read_starts
 from local_distill.runs.whole_files import write_whole
@@ -54,6 +53,8 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
 
 def describe_environment(processes: int) -> dict[str, Any]:
     """Versions, hardware and the command, as JSON."""
+    import torch  # takes seconds, and whoever only reads a run has no use for it
+
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(sys.orig_argv),
@@ -86,6 +87,8 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _devices() -> list[dict[str, Any]]:
     """The accelerators that this process sees; none on a machine with a processor only."""
+    import torch
+
     if torch.cuda.is_available():
         seen = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return [{"name": each.name, "memory_gib": round(each.total_memory / GIB, 1)} for each in seen]

@@ -75,3 +75,8 @@ def _error_number(error: Exception) -> int | None:
         return error.errno
     found = _OF_RUST.search(str(error))
     return int(found[1]) if found else None
+
+
+def expanded(path: str) -> str:
+    """The path with the user's own folder in full."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path

@@ -14,8 +14,8 @@ from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
 from local_distill.models.loading_errors import reason_of
 from local_distill.models.older_readers import spell_for_older_readers
+from local_distill.runs.checkpoints import PARTIAL, PREFIX
 from local_distill.runs.whole_files import writing
-from local_distill.training.checkpoint import PARTIAL, PREFIX
 
 
 def check_saving(student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from local_distill.errors import RunError, UserError
 from local_distill.process.distributed import alone
 from local_distill.process.signals import Stopped
-from local_distill.training.checkpoint import last_saved
+from local_distill.runs.checkpoints import last_saved
 from local_distill.training.out_of_memory import DidNotFitError, is_out_of_memory
 
 

@@ -21,11 +21,7 @@ from local_distill.models.files import ModelFiles
 from local_distill.models.reach import freeze_towers
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
-from local_distill.runs.claim import LOCK, claimed
-from local_distill.runs.dated_folder import make_dated_folder
-from local_distill.runs.layout import check_kinds
-from local_distill.runs.manifest import MANIFEST
-from local_distill.training.checkpoint import (
+from local_distill.runs.checkpoints import (
     PREFIX,
     Checkpoint,
     check_same_run,
@@ -33,6 +29,10 @@ from local_distill.training.checkpoint import (
     open_checkpoint,
     set_aside_newer,
 )
+from local_distill.runs.claim import LOCK, claimed
+from local_distill.runs.dated_folder import make_dated_folder
+from local_distill.runs.layout import check_kinds
+from local_distill.runs.manifest import MANIFEST
 from local_distill.training.optimizer import precision_of_sums
 
 BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from local_distill.config.train_config import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainConfig
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
 from local_distill.errors import UserError
 
 

@@ -148,7 +148,7 @@ def test_a_merge_that_is_wrong_is_not_exported(run, monkeypatch):
 
 
 def settings(folder, **more):
-    from local_distill.commands.export import ExportSettings
+    from local_distill.export.export_config import ExportSettings
 
     return ExportSettings(run=str(folder), **more)
 

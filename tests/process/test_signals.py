@@ -56,7 +56,7 @@ def test_while_torch_is_imported(command, number, code):
 
 IN_THE_MIDDLE = """
 import sys, time
-from local_distill.errors import exit_code_of
+from local_distill.process.exit_codes import exit_code_of
 from local_distill.process import signals
 signals.GRACE = 1.0
 def load():
@@ -93,7 +93,7 @@ def test_wherever_it_is_before_the_first_step(waiting, number, code, within):
 
 SECOND = """
 import os, signal, sys, time
-from local_distill.errors import exit_code_of
+from local_distill.process.exit_codes import exit_code_of
 from local_distill.process import interruption, signals
 interruption.SAME = -1
 from pathlib import Path

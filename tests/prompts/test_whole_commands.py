@@ -100,7 +100,7 @@ def test_a_run_that_is_gone_on_with_another_day_reads_its_own_date(run_command, 
 def test_a_run_from_before_these_settings_is_gone_on_with(model, tmp_path):
     """Its checkpoint knows nothing of them."""
     from local_distill.config.command_line import parse_config
-    from local_distill.training.checkpoint import Checkpoint, check_same_run
+    from local_distill.runs.checkpoints import Checkpoint, check_same_run
 
     settings = check_inputs(parse_config(pair(model()))).fixed_settings
     before = {name: value for name, value in settings.items() if name not in ("keep_control_tokens", "template_date")}

@@ -29,9 +29,10 @@ from local_distill.models.adapters import LoraSettings, add_lora, load_lora
 from local_distill.models.scorer import TokenScorer
 from local_distill.plan.rehearsal import Tally
 from local_distill.process.distributed import on_main_process
+from local_distill.runs.checkpoints import open_checkpoint
 from local_distill.serving.client import HttpClient
 from local_distill.serving.publishing import AdapterPublisher, WeightsPublisher
-from local_distill.training.checkpoint import Checkpointer, open_checkpoint
+from local_distill.training.checkpoint import Checkpointer, moments_of
 from local_distill.training.optimizer import Updates, make_updates
 from tests.fake_vllm import FakeVLLM
 from tests.tiny_models import llama_config, make_model, make_tokenizer
@@ -154,7 +155,7 @@ def main(stage: int, kind: str, folder: Path) -> None:
     else:
         again = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
     _, resumed = wrap(again, stage)
-    resumed.load_optimizer_state(checkpoint.optimizer_state())
+    resumed.load_optimizer_state(moments_of(checkpoint))
     for each in (updates, resumed):
         backward(each, process, 2)
         each.apply(1e-2, loss_is_finite=True)

@@ -1,0 +1,270 @@
+"""Every setting of a run, in one flat, documented dataclass.
+
+The command line, the YAML files, ``--help`` and docs/flags.md are all made from these fields, so a
+setting is written down once. Only the entry point reads a TrainConfig; the parts of the program
+are handed the values they need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from local_distill.config.parsing import option
+
+SAMPLED_LOSSES = ("policy_gradient", "importance_sampling", "ppo")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
+LORA_LEARNING_RATE = 1e-4
+FULL_LEARNING_RATE = 1e-5
+
+
+_model = partial(option, "models")
+_prompts = partial(option, "prompts")
+_sampling = partial(option, "sampling")
+_objective = partial(option, "objective")
+_training = partial(option, "training")
+_lora = partial(option, "LoRA")
+_output = partial(option, "output and evaluation")
+_servers = partial(option, "servers")
+_tracking = partial(option, "experiment trackers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFields:
+    """The settings of one run, as they are written down; TrainConfig checks them."""
+
+    student_model: str = _model("Hub id or local folder of the model to train.", "", fixed=True)
+    teacher_model: str = _model(
+        "Hub id or local folder of the model to learn from. Behind --teacher_url: the name that it is served by, if "
+        "there are several. Not given with --teacher_backend self.",
+        "",
+        fixed=True,
+    )
+    teacher_backend: str = _model(
+        "Where the teacher is. local: whole in each process. zero3: sharded over them, as --teacher_ds_zero3. server: "
+        "behind --teacher_url. self: the student without its adapter, no second model. auto: server when there is a "
+        "--teacher_url, else zero3 or local.",
+        "auto",
+        choices=("auto", "local", "zero3", "server", "self"),
+        fixed=True,
+    )
+    teacher_url: str | None = _model(
+        "Comma-separated addresses of vLLM or SGLang servers that all serve the teacher. An API key is read from "
+        "LOCAL_DISTILL_TEACHER_API_KEY."
+    )
+    teacher_offload: str = _model(
+        "cpu: the teacher's weights stay in the machine's memory and pass through the GPU layer by layer while it "
+        "scores.",
+        "none",
+        choices=("none", "cpu"),
+    )
+    teacher_quantization: str = _model(
+        "Hold the teacher in 4 or 8 bits a weight (bitsandbytes, NVIDIA GPUs).",
+        "none",
+        choices=("none", "4bit", "8bit"),
+        fixed=True,
+    )
+    dtype: str = _model(
+        "Precision of the matrix products. auto: bf16 on a GPU that has it, else fp32. Full fine-tuning keeps "
+        "fp32 master weights; the teacher, and the frozen base under LoRA, are held in this precision.",
+        "auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        fixed=True,
+    )
+    gradient_checkpointing: bool = _model(
+        "Recompute the student's activations in backward: slower, with far less memory.", False
+    )
+    teacher_ds_zero3: bool = _model(
+        "Shard the teacher over all processes with DeepSpeed ZeRO-3, for inference only.", False
+    )
+    teacher_ds_config: str | None = _model("DeepSpeed JSON for the sharded teacher, instead of the built-in one.")
+    trust_remote_code: bool = _model("Run model code that a hub repository brings along.", False)
+
+    dataset: str | None = _prompts(
+        "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder "
+        "or JSON, JSONL, CSV, TSV or Parquet file (these need --prompt_column). With no source named, built-in prompts "
+        "are used.",
+        fixed=True,
+    )
+    dataset_path: str | None = _prompts("Local copy of the data set that --dataset names.")
+    dataset_split: str = _prompts("Split to read.", "train", fixed=True)
+    dataset_config: str | None = _prompts("Configuration to read, of a data set that has several.", fixed=True)
+    prompt_column: str | None = _prompts("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
+    prompts_file: str | None = _prompts(
+        "Text file with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet with `prompt` (text or chat messages), "
+        "`messages` or `conversations`; `tools` beside them go to the chat template.",
+        fixed=True,
+    )
+    max_prompt_tokens: int = _prompts(
+        "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True
+    )
+    chat_template: str = _prompts(
+        "Render prompts with the chat template. auto: when the tokenizer has one.",
+        "auto",
+        choices=("auto", "on", "off"),
+        fixed=True,
+    )
+    system_prompt: str | None = _prompts("System message put before each prompt.", fixed=True)
+    chat_template_kwargs: str | None = _prompts(
+        "JSON object handed to the chat template, such as '{\"enable_thinking\": false}' for Qwen3.", fixed=True
+    )
+    keep_control_tokens: bool = _prompts(
+        "Control tokens that are spelled in a prompt, such as <|im_end|>, are control tokens; otherwise they are "
+        "ordinary text, and counted aloud.",
+        False,
+        fixed=True,
+    )
+    template_date: str | None = _prompts(
+        "Date (2026-01-31) for a chat template with a clock in it. Default: the day on which the run began, which is "
+        "kept with it.",
+        fixed=True,
+    )
+
+    batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True)
+    group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True)
+    max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True)
+    temperature: float = _sampling("Sampling temperature.", 0.8)
+    top_p: float = _sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 0.95)
+    stop_tokens: str = _sampling(
+        "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
+        "both",
+        choices=("both", "student", "teacher"),
+        fixed=True,
+    )
+    rollouts: str = _sampling(
+        "What samples. hf: our own loop, the same samples for any batch size and number of processes. continuous: "
+        "transformers' continuous batching, made for GPUs. vllm: the servers of --rollouts_url, or without it an "
+        "engine inside these processes. auto: vllm when there is a --rollouts_url, else hf.",
+        "auto",
+        choices=("auto", "hf", "continuous", "vllm"),
+    )
+    rollouts_url: str | None = _sampling(
+        "Comma-separated addresses of vLLM servers that serve the student; its new weights are sent to them after each "
+        "update. An API key is read from LOCAL_DISTILL_ROLLOUTS_API_KEY."
+    )
+    rollouts_memory_share: float = _sampling(
+        "vllm without --rollouts_url: share of each GPU's memory that the engine may fill while it is awake.", 0.4
+    )
+    overlap: bool = _sampling(
+        "Sample the next step's completions while this step trains: from weights that are one update old, which "
+        "importance sampling corrects for. Needs --rollouts_url.",
+        False,
+        fixed=True,
+    )
+    sampling_batch_size: int = _sampling(
+        "hf: most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
+    )
+
+    loss: str = _objective(
+        "What is minimised; docs/method.md has the formulas. The first three weigh the sampled tokens by their "
+        "advantage; the others compare the whole distributions of student and teacher at every position.",
+        "policy_gradient",
+        choices=(*SAMPLED_LOSSES, *DIVERGENCES),
+    )
+    kl_coef: float = _objective(
+        "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0
+    )
+    jsd_beta: float = _objective(
+        "jsd: β, the teacher's share of the mixture; towards 0 like forward KL, towards 1 like reverse KL.", 0.5
+    )
+    top_k: int | None = _objective(
+        "reverse_kl, forward_kl, jsd: compare this many top tokens, and all others as one. Default: every token."
+    )
+    top_k_support: str = _objective("Whose top tokens --top_k takes.", "teacher", choices=("teacher", "student"))
+    kl_discount: float = _objective("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
+    ratio_cap: float = _objective("importance_sampling: cap on the ratio student / sampler.", 10.0)
+    ppo_clip: float = _objective("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
+
+    steps: int = _training("Steps to run in all; a resumed run goes on to this number.", 100)
+    learning_rate: float | None = _training(
+        f"Peak learning rate. Default {LORA_LEARNING_RATE:g} with LoRA, {FULL_LEARNING_RATE:g} without.", None
+    )
+    weight_decay: float = _training("AdamW weight decay, on matrices only.", 0.0)
+    lr_scheduler: str = _training(
+        "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
+    )
+    schedule_steps: int | None = _training(
+        "Steps over which a linear or cosine schedule comes to its end, warm-up included; after it the rate stays. "
+        "Default: --steps. A run that is gone on with for more steps keeps its schedule when this is its first --steps."
+    )
+    warmup_steps: int = _training("Steps over which the learning rate rises from zero.", 0)
+    max_grad_norm: float = _training("Clip the gradient to this global norm; 0 is off.", 1.0)
+    grad_accum: int = _training(
+        "Micro-batches that each process's rollouts go through forward and backward in, before one optimizer "
+        "update: the same result with less memory.",
+        1,
+    )
+    microbatch_tokens: int | None = _training(
+        "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
+        "training whatever the batch size. Default: as many as keep the device busy (16384 on a GPU, 1024 on a "
+        "processor), or as its free memory holds if that is less; where one process trains and memory runs out all the "
+        "same, the step is done again with half as much at a time, and so are the next ones."
+    )
+    num_substeps: int = _training(
+        "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
+        "policy has moved and importance sampling corrects for it.",
+        1,
+        fixed=True,
+    )
+    force: bool = _training(
+        "Go on, with a warning, where a run cannot fit the memory by its plan (local-distill plan).", False
+    )
+    seed: int = _training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
+
+    use_lora: bool = _lora("Train a low-rank adapter and freeze the model.", False, fixed=True)
+    lora_r: int = _lora("Rank.", 32, fixed=True)
+    lora_alpha: float = _lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True)
+    lora_dropout: float = _lora("Dropout in the adapter.", 0.0, fixed=True)
+    lora_target_modules: str = _lora(
+        "Comma-separated module names; all-linear works for every architecture.", "all-linear", fixed=True
+    )
+    init_adapter: str | None = _lora(
+        "Start from this adapter, a local folder or hub id, instead of a new one; it brings its own rank, scale and "
+        "modules.",
+        fixed=True,
+    )
+
+    output_dir: str | None = _output("Folder of the run. Default: runs/<date-time>.")
+    save_every: int = _output("Steps between checkpoints; 0 saves only at the end.", 50)
+    keep_checkpoints: int = _output("Newest checkpoints that are kept.", 2)
+    resume: str | None = _output(
+        "Go on from the newest whole checkpoint in --output_dir, or from the step folder given here."
+    )
+    eval_every: int = _output("Steps between evaluations on held-out prompts; 0: only before and after.", 25)
+    eval_prompts: int | None = _output(
+        "Prompts held out for evaluation and never trained on. Default: 16, or a quarter of a small source.",
+        fixed=True,
+    )
+    profile: int = _output(
+        "Profile this many steps after the first, into profile/ of the run: a trace for chrome://tracing or Perfetto "
+        "and a table of where the time went; 0 is off.",
+        0,
+    )
+
+    server_timeout: float = _servers("Seconds that one request to a server may take.", 600.0)
+    server_patience: float = _servers(
+        "Seconds that a request is tried again for while its server is away or overloaded, before the run stops.", 300.0
+    )
+    server_concurrency: int = _servers("Most requests that one process has under way at a time.", 64)
+
+    wandb_project: str | None = _tracking("Log to this Weights & Biases project.")
+    wandb_name: str | None = _tracking("Name of the run there.")
+    wandb_mode: str = _tracking("How Weights & Biases logs.", "online", choices=("online", "offline", "disabled"))
+    trackers: str | None = _tracking(
+        "Comma-separated accelerate trackers besides: tensorboard, trackio, swanlab, mlflow, … "
+        "metrics.jsonl is always written."
+    )
+
+    @property
+    def teacher_kind(self) -> str:
+        """local, zero3, server or self."""
+        if self.teacher_backend != "auto":
+            return self.teacher_backend
+        return "server" if self.teacher_url else "zero3" if self.teacher_ds_zero3 else "local"
+
+    @property
+    def rollouts_kind(self) -> str:
+        """hf, continuous or vllm."""
+        if self.rollouts != "auto":
+            return self.rollouts
+        return "vllm" if self.rollouts_url else "hf"
