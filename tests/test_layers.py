@@ -1,6 +1,7 @@
 """Imports run one way: no module imports from a layer above its own, and no modules import each other in a circle."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -60,6 +61,13 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_every_folder_and_module_has_its_layer_and_no_layer_is_empty():
     assert {module.partition(".")[0] for module in imports()} | {"__init__"} == set(LAYERS)
+
+
+def test_the_architecture_page_shows_the_same_order():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page[page.index("    local_distill/\n") : page.index("    tests/")].splitlines()[1:]
+    names = [name for line in tree for name in re.findall(r"(?:^ {6}|(?<=\.py)  )(\w+)(?:/|\.py)(?= |$)", line)]
+    assert names == [name for name in LAYERS if not name.startswith("__")]
 
 
 def test_both_are_seen_to_fail(tmp_path):

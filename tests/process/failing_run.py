@@ -19,8 +19,9 @@ from torch.distributed import distributed_c10d
 
 from local_distill import train_on_policy_local as entry
 from local_distill.config.command_line import parse_config
-from local_distill.errors import RunError, UserError, exit_code_of
+from local_distill.errors import RunError, UserError
 from local_distill.process.distributed import on_every_process
+from local_distill.process.exit_codes import exit_code_of
 from local_distill.rollouts.overlap import OverlappedRollouts
 
 RANK = int(os.environ["RANK"])

@@ -17,7 +17,7 @@ def said(tmp_path_factory):
     """All that two processes wrote whose runs failed in turn."""
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "tests" / "running" / "failing_run.py"), str(folder), *student_and_teacher(folder)]
+    command += [str(ROOT / "tests" / "process" / "failing_run.py"), str(folder), *student_and_teacher(folder)]
     command += [*SETTINGS, "--steps", "1", "--eval_prompts", "2", "--max_new_tokens", "4"]
     done = subprocess.run(
         command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=ENDS_WITHIN, check=False

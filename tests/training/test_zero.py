@@ -19,7 +19,7 @@ def ranks(request, tmp_path_factory):
     pytest.importorskip("deepspeed")
     stage, kind = request.param.split()
     folder = tmp_path_factory.mktemp("zero")
-    script = str(ROOT / "tests" / "learning" / "zero_in_two_processes.py")
+    script = str(ROOT / "tests" / "training" / "zero_in_two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
     variables = {
         "ACCELERATE_USE_DEEPSPEED": "true",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local_distill.monitor.log import SINKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "trackers.md"
+PAGE = Path(__file__).parents[3] / "docs" / "trackers.md"
 
 
 def test_the_table_of_metrics_is_what_runs_log(folders: dict[str, Path], run_command: Callable[..., object]) -> None:
