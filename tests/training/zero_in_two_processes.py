@@ -163,6 +163,8 @@ def main(stage: int, kind: str, folder: Path) -> None:
     found["resumed"] = ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
     found["kept"] = len(ours)
     (folder / f"rank-{process}.json").write_text(json.dumps(found))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # else gloo's threads may still run when the interpreter has ended, which aborts it
 
 
 if __name__ == "__main__":
