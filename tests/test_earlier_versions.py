@@ -40,7 +40,7 @@ def test_a_run_goes_on_as_it_would_have_then():
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line for line in lines if "loss" in line}
     for line in map(json.loads, Path("steps_3_and_4.jsonl").read_text(encoding="utf-8").splitlines()):
-        for name in ("loss", "reverse_kl", "grad_norm", "engine/kl"):
+        for name in ("loss", "reverse_kl", "grad_norm", "entropy"):
             assert found[line["step"]][name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), (line["step"], name)
 
 
