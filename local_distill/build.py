@@ -49,7 +49,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
     inputs, config, accelerator = site.inputs, site.config, site.accelerator
     model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
     freeze_unreached(model)
-    scorer = TokenScorer(model, inputs.vocab_size)
+    scorer = TokenScorer(model, inputs.pair.vocab_size)
     on_every_process(lambda: try_student(site, scorer))
     scorer.needs_mask = any_process(accelerator, scorer.needs_mask)
     loss = loss_of(config)
@@ -67,7 +67,7 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
         grad_accum=config.grad_accum,
         num_processes=accelerator.num_processes,
         micro_batches=micro_batches,
-        pad_id=inputs.pad_id,
+        pad_id=inputs.pair.pad_id,
     )
     stop = StopRequest()  # before the loop there is nothing to save, and a signal ends the command at once
     site.closing.callback(stop.restore)
@@ -95,7 +95,7 @@ def try_student(site: Site, scorer: TokenScorer) -> None:
     check_quiet(scorer, flag)
     if site.config.rollouts_kind == "hf":
         check_sampling(
-            scorer, flag, pad_id=site.inputs.pad_id, longest=site.longest, autocast=site.accelerator.autocast,
+            scorer, flag, pad_id=site.inputs.pair.pad_id, longest=site.longest, autocast=site.accelerator.autocast,
             instead=OTHER_ENGINE,
         )  # fmt: skip
 
@@ -106,7 +106,7 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     if dropout or config.overlap or config.num_substeps > 1:
         return GapWatch(say)
     if config.rollouts_kind == "hf":
-        most = rounding_of(inputs.precision.dtype, has_experts(inputs.student.config))
+        most = rounding_of(inputs.precision.dtype, has_experts(inputs.pair.student.config))
         return GapWatch(say, most, OTHER_ENGINE)
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
@@ -121,7 +121,7 @@ def make_micro_batches(site: Site, scorer: TokenScorer, updates: Updates) -> Mic
 
 def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
     """The model to train, from the checkpoint where there is one: fp32 masters, or a frozen base and an adapter."""
-    config, files = inputs.config, inputs.student
+    config, files = inputs.config, inputs.pair.student
     model: nn.Module
     if inputs.lora:
         base = files.load(inputs.precision.dtype)
@@ -170,8 +170,8 @@ def make_evaluator(
         sampler=samplers(choose=NucleusSampling(1.0, 1.0), group_size=1),
         reader=samplers(choose=READABLE, group_size=1),
         prompts=held_out,
-        tokenizer=inputs.student.tokenizer,
-        pad_id=inputs.pad_id,
+        tokenizer=inputs.pair.student.tokenizer,
+        pad_id=inputs.pair.pad_id,
         micro_batch=max(1, busiest // config.grad_accum),
         micro_batches=micro_batches,
         verifier=verifier,
@@ -186,7 +186,7 @@ def make_checkpointer(
         accelerator,
         updates,
         model,
-        tokenizer=inputs.student.tokenizer,
+        tokenizer=inputs.pair.student.tokenizer,
         generation=inputs.saved_generation,
         settings=inputs.fixed_settings,
         output_dir=run.path,

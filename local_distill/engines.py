@@ -17,7 +17,7 @@ from local_distill.batch import Prompt, RolloutEngine, Teacher
 from local_distill.config.parsing import comma_separated
 from local_distill.config.train_config import TrainConfig
 from local_distill.eval.held_out import SHOWN_TOP
-from local_distill.inputs import Inputs, rows_of
+from local_distill.inputs import Inputs
 from local_distill.losses.registry import Loss, TeacherView
 from local_distill.models.quantization import quantization_config
 from local_distill.models.scorer import TokenScorer
@@ -133,7 +133,7 @@ def open_engine(site: Site, student: Student, ahead: Ahead) -> tuple[RolloutEngi
     config = site.config
     settings: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
-        "stop_ids": site.inputs.stops.ids,
+        "stop_ids": site.inputs.pair.stops.ids,
         "seed": config.seed,
     }
     kinds = {"hf": _our_own, "continuous": _continuous, "vllm": _served if ahead.samplers else _inside}
@@ -152,8 +152,8 @@ def _our_own(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any
         HFRollouts,
         student.model,
         autocast=site.accelerator.autocast,
-        pad_id=site.inputs.pad_id,
-        vocab_size=site.inputs.vocab_size,
+        pad_id=site.inputs.pair.pad_id,
+        vocab_size=site.inputs.pair.vocab_size,
         batch_size=site.config.sampling_batch_size,
         say=site.say,
         **settings,
@@ -166,7 +166,7 @@ def _continuous(site: Site, student: Student, ahead: Ahead, settings: dict[str, 
     del ahead
     sampled = SampledModel(student.model, site.inputs.precision.dtype)
     return partial(
-        ContinuousRollouts, sampled, process=site.accelerator.process_index, pad_id=site.inputs.pad_id, **settings
+        ContinuousRollouts, sampled, process=site.accelerator.process_index, pad_id=site.inputs.pair.pad_id, **settings
     )
 
 
@@ -175,7 +175,7 @@ def _inside(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]
 
     assert ahead.inside is not None
     ahead.inside.student = student
-    return partial(ColocatedVLLMRollouts, ahead.inside.engine, vocab_size=site.inputs.vocab_size, **settings)
+    return partial(ColocatedVLLMRollouts, ahead.inside.engine, vocab_size=site.inputs.pair.vocab_size, **settings)
 
 
 def _served(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]) -> MakeEngine:
@@ -193,8 +193,8 @@ def _served(site: Site, student: Student, ahead: Ahead, settings: dict[str, Any]
         publisher = AdapterPublisher(*shared, model=student.model)
     else:
         publisher = WeightsPublisher(*shared, model=student.model, base=base, dtype=site.inputs.precision.dtype)
-    rows = rows_of(site.inputs.student)
-    return partial(VLLMServerRollouts, client, publisher, vocab_size=site.inputs.vocab_size, rows=rows, **settings)
+    rows = site.inputs.pair.rows
+    return partial(VLLMServerRollouts, client, publisher, vocab_size=site.inputs.pair.vocab_size, rows=rows, **settings)
 
 
 def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
@@ -209,8 +209,8 @@ def _ask_samplers(site: Site) -> tuple[HttpClient, str]:
     )  # fmt: skip
     site.closing.callback(client.close)
     choose = NucleusSampling(config.temperature, config.top_p)
-    tokenizer = site.inputs.student.tokenizer
-    leaves_out = rows_of(site.inputs.student) > site.inputs.vocab_size
+    tokenizer = site.inputs.pair.student.tokenizer
+    leaves_out = site.inputs.pair.rows > site.inputs.pair.vocab_size
     check = partial(
         vllm_server.check_engine, client, tokenizer, longest=site.longest, choose=choose, leaves_out=leaves_out
     )
@@ -226,8 +226,12 @@ def open_teacher(site: Site, student: TokenScorer, loss: Loss, ahead: Ahead) -> 
     if config.teacher_kind == "zero3":
         assert inputs.teacher_sharding is not None
         sharded = load_zero3_teacher(
-            inputs.teacher, inputs.teacher_sharding, dtype, inputs.vocab_size, partial(any_process, site.accelerator)
-        )
+            inputs.pair.teacher,
+            inputs.teacher_sharding,
+            dtype,
+            inputs.pair.vocab_size,
+            partial(any_process, site.accelerator),
+        )  # fmt: skip
         reader = TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else LocalTeacher(sharded, device)
         return reader, TopTokensTeacher(sharded, device, SHOWN_TOP)
     scorer: WholeScorer = BaseOfStudent(student) if config.teacher_kind == "self" else _load_whole(site)
@@ -246,11 +250,11 @@ def _load_whole(site: Site) -> TokenScorer:
     dtype = inputs.precision.dtype
     if config.teacher_quantization != "none":
         packed = quantization_config(config.teacher_quantization, dtype)
-        scorer = TokenScorer(inputs.teacher.load(dtype, packed, device), inputs.vocab_size)
+        scorer = TokenScorer(inputs.pair.teacher.load(dtype, packed, device), inputs.pair.vocab_size)
     elif config.teacher_offload == "cpu":
-        scorer = offloaded(TokenScorer(inputs.teacher.load(dtype), inputs.vocab_size), device)
+        scorer = offloaded(TokenScorer(inputs.pair.teacher.load(dtype), inputs.pair.vocab_size), device)
     else:
-        scorer = TokenScorer(inputs.teacher.load(dtype).to(device), inputs.vocab_size)
+        scorer = TokenScorer(inputs.pair.teacher.load(dtype).to(device), inputs.pair.vocab_size)
     check_scorer(scorer, "--teacher_model")
     return scorer
 
@@ -262,8 +266,8 @@ def _ask_teacher(site: Site) -> Teacher:
     teacher = open_server_teacher(
         comma_separated(config.teacher_url),
         model=config.teacher_model or None,
-        student_tokenizer=inputs.student.tokenizer,
-        vocab_size=inputs.vocab_size,
+        student_tokenizer=inputs.pair.student.tokenizer,
+        vocab_size=inputs.pair.vocab_size,
         longest=site.longest,
         top_k=config.top_k or 0,
         device=site.accelerator.device,

@@ -20,15 +20,9 @@ from local_distill.models.adapters import (
     open_adapter,
 )
 from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
-from local_distill.models.tokenization import (
-    StopTokens,
-    check_same_tokens,
-    pad_token,
-    shared_vocabulary,
-    stop_tokens,
-    unsampled_tokens_note,
-)
+from local_distill.models.tokenization import unsampled_tokens_note
 from local_distill.monitor.trackers.registry import check_wandb, tracker_names
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
@@ -43,16 +37,14 @@ from local_distill.training.preflight import Precision, check_packages, resolve_
 
 @dataclass(frozen=True)
 class Inputs:
-    """teacher: for a teacher elsewhere, or inside the student, the student's own files: it has the same tokens.
-    teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole."""
+    """What a run is made of, all but weights.
+
+    teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole.
+    """
 
     config: TrainConfig
     precision: Precision
-    student: ModelFiles
-    teacher: ModelFiles
-    vocab_size: int
-    stops: StopTokens
-    pad_id: int
+    pair: ModelPair
     prompts: PromptSource
     lora: Adapter | None
     trackers: tuple[str, ...]
@@ -66,18 +58,18 @@ class Inputs:
     @property
     def notes(self) -> tuple[str, ...]:
         """For people; some may be empty."""
-        unsampled = unsampled_tokens_note(self.student.tokenizer, self.vocab_size)
-        experts = frozen_experts_note(self.lora.put_shapes_on(self.student.skeleton())) if self.lora else ""
-        return self.precision.note, *self.student.notes, unsampled, self.stops.note, experts
+        student = self.pair.student
+        unsampled = unsampled_tokens_note(student.tokenizer, self.pair.vocab_size)
+        experts = frozen_experts_note(self.lora.put_shapes_on(student.skeleton())) if self.lora else ""
+        return self.precision.note, *student.notes, unsampled, self.pair.stops.note, experts
 
     @property
     def saved_generation(self) -> GenerationConfig:
         """What is saved with the student, which stops on all the tokens that it was trained to stop on."""
-        generation = copy.deepcopy(self.student.generation)
-        generation.eos_token_id = list(self.stops.ids)
-        own = self.student.tokenizer.pad_token_id
-        has_row = own is not None and own < self.student.config.get_text_config().vocab_size
-        generation.pad_token_id = own if has_row else self.pad_id
+        generation = copy.deepcopy(self.pair.student.generation)
+        generation.eos_token_id = list(self.pair.stops.ids)
+        own = self.pair.student.tokenizer.pad_token_id
+        generation.pad_token_id = own if own is not None and own < self.pair.rows else self.pair.pad_id
         return generation
 
     @property
@@ -99,21 +91,19 @@ def check_inputs(config: TrainConfig) -> Inputs:
         check_wandb(config.wandb_mode)
     student = open_model("--student_model", config.student_model, config.trust_remote_code)
     check_dense(student.flag, student.path, student.config, "to be trained")
-    teacher = student
+    teacher = None
     if sharded or config.teacher_kind == "local":
         teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
         _check_packing(config, teacher)
-        check_same_tokens(student.tokenizer, teacher.tokenizer)
-    vocab_size = shared_vocabulary(student.config, teacher.config, student.tokenizer, teacher.tokenizer)
-    stops = stop_tokens(
-        student.tokenizer, student.generation, teacher.tokenizer, teacher.generation, config.stop_tokens, vocab_size
-    )
-    prompts = _prompts(config, student, teacher, vocab_size)
-    if config.top_k is not None and config.top_k >= vocab_size:
-        raise UserError(f"--top_k: {config.top_k} given, the vocabulary has {vocab_size} tokens; lower it or drop it")
+    pair = pair_of(student, teacher, config.stop_tokens)
+    prompts = _prompts(config, pair)
+    if config.top_k is not None and config.top_k >= pair.vocab_size:
+        raise UserError(
+            f"--top_k: {config.top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
+        )
     lora = open_lora(config)
-    _check_engine(config.rollouts_kind, student, vocab_size)
-    for files in (student, teacher):
+    _check_engine(config.rollouts_kind, pair)
+    for files in (pair.student, pair.teacher):
         check_positions(files, prompts.longest, config.max_new_tokens)
     if config.rollouts_kind == "vllm" and lora and adapts_packed_weights(lora.put_shapes_on(student.skeleton())):
         raise UserError(
@@ -121,15 +111,11 @@ def check_inputs(config: TrainConfig) -> Inputs:
             "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
         )
     if config.rollouts_kind == "vllm":
-        check_limits(rows_of(student), vocab_size, config.temperature)
+        check_limits(pair.rows, pair.vocab_size, config.temperature)
     return Inputs(
         config=config,
         precision=precision,
-        student=student,
-        teacher=teacher,
-        vocab_size=vocab_size,
-        stops=stops,
-        pad_id=pad_token(student.tokenizer, stops, vocab_size),
+        pair=pair,
         prompts=prompts,
         lora=lora,
         trackers=tuple(trackers),
@@ -153,30 +139,24 @@ def _check_packing(config: TrainConfig, teacher: ModelFiles) -> None:
         check_quantization(config.teacher_quantization)
 
 
-def _check_engine(rollouts: str, student: ModelFiles, vocab_size: int) -> None:
+def _check_engine(rollouts: str, pair: ModelPair) -> None:
     if rollouts == "hf":
-        check_has_cache(student, OTHER_ENGINE)
-    if rollouts == "vllm" and student.gguf:
+        check_has_cache(pair.student, OTHER_ENGINE)
+    if rollouts == "vllm" and pair.student.gguf:
         raise UserError(
             "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
             "transformers, or use --rollouts hf"
         )
     if rollouts == "continuous":
         check_seeded()
-    rows = rows_of(student)
-    if rollouts == "continuous" and rows > vocab_size:
+    if rollouts == "continuous" and pair.rows > pair.vocab_size:
         raise UserError(
-            f"--rollouts continuous: the student's head has {rows} rows, of which {vocab_size} are tokens that the "
-            "teacher has too, and this engine cannot leave the others out; use --rollouts hf"
+            f"--rollouts continuous: the student's head has {pair.rows} rows, of which {pair.vocab_size} are tokens "
+            "that the teacher has too, and this engine cannot leave the others out; use --rollouts hf"
         )
 
 
-def rows_of(model: ModelFiles) -> int:
-    """Of a model's head."""
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, vocab_size: int) -> PromptSource:
+def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
     raw = open_prompts(
         dataset=config.dataset,
         dataset_path=config.dataset_path,
@@ -186,16 +166,15 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, voca
         prompts_file=config.prompts_file,
     )
     renderer = Renderer(
-        student.tokenizer,
+        pair.student.tokenizer,
         chat_template=config.chat_template,
         system_prompt=config.system_prompt,
         template_kwargs=parse_template_kwargs(config.chat_template_kwargs),
-        fallback_template=teacher.tokenizer.chat_template,
-        vocab_size=vocab_size,
+        fallback_template=pair.teacher.tokenizer.chat_template,
+        vocab_size=pair.vocab_size,
         keep_control_tokens=config.keep_control_tokens,
         date=read_date(config.template_date),
     )
-    contexts = [length for length in (student.context_length, teacher.context_length) if length]
     return PromptSource.build(
         raw,
         renderer,
@@ -205,7 +184,7 @@ def _prompts(config: TrainConfig, student: ModelFiles, teacher: ModelFiles, voca
         eval_prompts=config.eval_prompts,
         max_prompt_tokens=config.max_prompt_tokens,
         max_new_tokens=config.max_new_tokens,
-        context_length=min(contexts, default=None),
+        context_length=pair.context_length,
     )
 
 

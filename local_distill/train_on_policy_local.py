@@ -103,9 +103,10 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
     check_steps_left(run, config.steps)
     manifest = on_main_process(accelerator, lambda: checkpoint_manifest(run))
     on_every_process(lambda: check_checkpoint_is_here(run, manifest))
-    needed = checkpoint_bytes(inputs.student, inputs.lora)
+    student, generation = inputs.pair.student, inputs.saved_generation
+    needed = checkpoint_bytes(student, inputs.lora)
     on_main_process(accelerator, lambda: check_disk_space(run.path, needed, config.keep_checkpoints))
-    on_main_process(accelerator, lambda: check_saving(inputs.student, inputs.lora, inputs.saved_generation, run.path))
+    on_main_process(accelerator, lambda: check_saving(student, inputs.lora, generation, run.path))
     with ending_in_one_line(run.path), losing_others():
         result = carry_out(inputs, accelerator, run)
     accelerator.end_training()

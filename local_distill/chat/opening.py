@@ -16,8 +16,8 @@ from local_distill.chat.session import COMMANDS, END, Session
 from local_distill.chat.voices import Voice
 from local_distill.errors import UserError
 from local_distill.models.files import turns_after
+from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.scorer import TokenScorer
-from local_distill.models.tokenization import check_same_tokens, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
 from local_distill.process.signals import sigint_is_an_answer
 from local_distill.prompts import parse_template_kwargs
@@ -38,8 +38,7 @@ class Opened:
     student: Trained
     teacher: Trained | None
     speech: Speech
-    stop_ids: frozenset[int]
-    vocab_size: int
+    pair: ModelPair
     precision: Precision
     device: torch.device
     notes: tuple[str, ...]
@@ -58,8 +57,8 @@ def chat(settings: ChatSettings) -> int:
         teacher,
         opened.speech,
         Sampling(
-            NucleusSampling(settings.temperature, settings.top_p), settings.max_new_tokens, opened.stop_ids,
-            settings.seed,
+            NucleusSampling(settings.temperature, settings.top_p), settings.max_new_tokens,
+            frozenset(opened.pair.stops.ids), settings.seed,
         ),
         screen,
         settings.system_prompt,
@@ -89,25 +88,21 @@ def open_chat(settings: ChatSettings) -> Opened:
             )
     elif settings.teacher_model is not None:
         teacher = open_trained("--teacher_model", settings.teacher_model, settings.trust_remote_code)
-        check_same_tokens(student.files.tokenizer, teacher.files.tokenizer)
-    files, other = student.files, (teacher or student).files
-    for each in (files, other):
-        check_has_cache(each)
-    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
+    pair = pair_of(student.files, teacher.files if teacher else None)
+    for files in (pair.student, pair.teacher):
+        check_has_cache(files)
     speech = Speech(
-        files.tokenizer,
+        pair.student.tokenizer,
         parse_template_kwargs(settings.chat_template_kwargs),
-        fallback_template=other.tokenizer.chat_template,
-        vocab_size=vocab_size,
+        fallback_template=pair.teacher.tokenizer.chat_template,
+        vocab_size=pair.vocab_size,
         keep_control_tokens=settings.keep_control_tokens,
     )
-    stops = stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", vocab_size)
     return Opened(
         student,
         teacher,
         speech,
-        frozenset(stops.ids),
-        vocab_size,
+        pair,
         precision,
         device,
         (precision.note, *speech.renderer(settings.system_prompt).notes, *_without_template(speech)),
@@ -121,8 +116,8 @@ def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tupl
         model = trained.load(opened.precision.dtype, opened.device)
         limits = [length for length in (trained.files.context_length, turns_after(trained.files.config)) if length]
         tried = min([longest, *limits])
-        check_sampling(TokenScorer(model, opened.vocab_size), trained.files.flag, pad_id=0, longest=tried)
-        return Voice(name, model, opened.vocab_size, min(limits, default=None))
+        check_sampling(TokenScorer(model, opened.pair.vocab_size), trained.files.flag, pad_id=0, longest=tried)
+        return Voice(name, model, opened.pair.vocab_size, min(limits, default=None))
 
     student = voice("student", opened.student)
     if teacher_model == SELF:

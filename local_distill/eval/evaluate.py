@@ -120,7 +120,7 @@ def _ask(site: _Site, subject: Subject, live: bool) -> dict[str, Any]:
                     assert site.inputs.verifier is not None
                     answer_all(
                         subject.name, task.name, subject.prompts[task.name], sampler, site.inputs.verifier,
-                        output.answers, tokenizer=subject.trained.files.tokenizer,
+                        output.answers, tokenizer=subject.pair.student.tokenizer,
                         choose=choice_of(settings.temperature, settings.top_p), samples=settings.samples,
                     )  # fmt: skip
             if any(divergences.values()):
@@ -131,7 +131,7 @@ def _ask(site: _Site, subject: Subject, live: bool) -> dict[str, Any]:
         if not settings.tasks:
             return {}
         assert model is not None
-        return harness.run_tasks(settings, model, subject.trained.files.tokenizer, site.accelerator.device)
+        return harness.run_tasks(settings, model, subject.pair.student.tokenizer, site.accelerator.device)
     finally:
         del model
         release_memory()
@@ -165,11 +165,11 @@ def _check_served(site: _Site) -> None:
 
 def _load(site: _Site, subject: Subject) -> nn.Module:
     model = subject.trained.load(site.inputs.precision.dtype, site.accelerator.device)
-    scorer, flag = TokenScorer(model, subject.vocab_size), f"MODEL {subject.name}"
+    scorer, flag = TokenScorer(model, subject.pair.vocab_size), f"MODEL {subject.name}"
     check_head(scorer, flag)
     if not site.settings.samples_by_server:
         check_sampling(
-            scorer, flag, pad_id=subject.pad_id, longest=site.inputs.longest, autocast=_autocast(site, subject)
+            scorer, flag, pad_id=subject.pair.pad_id, longest=site.inputs.longest, autocast=_autocast(site, subject)
         )
     return model
 
@@ -183,8 +183,8 @@ def _sampler(site: _Site, subject: Subject, model: nn.Module | None, tick: Calla
     settings = site.settings
     shared: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
-        "stop_ids": subject.stops.ids,
-        "vocab_size": subject.vocab_size,
+        "stop_ids": subject.pair.stops.ids,
+        "vocab_size": subject.pair.vocab_size,
         "seed": settings.seed,
     }
     if settings.samples_by_server:
@@ -192,7 +192,7 @@ def _sampler(site: _Site, subject: Subject, model: nn.Module | None, tick: Calla
         return Sampler("vllm", partial(make, **shared), settings.sampling_batch_size, tick)
     assert model is not None
     make = partial(
-        HFRollouts, model, pad_id=subject.pad_id, batch_size=settings.sampling_batch_size,
+        HFRollouts, model, pad_id=subject.pair.pad_id, batch_size=settings.sampling_batch_size,
         autocast=_autocast(site, subject), say=site.say, **shared,
     )  # fmt: skip
     return Sampler("hf", make, settings.sampling_batch_size, tick)
@@ -200,7 +200,7 @@ def _sampler(site: _Site, subject: Subject, model: nn.Module | None, tick: Calla
 
 def _scoring(site: _Site, subject: Subject, model: nn.Module) -> Scoring:
     settings, device = site.settings, site.accelerator.device
-    scorer = TokenScorer(model, subject.vocab_size).eval()
+    scorer = TokenScorer(model, subject.pair.vocab_size).eval()
     check_scorer(scorer, f"MODEL {subject.name}")
     if settings.teacher_model == SELF:
         teacher: Teacher = WholeDistributionTeacher(BaseOfStudent(scorer), device)
@@ -209,8 +209,8 @@ def _scoring(site: _Site, subject: Subject, model: nn.Module) -> Scoring:
             settings, subject, longest=site.inputs.longest, device=device, say=site.say, closing=site.closing
         )
     else:
-        teacher = _local_teacher(site, subject.vocab_size)
-    return Scoring(scorer, teacher, subject.pad_id, _autocast(site, subject))
+        teacher = _local_teacher(site, subject.pair.vocab_size)
+    return Scoring(scorer, teacher, subject.pair.pad_id, _autocast(site, subject))
 
 
 def _local_teacher(site: _Site, vocab_size: int) -> Teacher:

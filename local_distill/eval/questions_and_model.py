@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from local_distill.batch import Prompt
@@ -23,8 +23,8 @@ from local_distill.eval.tasks import (
 )
 from local_distill.eval.verifying import Verifier, open_verifier
 from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_readable
-from local_distill.models.tokenization import StopTokens, check_same_tokens, pad_token, shared_vocabulary, stop_tokens
 from local_distill.models.trained import Trained, open_trained
 from local_distill.packages import installed
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
@@ -38,23 +38,17 @@ FLAG = "MODEL"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate. name: as it is called in files and tables. prompts: of each task, as this model reads them.
+    """A model to evaluate, and how it reads questions.
 
-    vocab_size: tokens that it may draw; with a teacher, those that both have. stops: which end a completion.
-    notes: on the chat template, for people.
+    name: as it is called in files and tables. pair: the model beside its teacher. prompts: of each task, as this model
+    reads them.
     """
 
     name: str
     trained: Trained
-    prompts: Mapping[str, tuple[Prompt, ...]]
-    vocab_size: int
-    stops: StopTokens
-    notes: tuple[str, ...] = ()
-
-    @property
-    def pad_id(self) -> int:
-        """What fills rows up."""
-        return pad_token(self.trained.files.tokenizer, self.stops, self.vocab_size)
+    pair: ModelPair
+    renderer: Renderer
+    prompts: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,8 +84,8 @@ class EvalInputs:
     @property
     def notes(self) -> tuple[str, ...]:
         """For people."""
-        stops = (f"{each.name}: {each.stops.note}" for each in self.subjects if each.stops.note)
-        templates = (f"{each.name}: {note}" for each in self.subjects for note in each.notes)
+        stops = (f"{each.name}: {each.pair.stops.note}" for each in self.subjects if each.pair.stops.note)
+        templates = (f"{each.name}: {note}" for each in self.subjects for note in each.renderer.notes)
         notes = [self.precision.note, *stops, *templates, *(note for task in self.tasks for note in task.notes)]
         return tuple(filter(None, notes))
 
@@ -136,9 +130,12 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
         except BaseException:
             verifier.close()
             raise
-    readers = [_reader(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
+    readers = [_subject(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
     asked_of = [_ask_all(task, readers, settings) for task in tasks]
-    subjects = tuple(_subject(reader, teacher, i, asked_of) for i, reader in enumerate(readers))
+    subjects = tuple(
+        replace(reader, prompts={task.name: tuple(row[place] for row in rows) for task, rows in asked_of})
+        for place, reader in enumerate(readers)
+    )
     inputs = EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
     for files in (*(each.files for each in trained), *([teacher] if teacher else [])):
         check_positions(files, inputs.longest - settings.max_new_tokens, settings.max_new_tokens)
@@ -149,56 +146,25 @@ def _name(path: str, trained: Trained) -> str:
     return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """A model, and how it reads questions.
-
-    context: tokens that it and its teacher can hold; None if unknown. vocab_size: see Subject.
-    """
-
-    name: str
-    trained: Trained
-    renderer: Renderer
-    context: int | None
-    vocab_size: int
-
-
-def _reader(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> _Reader:
-    files, other = trained.files, teacher or trained.files
+def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> Subject:
+    """The model before it is asked anything. Raises UserError where it does not fit its teacher or our sampling."""
     if not settings.samples_by_server:
-        check_has_cache(files)
-    if teacher is not None:
-        check_same_tokens(files.tokenizer, teacher.tokenizer)
-    vocab_size = shared_vocabulary(files.config, other.config, files.tokenizer, other.tokenizer)
+        check_has_cache(trained.files)
+    pair = pair_of(trained.files, teacher)
     renderer = Renderer(
-        files.tokenizer,
+        pair.student.tokenizer,
         chat_template=settings.chat_template,
         system_prompt=settings.system_prompt,
         template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
-        fallback_template=other.tokenizer.chat_template,
-        vocab_size=vocab_size,
+        fallback_template=pair.teacher.tokenizer.chat_template,
+        vocab_size=pair.vocab_size,
         keep_control_tokens=settings.keep_control_tokens,
         date=read_date(settings.template_date),
     )
-    contexts = [length for length in (files.context_length, other.context_length) if length]
-    return _Reader(name, trained, renderer, min(contexts, default=None), vocab_size)
+    return Subject(name, trained, pair, renderer)
 
 
-def _subject(
-    reader: _Reader, teacher: ModelFiles | None, place: int, asked_of: Sequence[tuple[Task, Sequence[Sequence[Prompt]]]]
-) -> Subject:
-    files, other = reader.trained.files, teacher or reader.trained.files
-    return Subject(
-        reader.name,
-        reader.trained,
-        {task.name: tuple(row[place] for row in rows) for task, rows in asked_of},
-        reader.vocab_size,
-        stop_tokens(files.tokenizer, files.generation, other.tokenizer, other.generation, "both", reader.vocab_size),
-        reader.renderer.notes,
-    )
-
-
-def _ask_all(task: Task, readers: Sequence[_Reader], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:
+def _ask_all(task: Task, readers: Sequence[Subject], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:
     """The questions that can be put to every model, and each of them as each model reads it.
 
     Raises UserError for one that leaves no room for an answer.
@@ -224,9 +190,10 @@ def _ask_all(task: Task, readers: Sequence[_Reader], settings: EvalSettings) -> 
     return without_wrong(replace(task, questions=tuple(kept)), wrong), rows
 
 
-def _check_fits(raw: RawPrompt, length: int, reader: _Reader, max_new_tokens: int) -> None:
-    if reader.context is not None and length + max_new_tokens > reader.context:
+def _check_fits(raw: RawPrompt, length: int, reader: Subject, max_new_tokens: int) -> None:
+    context = reader.pair.context_length
+    if context is not None and length + max_new_tokens > context:
         raise UserError(
             f"--max_new_tokens: {max_new_tokens} given, {raw.origin} has {length} tokens and the context of "
-            f"{reader.name} holds {reader.context}; lower it, or leave that question out"
+            f"{reader.name} holds {context}; lower it, or leave that question out"
         )

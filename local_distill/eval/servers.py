@@ -53,11 +53,10 @@ def served_sampler(
     closing.callback(client.close)
     # Temperature 1: the log-probs of the draws, which this would ask for as well, are not used.
     name = vllm_server.check_engine(
-        client, subject.trained.files.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
+        client, subject.pair.student.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
     )
     say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
-    rows = subject.trained.files.config.get_text_config().vocab_size
-    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name), rows=rows)
+    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name), rows=subject.pair.rows)
 
 
 def served_teacher(
@@ -68,8 +67,8 @@ def served_teacher(
     teacher = open_server_teacher(
         comma_separated(settings.teacher_url),
         model=settings.teacher_model,
-        student_tokenizer=subject.trained.files.tokenizer,
-        vocab_size=subject.vocab_size,
+        student_tokenizer=subject.pair.student.tokenizer,
+        vocab_size=subject.pair.vocab_size,
         longest=longest,
         top_k=0,
         device=device,

@@ -50,8 +50,8 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 
     has_its_own = config.teacher_kind in ("local", "zero3")
     return Run(
         config,
-        inputs.student.config,
-        inputs.teacher.config if has_its_own else None,
+        inputs.pair.student.config,
+        inputs.pair.teacher.config if has_its_own else None,
         inputs.lora,
         inputs.precision.dtype,
         plugin.zero_stage if plugin else 0,
