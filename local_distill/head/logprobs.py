@@ -8,6 +8,8 @@ on. The results are the plain ones, not an approximation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +24,8 @@ LOGITS_PER_CHUNK_ELSEWHERE = 2**22
 """The same on a processor: 16 MiB."""
 LEAST_ROWS = 256
 """Rows that a chunk has in any case: a matrix product with fewer is slow."""
+_planned_device: ContextVar[str | None] = ContextVar("planned_device", default=None)
+"""The kind of device that stands for the tensors' own where chunks are cut; of one thread alone."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,24 @@ def for_each_chunk(
         act(part)
 
 
+@contextmanager
+def chunks_of_device(kind: str) -> Iterator[None]:
+    """Cut logits as on that kind of device, whatever device the tensors name: for a plan, which runs elsewhere.
+
+    It holds for what this thread does; another may train meanwhile.
+    """
+    before = _planned_device.set(kind)
+    try:
+        yield
+    finally:
+        _planned_device.reset(before)
+
+
 def chunks(hidden: Tensor, head: Head, logits_per_chunk: int | None) -> Iterator[slice]:
     """Slices of the N positions, each of few enough that its logits fit ``logits_per_chunk``."""
     if logits_per_chunk is None:
-        most = LOGITS_PER_CHUNK.get(hidden.device.type, LOGITS_PER_CHUNK_ELSEWHERE)
+        device = _planned_device.get() or hidden.device.type
+        most = LOGITS_PER_CHUNK.get(device, LOGITS_PER_CHUNK_ELSEWHERE)
         logits_per_chunk = max(most, LEAST_ROWS * head.vocab_size)
     size = max(1, logits_per_chunk // head.vocab_size)
     return (slice(start, start + size) for start in range(0, len(hidden), size))

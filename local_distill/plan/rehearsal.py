@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
-from local_distill.head.logprobs import LOGITS_PER_CHUNK
+from local_distill.head.logprobs import chunks_of_device
 
 T = TypeVar("T")
 
@@ -117,34 +118,32 @@ class Stage:
 
     def rehearse(self, act: Callable[[Tally], T]) -> T:
         """What ``act`` says of the tally of what it does."""
-        with self._fake, self._chunks_of_the_device(), _no_packed_rows(), Tally() as tally:
+        with self._fake, chunks_of_device(self._device), _no_packed_rows(), Tally() as tally:
             return act(tally)
 
-    @contextmanager
-    def _chunks_of_the_device(self) -> Iterator[None]:
-        """Logits are cut for the device that is planned for, not for the one that the tensors name."""
-        if self._device not in LOGITS_PER_CHUNK or DEVICE.type in LOGITS_PER_CHUNK:
-            yield
-            return
-        LOGITS_PER_CHUNK[DEVICE.type] = LOGITS_PER_CHUNK[self._device]
-        try:
-            yield
-        finally:
-            del LOGITS_PER_CHUNK[DEVICE.type]
+
+_PATCHING = Lock()
 
 
 @contextmanager
 def _no_packed_rows() -> Iterator[None]:
-    """Positions without contents tell transformers nothing, so it would give every row a mask as if several texts were
-    packed in it, which here are never."""
-    found, masking_utils.find_packed_sequence_indices = (
-        masking_utils.find_packed_sequence_indices,
-        lambda *_, **__: None,
-    )
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = found
+    """Let transformers find no packed rows in fake tensors.
+
+    Positions without contents tell it nothing, so it would give every row a mask as if several texts were packed in
+    it, which here are never. Real tensors, another thread's, are looked at as ever; and one rehearsal waits for the
+    other, or the one that ends last would put back what it had found of the first.
+    """
+    with _PATCHING:
+        find = masking_utils.find_packed_sequence_indices
+
+        def find_in_real(position_ids: Tensor) -> Any:
+            return None if isinstance(position_ids, FakeTensor) else find(position_ids)
+
+        masking_utils.find_packed_sequence_indices = find_in_real
+        try:
+            yield
+        finally:
+            masking_utils.find_packed_sequence_indices = find
 
 
 def _parameter(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

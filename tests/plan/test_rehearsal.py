@@ -1,11 +1,15 @@
 """What is counted on tensors without memory is what tensors with memory take, by torch's own record of allocations."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import masking_utils
 
 from local_distill.batch import TokenBatch
-from local_distill.head.logprobs import LOGITS_PER_CHUNK
+from local_distill.head.logprobs import LOGITS_PER_CHUNK, Head, chunks
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import skeleton_of
 from local_distill.models.scorer import TokenScorer
@@ -107,11 +111,44 @@ def test_what_is_trained_and_what_is_frozen_have_their_own_precision():
     assert model.lm_head.weight.dtype == torch.bfloat16
 
 
+def rows_of_the_first_chunk():
+    head = Head(torch.empty(50_000, 1, device="meta"), 50_000)
+    return next(iter(chunks(torch.empty(10_000, 1), head, None))).stop
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_logits_are_cut_as_on_the_device_that_is_planned_for(device):
-    found = Stage(device).rehearse(lambda _: LOGITS_PER_CHUNK.get("cpu"))
-    assert found == (None if device == "cpu" else LOGITS_PER_CHUNK["cuda"])
-    assert "cpu" not in LOGITS_PER_CHUNK, "put back"
+    here = rows_of_the_first_chunk()
+    found = Stage(device).rehearse(lambda _: rows_of_the_first_chunk())
+    assert found == (here if device == "cpu" else LOGITS_PER_CHUNK["cuda"] // 50_000)
+    assert here == rows_of_the_first_chunk(), "put back"
+
+
+def test_what_another_thread_does_meanwhile_is_left_alone():
+    """``train`` may be called from any thread, and a plan be made in another one at the same time."""
+    packed = torch.tensor([[0, 1, 2, 0, 1]])
+    alone = rows_of_the_first_chunk(), masking_utils.find_packed_sequence_indices(packed).tolist()
+    rehearsing, looked = threading.Event(), threading.Event()
+
+    def rehearsal(_):
+        rehearsing.set()
+        assert looked.wait(60)
+        return rows_of_the_first_chunk(), masking_utils.find_packed_sequence_indices(torch.empty(1, 5))
+
+    with ThreadPoolExecutor() as pool:
+        planned = pool.submit(Stage("cuda").rehearse, rehearsal)
+        assert rehearsing.wait(60)
+        meanwhile = rows_of_the_first_chunk(), masking_utils.find_packed_sequence_indices(packed)
+        looked.set()
+    assert (meanwhile[0], meanwhile[1].tolist()) == alone
+    assert planned.result() == (LOGITS_PER_CHUNK["cuda"] // 50_000, None)
+
+
+def test_two_rehearsals_at_once_leave_transformers_as_it_was():
+    found = masking_utils.find_packed_sequence_indices
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: Stage("cpu").rehearse(lambda _: torch.ones(10).sum()), range(20)))
+    assert masking_utils.find_packed_sequence_indices is found
 
 
 def test_what_is_asked_of_a_value_is_answered_with_no():
