@@ -32,6 +32,7 @@ from local_distill.process.distributed import any_process, most_anywhere, on_eve
 from local_distill.process.interruption import StopRequest
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.runs.folder import RunFolder
 from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.records import read_evaluations
 from local_distill.training.batching import MicroBatches, split_substeps
@@ -39,7 +40,6 @@ from local_distill.training.checkpoint import Checkpointer, moments_of
 from local_distill.training.learner import Learner
 from local_distill.training.optimizer import Updates, learning_rate_at, make_updates
 from local_distill.training.out_of_memory import HalveMicroBatches
-from local_distill.training.preflight import RunFolder
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 

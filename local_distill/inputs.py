@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -24,6 +26,7 @@ from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
 from local_distill.models.tokenization import unsampled_tokens_note
 from local_distill.monitor.trackers.registry import check_wandb, tracker_names
+from local_distill.process.launch import Precision, check_deepspeed, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
@@ -31,8 +34,9 @@ from local_distill.rollouts.continuous import check_seeded
 from local_distill.rollouts.left_out import check_limits
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_colocated import check_installed
+from local_distill.runs.folder import LATEST
+from local_distill.runs.layout import read_settings
 from local_distill.teachers.zero3 import zero3_config
-from local_distill.training.preflight import Precision, check_packages, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,27 @@ class Inputs:
         return {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.metadata["fixed"]}
 
 
+def with_template_date(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the date that a chat template with a clock in it reads: the day on which the run began.
+
+    Prompts that say what day it is would else be others after midnight, or in a run that is gone on with a week later.
+    Raises UserError where the run's own settings cannot be read.
+    """
+    if config.template_date is not None:
+        return config
+    kept = None
+    if config.resume is not None:
+        folder = config.output_dir if config.resume == LATEST else Path(config.resume).expanduser().resolve().parent
+        kept = read_settings(Path(folder).expanduser()).get("template_date") if folder else None
+    return replace(config, template_date=str(kept or date.today()))
+
+
 def check_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(config.dtype)
     sharded = config.teacher_kind == "zero3"
-    check_packages(sharded)
+    if sharded:
+        check_deepspeed("--teacher_ds_zero3")
     if config.rollouts_kind == "vllm" and not config.rollouts_url:
         check_installed()
     sharding = zero3_config(config.teacher_ds_config) if sharded else None

@@ -15,8 +15,8 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -26,41 +26,37 @@ import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 
 from local_distill.build import build_and_run, gap_watch, learning_rates
-from local_distill.config.command_line import parse_config
-from local_distill.config.template_date import with_template_date
-from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.config.train_fields import SAMPLED_LOSSES
 from local_distill.engines import Site, open_ahead
-from local_distill.inputs import Inputs, check_inputs
+from local_distill.errors import RunError, UserError
+from local_distill.inputs import Inputs, check_inputs, with_template_date
 from local_distill.monitor.log import RunLog, open_run_log
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.monitor.terminal import Terminal, open_terminal
 from local_distill.plan.before_a_run import check_memory
-from local_distill.process.distributed import losing_others, on_every_process, on_main_process, processes_meet
+from local_distill.process.distributed import alone, losing_others, on_every_process, on_main_process, processes_meet
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.isolation import process_left_as_found
-from local_distill.process.signals import ending_on_signals
+from local_distill.process.launch import check_launch, launch_in_words, sums_in_words
+from local_distill.process.signals import Stopped, ending_on_signals
 from local_distill.report.page import told_of
+from local_distill.runs.checkpoints import last_saved
 from local_distill.runs.environment import write_environment
+from local_distill.runs.folder import (
+    RunFolder,
+    check_checkpoint_is_here,
+    check_disk_space,
+    check_steps_left,
+    open_run_folder,
+)
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
 from local_distill.runs.records import lost_records, read_evaluations, training_totals
 from local_distill.runs.result import TrainResult
 from local_distill.runs.whole_files import write_whole
-from local_distill.training.dry_save import check_saving
-from local_distill.training.ending import ending_in_one_line
-from local_distill.training.preflight import (
-    RunFolder,
-    check_checkpoint_is_here,
-    check_disk_space,
-    check_launch,
-    check_steps_left,
-    checkpoint_bytes,
-    checkpoint_manifest,
-    launch_in_words,
-    open_run_folder,
-    sums_in_words,
-)
+from local_distill.training.checkpoint import check_saving, checkpoint_bytes
+from local_distill.training.out_of_memory import DidNotFitError, is_out_of_memory
 
 UNBOUNDED_WORK = 3600.0
 """Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""
@@ -101,8 +97,7 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
     place = config.output_dir, config.resume, inputs.fixed_settings
     run = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
     check_steps_left(run, config.steps)
-    manifest = on_main_process(accelerator, lambda: checkpoint_manifest(run))
-    on_every_process(lambda: check_checkpoint_is_here(run, manifest))
+    on_every_process(lambda: check_checkpoint_is_here(run))
     student, generation = inputs.pair.student, inputs.saved_generation
     needed = checkpoint_bytes(student, inputs.lora)
     on_main_process(accelerator, lambda: check_disk_space(run.path, needed, config.keep_checkpoints))
@@ -111,6 +106,29 @@ def run_training(config: TrainConfig, holding: ExitStack) -> TrainResult:
         result = carry_out(inputs, accelerator, run)
     accelerator.end_training()
     return result
+
+
+@contextmanager
+def ending_in_one_line(folder: Path) -> Iterator[None]:
+    """What ends a run early, told together with what was saved of it."""
+    try:
+        yield
+    except RunError as error:
+        told = UserError(f"{error}; {last_saved(folder)}")
+        told.alone = error.alone
+        raise told from error
+    except Stopped as stopped:
+        raise Stopped(stopped.signal, f"at once; {last_saved(folder)}") from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)
+        if not isinstance(error, DidNotFitError):
+            reason = (
+                f"--microbatch_tokens: out of memory while loading, scoring or evaluating ({reason.split('. ')[0]}); "
+                'lower it, or see "Out of memory?" in the README'
+            )
+        raise alone(UserError(f"{reason}; {last_saved(folder)}")) from error
 
 
 def carry_out(inputs: Inputs, accelerator: Accelerator, run: RunFolder) -> TrainResult:

@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def runs(folders, tmp_path_factory):
     """Two finished runs of two steps each, full and lora: of all weights, and of an adapter. To be read alone."""
-    from local_distill.config.command_line import parse_config
+    from local_distill.config.train_config import parse_config
     from local_distill.train_on_policy_local import train
 
     root = tmp_path_factory.mktemp("runs")

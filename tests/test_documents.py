@@ -9,9 +9,8 @@ import yaml
 
 from local_distill import __version__
 from local_distill.commands import COMMANDS, load
-from local_distill.config.command_line import parse_config
 from local_distill.config.parsing import flags_of
-from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_config import TrainConfig, parse_config
 from scripts.write_flag_tables import TARGET, render
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from local_distill.commands import main as command
-from local_distill.config.command_line import parse_config
+from local_distill.config.train_config import parse_config
 from local_distill.train_on_policy_local import main as train
 
 DATA = Path(__file__).parent / "data" / "run_0.1.0"

@@ -19,11 +19,11 @@ from local_distill.models.files import turns_after
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.trained import Trained, open_trained
+from local_distill.process.launch import Precision, resolve_precision
 from local_distill.process.signals import sigint_is_an_answer
 from local_distill.prompts import parse_template_kwargs
 from local_distill.rollouts.checking import check_has_cache, check_sampling
 from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.training.preflight import Precision, resolve_precision
 
 if TYPE_CHECKING:
     from local_distill.chat.chat_config import ChatSettings

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from local_distill.commands.command import Command
-from local_distill.config.command_line import parse_config
 from local_distill.config.parsing import option
+from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
 
 USAGE = """\

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from local_distill.commands.command import Command
-from local_distill.config.command_line import DESCRIPTION
-from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_config import DESCRIPTION, TrainConfig
 
 USAGE = """\
 local-distill train --student_model MODEL --teacher_model MODEL [settings]

@@ -16,9 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from local_distill.errors import UserError
-
-LATEST = "latest"
-"""What ``--resume`` means when no folder follows it."""
+from local_distill.runs.folder import LATEST
 
 NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 """How an error calls what a setting of a type needs."""

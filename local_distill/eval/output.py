@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from local_distill.errors import UserError
 from local_distill.runs.claim import LOCK, claimed
-from local_distill.runs.dated_folder import make_dated_folder
+from local_distill.runs.folder import make_dated_folder
 from local_distill.runs.jsonl import as_declared, to_json
 from local_distill.runs.whole_files import write_whole, writing
 

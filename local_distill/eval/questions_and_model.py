@@ -27,11 +27,11 @@ from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_readable
 from local_distill.models.trained import Trained, open_trained
 from local_distill.packages import installed
+from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.prompts.raw import check_share_of_wrong
 from local_distill.rollouts.checking import check_has_cache, check_positions
-from local_distill.training.preflight import Precision, resolve_precision
 
 FLAG = "MODEL"
 

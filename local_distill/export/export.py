@@ -20,10 +20,10 @@ from local_distill.export.hub import check_hub, push
 from local_distill.export.merging import Difference, compare_with_trained, probe_logprobs, write_model
 from local_distill.models.quantization import check_dense
 from local_distill.models.trained import Trained, open_trained
+from local_distill.process.launch import DTYPES
 from local_distill.runs.checkpoints import PARTIAL
 from local_distill.runs.claim import LOCK, claimed
 from local_distill.runs.whole_files import expanded, writing
-from local_distill.training.preflight import DTYPES
 
 if TYPE_CHECKING:
     from local_distill.export.export_config import ExportSettings

@@ -17,7 +17,7 @@ from local_distill.plan.costs import Lengths
 from local_distill.plan.machine import Machine, free_for_a_run, gpus, this_machine
 from local_distill.plan.memory import Run
 from local_distill.plan.plan_config import PlanSettings
-from local_distill.training.preflight import DTYPES, resolve_precision
+from local_distill.process.launch import DTYPES, resolve_precision
 
 
 def open_run(settings: PlanSettings) -> Run:

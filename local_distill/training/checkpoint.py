@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,15 +25,24 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from local_distill.errors import UserError
+from local_distill.models.adapters import Adapter
+from local_distill.models.files import ModelFiles
+from local_distill.models.loading_errors import reason_of
 from local_distill.models.older_readers import spell_for_older_readers
+from local_distill.models.reach import freeze_towers
 from local_distill.process.distributed import on_main_process
 from local_distill.runs.checkpoints import DISCARDED, MADE_IN, PARTIAL, PREFIX, Checkpoint, step_folders
 from local_distill.runs.manifest import STATE, TRAINER, seal, sync
 from local_distill.runs.whole_files import readable_as_others, writing
 from local_distill.training.optimizer import Updates
+
+BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4
+"""A float32 weight and AdamW's two float32 moments; the weight alone."""
 
 
 class Checkpointer:
@@ -90,10 +100,7 @@ class Checkpointer:
     def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
         _clear_leftovers(self._output_dir)
         folder.mkdir()  # not its parents: a run's folder that was removed stays so
-        self._model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-        self._tokenizer.save_pretrained(folder)
-        self._generation.save_pretrained(folder)
-        spell_for_older_readers(folder, self._model.config)
+        _save_model(folder, self._model, weights, self._tokenizer, self._generation)
 
     def _write_rest(self, folder: Path, final: Path, step: int, optimizer: dict[str, Tensor]) -> None:
         (folder / TRAINER).mkdir()
@@ -122,6 +129,59 @@ def moments_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"--resume {checkpoint.path}: {file.name} is damaged ({error})") from error
     return state
+
+
+def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
+    """Size of one checkpoint, from the shapes of the trained parameters, and of all others that it holds."""
+    model = student.skeleton()
+    if adapter:
+        return adapter.number_of_parameters(model) * BYTES_PER_TRAINED_PARAMETER
+    freeze_towers(model)
+    each = ((p.numel(), p.requires_grad) for p in model.parameters())
+    return sum(number * (BYTES_PER_TRAINED_PARAMETER if trained else BYTES_PER_WEIGHT) for number, trained in each)
+
+
+def check_saving(student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path) -> None:
+    """Write a checkpoint without weights beside the real ones to come, and delete it, before there is work to lose.
+
+    Raises UserError where the library does not save what it has read, or where the disk does not take it.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{PREFIX}", dir=folder) as trial:
+            skeleton = student.skeleton()
+            model: nn.Module = adapter.put_shapes_on(skeleton) if adapter else skeleton
+            if adapter is None:
+                _check_names(skeleton)
+            with writing(folder):
+                _save_model(Path(trial), model, {}, student.tokenizer, generation)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {folder}: cannot be written ({error.strerror or error}); choose another"
+        ) from error
+    except Exception as error:  # a model's settings can break their writer in any way
+        raise UserError(
+            f"{student.flag} {student.path}: can be read but not saved ({reason_of(error)}), so its training would be "
+            "lost; mend its configuration, its tokenizer or its generation_config.json"
+        ) from error
+
+
+def _check_names(skeleton: PreTrainedModel) -> None:
+    """Raise what the library would for weights that share memory unsaid, or that do not go back to their file names."""
+    names = remove_tied_weights_from_state_dict(skeleton.state_dict(), skeleton)
+    revert_weight_conversion(skeleton, names)
+
+
+def _save_model(
+    folder: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase,
+    generation: GenerationConfig,
+) -> None:  # fmt: skip
+    """What from_pretrained reads, of transformers or peft."""
+    model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    generation.save_pretrained(folder)
+    spell_for_older_readers(folder, model.config)
 
 
 def _discard(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from local_distill.config.command_line import parse_config
-from local_distill.config.template_date import with_template_date
+from local_distill.config.train_config import parse_config
+from local_distill.inputs import with_template_date
 
 
 @pytest.mark.parametrize("where", ["run/step-2", "run/step-2/", "newest", "run/step-2/../step-2"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from local_distill.commands import main
-from local_distill.config.command_line import parse_config
+from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
 from local_distill.export import export as exporting
 from local_distill.export.facts import facts_of

@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from local_distill.config.command_line import parse_config
+from local_distill.config.train_config import parse_config
 from local_distill.train_on_policy_local import train
 from tests.gpu.memory import Memory, memory_of
 from tests.pretended_gpu.device import missing, pretended_gpu

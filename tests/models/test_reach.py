@@ -14,7 +14,7 @@ from local_distill.models.files import skeleton_of
 from local_distill.models.reach import freeze_towers, freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.training.batching import collate
-from local_distill.training.preflight import checkpoint_bytes
+from local_distill.training.checkpoint import checkpoint_bytes
 from tests.architectures.zoo import SEEING, config_of
 from tests.launching import assert_same_numbers, metrics
 from tests.models.test_scorer import ROLLOUTS, V

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
 
 from local_distill import train_on_policy_local as entry
-from local_distill.config.command_line import parse_config
+from local_distill.config.train_config import parse_config
 from local_distill.errors import RunError, UserError
 from local_distill.process.distributed import on_every_process
 from local_distill.process.exit_codes import exit_code_of

@@ -97,7 +97,7 @@ from local_distill.process.exit_codes import exit_code_of
 from local_distill.process import interruption, signals
 interruption.SAME = -1
 from pathlib import Path
-from local_distill.training.ending import ending_in_one_line
+from local_distill.train_on_policy_local import ending_in_one_line
 def run():
     with ending_in_one_line(Path(sys.argv[1])):
         stop = interruption.StopRequest()

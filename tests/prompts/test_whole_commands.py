@@ -61,7 +61,7 @@ def test_a_run_says_what_it_left_out_and_made_of_its_prompts(run_command, model,
 
 
 def test_the_ids_of_a_runs_prompts(model, prompts):
-    from local_distill.config.command_line import parse_config
+    from local_distill.config.train_config import parse_config
 
     folder = model(WITH_TOOLS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -99,7 +99,7 @@ def test_a_run_that_is_gone_on_with_another_day_reads_its_own_date(run_command, 
 
 def test_a_run_from_before_these_settings_is_gone_on_with(model, tmp_path):
     """Its checkpoint knows nothing of them."""
-    from local_distill.config.command_line import parse_config
+    from local_distill.config.train_config import parse_config
     from local_distill.runs.checkpoints import Checkpoint, check_same_run
 
     settings = check_inputs(parse_config(pair(model()))).fixed_settings

@@ -1,37 +1,20 @@
-"""What is settled before any weights are loaded: precision, the launch, the run's folder, the disk."""
+"""What is launched: precision, processes, DeepSpeed's file."""
 
-import json
-import re
-import shutil
-from collections import namedtuple
-from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
-from transformers import GenerationConfig
 
 from local_distill.errors import UserError
-from local_distill.models.adapters import LoraSettings, add_lora
-from local_distill.models.files import open_model
-from local_distill.models.scorer import TokenScorer
-from local_distill.training import preflight
-from local_distill.training.checkpoint import Checkpointer
-from local_distill.training.optimizer import make_updates
-from local_distill.training.preflight import (
+from local_distill.process.launch import (
     Precision,
-    check_disk_space,
+    check_deepspeed,
     check_launch,
-    checkpoint_bytes,
     launch_in_words,
-    open_run_folder,
     resolve_precision,
     sums_in_words,
 )
-from tests.tiny_models import gpt2_config, llama_config, make_tokenizer, save_model
 
 # --- precision -----------------------------------------------------------------------------------
 
@@ -177,92 +160,4 @@ def test_what_a_deepspeed_file_says_of_sums_of_gradients_is_told_unless_it_is_wh
 def test_a_deepspeed_that_rounds_rotary_frequencies_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.19.1")
     with pytest.raises(UserError, match=r"^--teacher_ds_zero3: DeepSpeed 0.19.1 is installed, needs .* 0.19.2"):
-        preflight.check_packages(teacher_ds_zero3=True)
-
-
-# --- the run's folder ----------------------------------------------------------------------------
-
-
-def test_a_run_without_a_name_is_called_by_its_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    holding = ExitStack()
-    run = open_run_folder(None, None, {}, holding)
-    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d-\d{6}", run.path.as_posix())
-    assert run.path.is_dir()
-    assert (run.first_step, run.checkpoint, run.notes) == (0, None, ())
-    (run.path / "config.yaml").touch()
-    assert open_run_folder(None, None, {}, holding).path != run.path
-    holding.close()
-
-
-@pytest.mark.parametrize("name", ["new", "a/b/c", "there", "~/runs/x"])
-def test_a_new_run_takes_a_folder_that_is_new_or_empty(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Path("there").mkdir()
-    with ExitStack() as holding:
-        run = open_run_folder(name, None, {}, holding)
-    assert run.path.is_dir()
-    assert list(run.path.iterdir()) == [], "no trace of the trial whether it can be written"
-    assert run.path == (tmp_path / "home" / "runs" / "x" if name.startswith("~") else Path(name))
-
-
-# --- the disk ------------------------------------------------------------------------------------
-
-
-def saved_bytes(folder, model, tokenizer):
-    """Bytes of all tensors in a checkpoint of the model after one update."""
-    accelerator = Accelerator(cpu=True)
-    updates = make_updates(accelerator, TokenScorer(model, 300), weight_decay=0.0, max_grad_norm=0.0)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    updates.apply(1e-3, loss_is_finite=True)
-    folder.mkdir()
-    Checkpointer(accelerator, updates, model, tokenizer, GenerationConfig(), {}, folder, keep=1).save(1)
-    files = list((folder / "step-1").rglob("*.safetensors"))
-    assert any(load_file(file) for file in files)
-    return sum(file.stat().st_size for file in files)
-
-
-@pytest.mark.parametrize("modules", [None, "all-linear", "one by name"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        llama_config(hidden_size=128, intermediate_size=256),
-        llama_config(hidden_size=128, intermediate_size=256, tie_word_embeddings=True),
-        gpt2_config(n_embd=128),
-    ],
-    ids=["llama", "llama tied", "gpt2"],
-)
-def test_the_estimate_is_the_size_of_a_checkpoint(tmp_path, config, modules):
-    one = "c_fc" if config.model_type == "gpt2" else "q_proj"
-    lora = LoraSettings(64, 64, 0.0, one if modules == "one by name" else modules) if modules else None
-    files = open_model("--student_model", str(save_model(tmp_path / "m", config, make_tokenizer())), False)
-    model = add_lora(files.load(torch.bfloat16), lora, 0) if lora else files.load(torch.float32)
-    found = saved_bytes(tmp_path / "run", model, files.tokenizer)
-    assert checkpoint_bytes(files, lora) == pytest.approx(found, rel=0.03)
-
-
-def test_the_estimate_allocates_nothing(folders, tmp_path):
-    config = json.loads((folders["student"] / "config.json").read_text())
-    shutil.copytree(folders["student"], tmp_path / "giant")
-    (tmp_path / "giant" / "config.json").write_text(json.dumps(config | {"hidden_size": 2**20, "head_dim": 2**18}))
-    files = open_model("--student_model", str(tmp_path / "giant"), False)
-    assert checkpoint_bytes(files, None) > 2**43
-    assert checkpoint_bytes(files, LoraSettings(2**20, 1.0, 0.0, "all-linear")) > 2**43
-
-
-def test_disk_space(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(0, 0, 3_500_000_000))
-    check_disk_space(tmp_path, 1_000_000_000, keep=2)
-    with pytest.raises(UserError, match=r"3\.5 GB free, needs 4\.0 GB for checkpoints \(4 of 1\.0 GB\); .*--keep_"):
-        check_disk_space(tmp_path, 1_000_000_000, keep=3)
-    (tmp_path / "step-7").mkdir()  # a resumed run's checkpoints have their place already
-    check_disk_space(tmp_path, 1_000_000_000, keep=3)
-    for step in range(9):
-        (tmp_path / f"step-{step}").mkdir(exist_ok=True)
-    with pytest.raises(
-        UserError, match=r"needs 9\.0 GB for checkpoints \(1 of 9\.0 GB\); free some, or choose another"
-    ):
-        check_disk_space(tmp_path, 9_000_000_000, keep=3)
+        check_deepspeed("--teacher_ds_zero3")

@@ -1,0 +1,185 @@
+"""The folder of a run: a new one, or the one that a run goes on in; kept from others, with room for what comes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from local_distill.errors import UserError
+from local_distill.runs.checkpoints import (
+    PREFIX,
+    Checkpoint,
+    check_same_run,
+    find_checkpoint,
+    open_checkpoint,
+    set_aside_newer,
+)
+from local_distill.runs.claim import LOCK, claimed
+from local_distill.runs.layout import check_kinds
+from local_distill.runs.manifest import MANIFEST
+from local_distill.runs.whole_files import expanded
+
+LATEST = "latest"
+"""What ``--resume`` means when no folder follows it."""
+RUNS = Path("runs")
+"""Where runs are whose ``--output_dir`` is not given."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that is this run's alone.
+
+    checkpoint: what it goes on from, None for a new run; manifest: the checksums of that, as text. notes: for people.
+    """
+
+    path: Path
+    checkpoint: Checkpoint | None = None
+    manifest: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first_step(self) -> int:
+        """Steps done before."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+
+def open_run_folder(
+    output_dir: str | None, resume: str | None, settings: dict[str, Any], holding: ExitStack
+) -> RunFolder:
+    """Make the folder of a new run, or find the checkpoint to go on from. settings: those that must not change.
+
+    holding: keeps the folder from other runs until it is closed.
+    Raises UserError when another run is in the folder, or something else, when it cannot be written, or has nothing to
+    resume.
+    """
+    given = None if output_dir is None else Path(expanded(output_dir))
+    if resume is None:
+        if given is None:
+            _check_writable(RUNS)
+        folder = given or make_dated_folder(RUNS)
+        _claim_new(folder, holding)
+        return RunFolder(folder)
+    notes: list[str] = []
+    if resume != LATEST:
+        folder, checkpoint = _folder_of_step(Path(expanded(resume)), given, holding)
+    elif given is None:
+        raise UserError("--resume: which run? give its folder as --output_dir, or a step folder after --resume")
+    else:
+        if given.is_dir():
+            _claim(given, holding)
+        folder, (checkpoint, notes) = given, find_checkpoint(given)
+    check_same_run(checkpoint, settings)
+    check_kinds(folder)
+    renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(folder, checkpoint.step)]
+    manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
+    return RunFolder(folder, checkpoint, manifest, (*notes, f"going on from {checkpoint.path}", *renamed))
+
+
+def _folder_of_step(step: Path, given: Path | None, holding: ExitStack) -> tuple[Path, Checkpoint]:
+    """Where a run goes on from a step that the user named: its own folder, or the given one; and its checkpoint."""
+    if not step.is_dir():
+        raise UserError(f"--resume {step}: no such folder; give a {PREFIX}N folder, or --resume alone")
+    if any(step.glob(f"{PREFIX}*")):
+        raise UserError(
+            f"--resume {step}: a run's folder, needs one of the {PREFIX}N folders in it; "
+            f"or give --output_dir {step} --resume, which takes the newest"
+        )
+    home = step.resolve().parent
+    folder = given or home
+    if folder.resolve() == home:
+        _claim(folder, holding)
+    else:
+        _claim_new(folder, holding)  # another run's checkpoints and records would be taken for this one's
+    return folder, open_checkpoint(step)
+
+
+def _claim_new(folder: Path, holding: ExitStack) -> None:
+    """Claim the folder, and raise UserError unless it is empty."""
+    _claim(folder, holding)
+    if any(each.name != LOCK for each in folder.iterdir()):
+        remedy = "add --resume to go on with it, or choose another"
+        if not any(folder.glob(f"{PREFIX}*")):
+            remedy = "choose another, or empty it (it holds no checkpoint to --resume from)"
+        raise UserError(f"--output_dir {folder}: is not empty; {remedy}")
+
+
+def _claim(folder: Path, holding: ExitStack) -> None:
+    """Raise UserError unless the folder can be made and written, and no other run is in it."""
+    _check_writable(folder)
+    try:
+        holding.enter_context(claimed(folder / LOCK, f"--output_dir {folder}"))
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise UserError(f"--output_dir {folder}: a file, needs a folder; choose another") from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another")
+
+
+def make_dated_folder(parent: Path) -> Path:
+    """``parent/2026-11-24-161500``, new and empty; with -2 behind it, or -3 …, where that second has one already.
+
+    Raises OSError where it cannot be made.
+    """
+    folder = parent / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    name, number = folder.name, 1
+    while True:
+        try:
+            folder.mkdir()  # at once, so that of two processes one alone has it
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = parent / f"{name}-{number}"
+
+
+def check_checkpoint_is_here(run: RunFolder) -> None:
+    """Raise UserError where this machine does not see the checkpoint that the first one found."""
+    if run.checkpoint is None:
+        return
+    path = run.checkpoint.path
+    try:
+        same = (path / MANIFEST).read_text(encoding="utf-8") == run.manifest
+    except OSError as error:
+        raise UserError(
+            f"--resume {path}: not on every machine ({error.strerror}); --output_dir must be on a disk that all "
+            "machines share, or be copied to the same place on each"
+        ) from error
+    if not same:
+        raise UserError(f"--resume {path}: another checkpoint than on the first machine; copy that one over it")
+
+
+def check_steps_left(run: RunFolder, steps: int) -> None:
+    """Raise UserError when a run that is gone on with has done more steps than it is asked for."""
+    if run.first_step > steps:
+        raise UserError(
+            f"--steps: {steps} given, but {run.path} has already done {run.first_step}; give at least as many"
+        )
+
+
+def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
+    """Raise UserError unless ``keep`` checkpoints, less those that are there, and the one being written fit."""
+    number = 1 + max(0, keep - len(list(folder.glob(f"{PREFIX}*"))))
+    needed, free = one_checkpoint * number, shutil.disk_usage(folder).free
+    if needed > free:
+        fewer = "lower --keep_checkpoints, " if number > 1 else ""
+        raise UserError(
+            f"--output_dir {folder}: {free / 1e9:.1f} GB free, needs {needed / 1e9:.1f} GB for checkpoints "
+            f"({number} of {one_checkpoint / 1e9:.1f} GB); free some, {fewer}or choose another disk"
+        )
