@@ -5,14 +5,15 @@ Imported before torch is, which takes seconds; so nothing heavy is imported here
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -20,6 +21,8 @@ SAME = 2.0
 """Seconds within which a second signal is the first one again: schedulers tell every process, and launchers too."""
 GRACE = 5.0
 """Seconds for what is under way to be put in order, before the process ends as it is."""
+AGAIN = 0.05
+"""Seconds after which a signal comes again whose exception was swallowed."""
 
 
 class Stopped(BaseException):
@@ -42,18 +45,24 @@ class _Ending:
     """What this process knows of its end.
 
     noted: when the first signal came. awaited: whether somebody waits for Stopped. said: whether the user was told.
+    swallowed: the signal whose exception went nowhere. again: whether Stopped is to be raised once more for it.
+    others: the hook for exceptions that go nowhere which was there before.
     """
 
     noted: float | None = None
     awaited = False
     said = False
+    swallowed: int | None = None
+    again = False
+    others: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
     """In here SIGINT and SIGTERM end the process; inside ``stoppable`` by raising Stopped in the main thread.
 
-    Where that is in a library which does not come back, such as one that waits for another process, or which swallows
+    Where that is in a destructor or a callback, out of which Python lets no exception, it is raised again soon after.
+    Where it is in a library which does not come back, such as one that waits for another process, or which swallows
     what is raised, the process ends after GRACE seconds, or at another signal.
     """
     main = threading.current_thread() is threading.main_thread()
@@ -64,11 +73,13 @@ def ending_on_signals() -> Iterator[None]:
     wakes.setblocking(False)
     handlers = {number: signal.signal(number, _end) for number in STOPPING}
     wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(received,), daemon=True, name="signals").start()
+    _Ending.others, sys.unraisablehook = sys.unraisablehook, _note_swallowed
+    threading.Thread(target=_watch, args=(received, threading.get_ident()), daemon=True, name="signals").start()
     try:
         yield
     finally:
         if _Ending.noted is None:  # else the watch goes on until the process has gone
+            sys.unraisablehook = _Ending.others
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -91,6 +102,7 @@ def _forget() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = _Ending.others
 
 
 if hasattr(os, "register_at_fork"):
@@ -121,8 +133,8 @@ def tell(stopped: Stopped) -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     """The handler. What is raised inside an import may be swallowed there: the process is left as it is."""
     now = time.monotonic()
-    if _Ending.noted is None:
-        _Ending.noted = now
+    if _Ending.noted is None or _Ending.again:
+        _Ending.noted, _Ending.again = now, False
         if _Ending.awaited and not _imports(frame):
             raise Stopped(number)
     elif now - _Ending.noted < SAME:
@@ -130,13 +142,44 @@ def _end(number: int, frame: FrameType | None) -> None:
     _leave(number)
 
 
-def _watch(received: socket.socket) -> None:
+def _note_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+    """The hook for exceptions out of destructors and callbacks.
+
+    No call comes after the swallowed signal was noted: no handler runs, and raises, in here any more.
+    """
+    match unraisable.exc_value:
+        case Stopped(signal=number):
+            _Ending.again, _Ending.swallowed = True, number
+        case KeyboardInterrupt():
+            _Ending.swallowed = signal.SIGINT
+        case _:
+            _Ending.others(unraisable)
+
+
+def _watch(received: socket.socket, main: int) -> None:
     """Python runs a handler only when the main thread is back from whatever C code it is in; this thread is not."""
+    ends, stopping = math.inf, 0
     with received:
-        while signals := received.recv(1):
-            if signal.getsignal(signals[0]) is _end:
-                time.sleep(GRACE)
-                _leave(signals[0])
+        while time.monotonic() < ends:
+            with suppress(TimeoutError):
+                signals = received.recv(1)
+                if not signals:
+                    return
+                received.settimeout(AGAIN)
+                if ends == math.inf and signal.getsignal(signals[0]) is _end:
+                    ends, stopping = time.monotonic() + GRACE, signals[0]
+            swallowed, _Ending.swallowed = _Ending.swallowed, None
+            if swallowed is not None:
+                _send(swallowed, main)
+    _leave(stopping)
+
+
+def _send(number: int, thread: int) -> None:
+    """A signal to a thread, which wakes it up where the system can do that."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(thread, number)
 
 
 def _leave(number: int) -> None:

@@ -91,6 +91,98 @@ def test_wherever_it_is_before_the_first_step(waiting, number, code, within):
     ended(process, number, code, within)
 
 
+SWALLOWING = """
+import ctypes, gc, io, os, sys, time, weakref
+from local_distill.errors import exit_code_of
+from local_distill.running import signals
+signals.GRACE = {grace}
+class Plain: pass
+def inside(*_):
+    print("inside", flush=True)
+    time.sleep(60)
+def swallow():
+    {swallowing}
+def load():
+    swallow()
+    print("outside", flush=True)
+    time.sleep(60)
+with signals.ending_on_signals():
+    sys.exit(exit_code_of(load))
+"""
+DESTRUCTORS_AND_CALLBACKS = {
+    "destructor": "Plain.__del__ = inside; Plain()",
+    "weak reference": "gone = Plain(); watching = weakref.ref(gone, inside); del gone",
+    "finalizer": "gone = Plain(); weakref.finalize(gone, inside); del gone",
+    "garbage collection": "gc.callbacks.append(lambda *_: (gc.callbacks.clear(), inside())); gc.collect()",
+    "C": "ctypes.CFUNCTYPE(None)(inside)()",
+    "generator": """
+    def generate():
+        try: yield
+        finally: inside()
+    next(generate())
+""",
+}
+SILENT = "Plain = type('Plain', (io.RawIOBase,), {'close': inside}); Plain()"
+EVERY_TIME = "Plain.__del__ = lambda self: time.sleep(60); print('inside', flush=True)\n    while True: Plain()"
+
+
+@pytest.mark.parametrize("swallowing", DESTRUCTORS_AND_CALLBACKS.values(), ids=DESTRUCTORS_AND_CALLBACKS)
+@pytest.mark.parametrize(("number", "code"), BOTH)
+def test_where_python_lets_no_exception_out(swallowing, number, code):
+    process = start("-c", SWALLOWING.format(swallowing=swallowing, grace=30))
+    assert process.stdout.readline() == "inside\n"
+    time.sleep(0.1)
+    ended(process, number, code, within=3)
+
+
+@pytest.mark.parametrize("swallowing", [SILENT, EVERY_TIME], ids=["in silence", "every time"])
+def test_where_it_is_swallowed_for_good_the_process_ends_as_it_is(swallowing):
+    process = start("-c", SWALLOWING.format(swallowing=swallowing, grace=1.0))
+    assert process.stdout.readline() == "inside\n"
+    time.sleep(0.1)
+    ended(process, *BOTH[1])
+
+
+ANSWERED = """
+import sys, time
+from local_distill.errors import exit_code_of
+from local_distill.running import signals
+class Plain:
+    def __del__(self):
+        print("inside", flush=True)
+        time.sleep(60)
+def answer():
+    with signals.sigint_is_an_answer():
+        try:
+            Plain()
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("answer cut short")
+    return 0
+with signals.ending_on_signals():
+    sys.exit(exit_code_of(answer))
+"""
+
+
+def test_an_answer_is_cut_short_where_python_lets_no_exception_out():
+    process = start("-c", ANSWERED)
+    assert process.stdout.readline() == "inside\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10) == ("answer cut short\n", "")
+    assert process.returncode == 0
+
+
+def test_other_exceptions_out_of_destructors_are_told_as_ever():
+    process = start("-c", SWALLOWING.format(swallowing="Plain.__del__ = lambda self: 1 / 0; Plain()", grace=30))
+    assert process.stdout.readline() == "outside\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.startswith("Exception ignored in: ")
+    assert err.endswith("ZeroDivisionError: division by zero\nstopped by SIGTERM\n")
+
+
 SECOND = """
 import os, signal, sys, time
 from local_distill.process.exit_codes import exit_code_of
