@@ -93,8 +93,8 @@ def test_wherever_it_is_before_the_first_step(waiting, number, code, within):
 
 SWALLOWING = """
 import ctypes, gc, io, os, sys, time, weakref
-from local_distill.errors import exit_code_of
-from local_distill.running import signals
+from local_distill.process.exit_codes import exit_code_of
+from local_distill.process import signals
 signals.GRACE = {grace}
 class Plain: pass
 def inside(*_):
@@ -145,8 +145,8 @@ def test_where_it_is_swallowed_for_good_the_process_ends_as_it_is(swallowing):
 
 ANSWERED = """
 import sys, time
-from local_distill.errors import exit_code_of
-from local_distill.running import signals
+from local_distill.process.exit_codes import exit_code_of
+from local_distill.process import signals
 class Plain:
     def __del__(self):
         print("inside", flush=True)
