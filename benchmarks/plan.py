@@ -115,13 +115,15 @@ def predict(settings: list[str], libraries: float) -> dict[str, float]:
     """The plan's phases for the same settings."""
     from dataclasses import replace
 
+    from local_distill.commands.plan import PlanSettings
     from local_distill.config.parsing import parse
     from local_distill.plan.fitting import as_set
+    from local_distill.plan.machine import planned_machine
     from local_distill.plan.memory import Memory
-    from local_distill.plan.opening import open_run
-    from local_distill.plan.plan_config import PlanSettings
+    from local_distill.plan.planned_run import open_run
 
-    run = open_run(parse(PlanSettings, settings, prog="plan", usage="", description=""))
+    config = parse(PlanSettings, settings, prog="plan", usage="", description="")
+    run = open_run(config, planned_machine(None, None), zero_stage=0)
     run = replace(run, machine=replace(run.machine, libraries=libraries))
     rows, rollouts = as_set(run)
     return {phase.name: phase.bytes for phase in Memory(run).phases(rollouts, rows)}

@@ -27,7 +27,7 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
 from local_distill.monitor.log import RunLog
 from local_distill.monitor.profiler import NoProfiler, Profiler, StepProfiler
-from local_distill.plan.sizing import micro_batch_tokens
+from local_distill.plan.fitting import micro_batch_tokens
 from local_distill.process.distributed import any_process, most_anywhere, on_every_process
 from local_distill.process.interruption import StopRequest
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling

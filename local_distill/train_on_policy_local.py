@@ -34,7 +34,7 @@ from local_distill.inputs import Inputs, check_inputs, with_template_date
 from local_distill.monitor.log import RunLog, open_run_log
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.monitor.terminal import Terminal, open_terminal
-from local_distill.plan.before_a_run import check_memory
+from local_distill.plan.advice import check_memory
 from local_distill.process.distributed import alone, losing_others, on_every_process, on_main_process, processes_meet
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.host_memory import keep_freed_memory

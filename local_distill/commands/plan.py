@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 from local_distill.commands.command import Command
-from local_distill.plan.plan_config import PlanSettings
+from local_distill.config.parsing import option
+from local_distill.config.train_config import TrainConfig
+from local_distill.errors import UserError
 
 USAGE = """\
 local-distill plan --student_model MODEL --teacher_model MODEL [settings of train]
@@ -18,19 +23,50 @@ examples:
 """
 
 
+_plan = partial(option, "plan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(TrainConfig):
+    """A run and the machine that it is planned for. Raises UserError when they contradict each other."""
+
+    gpus: int | None = _plan(
+        "GPUs of the run, one process for each. Default: 1, or with no --gpu_memory this machine's."
+    )
+    gpu_memory: float | None = _plan("Memory of each GPU (GB, as cards are sold). Default: this machine's memory.")
+    zero2: bool = _plan(
+        "The student's gradients and optimizer are sharded by DeepSpeed ZeRO-2, as accelerate_config_zero2.yaml asks.",
+        False,
+    )
+    json: bool = _plan("Print JSON.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus is not None and self.gpus < 1:
+            raise UserError(f"--gpus: {self.gpus} given, needs to be at least 1")
+        if self.gpu_memory is not None and not 0 < self.gpu_memory < 1e6:
+            raise UserError(f"--gpu_memory: {self.gpu_memory:g} given, needs to be above 0 (GB of one GPU)")
+        if self.gpus is not None and self.batch_size < self.gpus:
+            raise UserError(
+                f"--batch_size: {self.batch_size} given for {self.gpus} GPUs, needs to be at least as many; raise it"
+            )
+
+
 def run(settings: PlanSettings) -> int:
     """Print the plan. Returns 0 when the run fits, 1 when it does not."""
     from local_distill.monitor.terminal import open_console
     from local_distill.plan.advice import advise
     from local_distill.plan.display import as_record, show
     from local_distill.plan.fitting import make_plan
+    from local_distill.plan.machine import planned_machine
     from local_distill.plan.memory import Memory
-    from local_distill.plan.opening import open_run
+    from local_distill.plan.planned_run import open_run
     from local_distill.process.isolation import quiet_libraries
     from local_distill.runs.jsonl import to_json
 
     with quiet_libraries():
-        plan = make_plan(Memory(open_run(settings)))
+        machine = planned_machine(settings.gpus, settings.gpu_memory)
+        plan = make_plan(Memory(open_run(settings, machine, 2 * settings.zero2)))
         advice = None if plan.fits else advise(plan)
     if settings.json:
         print(to_json(as_record(plan, advice), indent=2))

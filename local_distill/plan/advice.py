@@ -4,16 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from local_distill.config.train_fields import DIVERGENCES
+from accelerate import Accelerator
+
+from local_distill.errors import UserError
+from local_distill.inputs import Inputs, loss_of
+from local_distill.models.footprint import billions
 from local_distill.plan.fitting import Plan, as_set, fits_at_all, make_plan
 from local_distill.plan.machine import GIB
-from local_distill.plan.memory import Memory, Run
-from local_distill.plan.shapes import billions
+from local_distill.plan.memory import Memory
+from local_distill.plan.planned_run import PlannedRun, run_that_starts
 from local_distill.plan.weights import TEACHER
 
 TOP_K = 64
 """--top_k that comes with a sharded teacher, which cannot hand over its whole distribution."""
+LIKELY = 0.5
+"""Of the free memory: a run whose weights, gradients and moments take less is not looked at any closer."""
+
+
+def check_memory(inputs: Inputs, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    """Raise UserError where a run cannot fit the memory that is free now, or only ``say`` so where it is forced.
+
+    Nothing that is estimated counts, and of each rollout no more than is certain: its prompt and one token.
+    """
+    if accelerator.device.type not in ("cuda", "cpu"):
+        return
+    memory = Memory(run_that_starts(inputs, accelerator))
+    machine = memory.run.machine
+    if max(memory.loading().certain_bytes, memory.standing().certain_bytes) < LIKELY * machine.memory:
+        return
+    fullest = max(memory.phases(1, 1), key=lambda phase: phase.certain_bytes)
+    if fullest.certain_bytes <= machine.memory:
+        return
+    needs = (
+        f"--force: {fullest.name} needs at least {fullest.certain_bytes / GIB:.1f} GiB with one rollout at a time, "
+        f"{machine.words}"
+    )
+    if inputs.config.force:
+        say(f"{needs}; this run will probably run out of memory")
+        return
+    longest = replace(memory.run.lengths, completion=inputs.config.max_new_tokens)
+    advice = advise(make_plan(Memory(replace(memory.run, lengths=longest))))
+    raise UserError(
+        f"{needs}; {advice.in_words()}; local-distill plan has the details, and --force goes on all the same"
+    )
 
 
 @dataclass(frozen=True)
@@ -21,10 +56,14 @@ class Change:
     """Other settings. flags: how they are written, a file of accelerate's included."""
 
     flags: tuple[str, ...]
-    run: Run
+    run: PlannedRun
 
     def __str__(self) -> str:
         return " ".join(self.flags)
+
+    def and_set(self, flags: str, **settings: object) -> Change:
+        """These as well."""
+        return Change((*self.flags, flags), self.run.changed(**settings))
 
 
 @dataclass(frozen=True)
@@ -51,33 +90,28 @@ class Advice:
 
 
 def advise(plan: Plan) -> Advice:
-    """For a run that does not fit."""
-    start = Change((), plan.run)
-    singles = [changed for remedy in REMEDIES if (changed := remedy(start)) is not None]
-    for change in (start, *singles, *_one_after_the_other(start)):
+    """What to change in a run that does not fit: nothing but how much at a time, each remedy alone, the first two
+    together, the first three, and so on."""
+    nothing = together = Change((), plan.run)
+    alone, joined = [], []
+    for remedy in REMEDIES:
+        if changed := remedy(nothing):
+            alone.append(changed)
+        if changed := remedy(together):
+            together = changed
+            joined.append(changed)
+    for change in (nothing, *alone, *joined[1:]):
         memory = Memory(change.run)
         if fits_at_all(memory):
-            change, found = _little_enough_at_a_time(change, memory)
-            return Advice(change, found, None)
+            return Advice(*_little_enough_at_a_time(change, memory), None)
     return Advice(None, None, _largest_teacher(plan))
-
-
-def _one_after_the_other(change: Change) -> list[Change]:
-    """The first two remedies together, then the first three, and so on."""
-    found = []
-    for remedy in REMEDIES:
-        changed = remedy(change)
-        if changed is not None:
-            change = changed
-            found.append(change)
-    return found[1:]
 
 
 def _little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Plan]:
     """The change, with smaller micro-batches and fewer rollouts at a time where what is set does not fit."""
     plan = make_plan(memory)
     rows, rollouts = as_set(plan.run)
-    flags, settings = change.flags, {}
+    settings = {}
     looks_itself = plan.run.machine.device == "cuda"
     if plan.most_rows < rows and not (looks_itself and plan.run.config.microbatch_tokens is None):
         settings["microbatch_tokens"] = plan.most_rows * plan.run.lengths.whole
@@ -85,77 +119,66 @@ def _little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Pl
         settings["sampling_batch_size"] = plan.most_rollouts
     if not settings:
         return change, plan
-    flags = (*flags, *(f"--{name} {value}" for name, value in settings.items()))
-    change = Change(flags, change.run.changed(**settings))
+    change = change.and_set(" ".join(f"--{name} {value}" for name, value in settings.items()), **settings)
     return change, make_plan(Memory(change.run))
 
 
 def _checkpointing(change: Change) -> Change | None:
     if change.run.config.gradient_checkpointing:
         return None
-    return _with(change, "--gradient_checkpointing", change.run.changed(gradient_checkpointing=True))
+    return change.and_set("--gradient_checkpointing", gradient_checkpointing=True)
 
 
 def _lora(change: Change) -> Change | None:
-    if change.run.config.use_lora:
-        return None
-    return _with(change, "--use_lora", change.run.changed(use_lora=True, learning_rate=None))
+    return None if change.run.config.use_lora else change.and_set("--use_lora", use_lora=True, learning_rate=None)
 
 
 def _shard_teacher(change: Change) -> Change | None:
-    run, config = change.run, change.run.config
-    if run.machine.processes == 1 or config.teacher_kind != "local":
+    run = change.run
+    if run.machine.processes == 1 or run.config.teacher_kind != "local":
         return None
-    flags, settings = ["--teacher_ds_zero3"], {"teacher_ds_zero3": True, "teacher_backend": "auto"}
+    settings = {"teacher_ds_zero3": True, "teacher_backend": "auto"}
     settings |= {"teacher_offload": "none", "teacher_quantization": "none"}
-    if config.loss in DIVERGENCES and (config.top_k is None or config.top_k_support == "student"):
-        flags.append(f"--top_k {TOP_K}")
-        settings |= {"top_k": TOP_K, "top_k_support": "teacher"}
-    return _with(change, " ".join(flags), run.changed(**settings))
+    if loss_of(run.config).needs != "whole":
+        return change.and_set("--teacher_ds_zero3", **settings)
+    return change.and_set(f"--teacher_ds_zero3 --top_k {TOP_K}", **settings, top_k=TOP_K, top_k_support="teacher")
 
 
-def _pack_teacher(change: Change) -> Change | None:
-    return _alone(change, "--teacher_quantization 4bit", teacher_quantization="4bit", teacher_offload="none")
-
-
-def _offload_teacher(change: Change) -> Change | None:
-    return _alone(change, "--teacher_offload cpu", teacher_offload="cpu", teacher_quantization="none")
-
-
-def _alone(change: Change, flags: str, **settings: str) -> Change | None:
-    """A teacher held in another way, where one GPU holds it whole."""
+def _hold_teacher(flags: str, settings: dict[str, str], change: Change) -> Change | None:
+    """In another way, where one GPU holds it whole."""
     run, config = change.run, change.run.config
     if run.machine.device != "cuda" or run.machine.processes > 1 or config.teacher_kind != "local":
         return None
     if all(getattr(config, name) == value for name, value in settings.items()):
         return None
     kept = tuple(flag for flag in change.flags if not flag.startswith("--teacher_"))
-    return Change((*kept, flags), run.changed(**settings))
+    return replace(change, flags=kept).and_set(flags, **settings)
 
 
 def _shard_student(change: Change) -> Change | None:
     run = change.run
     if run.zero_stage or run.dtype.itemsize == 4 or run.machine.device != "cuda" or run.machine.processes == 1:
         return None
-    return _with(change, "accelerate_config_zero2.yaml", replace(run, zero_stage=2))
+    return Change((*change.flags, "accelerate_config_zero2.yaml"), replace(run, zero_stage=2))
 
 
-def _with(change: Change, flags: str, run: Run) -> Change:
-    return Change((*change.flags, flags), run)
-
-
+PACKED = {"teacher_quantization": "4bit", "teacher_offload": "none"}
+OFFLOADED = {"teacher_offload": "cpu", "teacher_quantization": "none"}
 REMEDIES: tuple[Callable[[Change], Change | None], ...] = (
-    _checkpointing, _lora, _shard_teacher, _pack_teacher, _offload_teacher, _shard_student,
-)  # fmt: skip
+    _checkpointing,
+    _lora,
+    _shard_teacher,
+    partial(_hold_teacher, "--teacher_quantization 4bit", PACKED),
+    partial(_hold_teacher, "--teacher_offload cpu", OFFLOADED),
+    _shard_student,
+)
 
 
 def _largest_teacher(plan: Plan) -> int | None:
     """Parameters that the fullest phase leaves room for, everything else as it is."""
-    memory = Memory(plan.run)
-    weights = memory.teacher
+    weights = plan.memory.teacher
     if weights is None:
         return None
-    phases = memory.phases(1, 1)
     standing = weights.resident().bytes
-    room = plan.memory - max(phase.bytes - phase.of(TEACHER) for phase in phases)
+    room = plan.available - max(phase.bytes - phase.of(TEACHER) for phase in plan.memory.phases(1, 1))
     return int(room / standing * weights.shape.parameters) if 0 < room < standing else None

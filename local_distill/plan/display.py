@@ -9,12 +9,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from local_distill.models.footprint import billions
 from local_distill.plan.advice import Advice
 from local_distill.plan.fitting import Plan
 from local_distill.plan.machine import GIB
-from local_distill.plan.memory import Memory
-from local_distill.plan.phases import Phase
-from local_distill.plan.shapes import billions
 
 BAR = 28
 """Characters of a bar that stands for all of the memory."""
@@ -32,9 +30,7 @@ def show(plan: Plan, advice: Advice | None, console: Console) -> None:
 
 def facts(plan: Plan) -> list[str]:
     """What is planned, in a few lines."""
-    run = plan.run
-    memory = Memory(run)
-    student, teacher = memory.student, memory.teacher
+    run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
     sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
     held = "not in this process" if teacher is None else f"{billions(teacher.shape.parameters)}, {teacher.kind}"
@@ -63,22 +59,20 @@ def _parts(plan: Plan) -> Table:
 
 
 def _bars(plan: Plan) -> Table:
-    table = Table.grid(padding=(0, 1))
+    table, there = Table.grid(padding=(0, 1)), plan.available
     for phase in plan.phases:
-        over = phase.bytes > plan.memory
+        over = phase in plan.over
         style = "red" if over else "green"
-        bar = ProgressBar(plan.memory, min(phase.bytes, plan.memory), BAR, complete_style=style, finished_style=style)
-        table.add_row(
-            phase.name,
-            bar,
-            f"{phase.bytes / GIB:.1f} of {plan.memory / GIB:.1f} GiB{', too much' if over else ''}",
-        )
+        bar = ProgressBar(there, min(phase.bytes, there), BAR, complete_style=style, finished_style=style)
+        words = f"{phase.bytes / GIB:.1f} of {there / GIB:.1f} GiB{', too much' if over else ''}"
+        table.add_row(phase.name, bar, words)
     return table
 
 
 def verdict(plan: Plan) -> list[str]:
     """Whether it fits, and how much at a time does."""
-    lines = ["fits" if plan.fits else f"does not fit: {_over(plan.over, plan.memory)}"]
+    over = ", ".join(f"{phase.name} needs {phase.bytes / GIB:.1f} GiB" for phase in plan.over)
+    lines = [f"does not fit: {over} of {plan.available / GIB:.1f} GiB" if over else "fits"]
     if plan.most_rows:
         lines.append(
             f"largest micro-batch that fits: {plan.most_rows * plan.run.lengths.whole} tokens "
@@ -88,23 +82,21 @@ def verdict(plan: Plan) -> list[str]:
         lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
     if plan.run.machine.glibc:
         lines.append("~ allocator is what glibc's heap loses; tcmalloc's loses next to nothing (docs/plan.md)")
-    if plan.not_counted:
-        lines.append(f"activations and keys and values are not in it: {plan.not_counted}")
+    if plan.memory.not_counted:
+        lines.append(f"activations and keys and values are not in it: {plan.memory.not_counted}")
     return lines
 
 
 def as_record(plan: Plan, advice: Advice | None) -> dict[str, Any]:
     """The same for programs; all sizes in bytes."""
-    run = plan.run
-    memory = Memory(run)
-    teacher = memory.teacher
+    run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     return {
         "device": run.machine.device,
         "processes": run.machine.processes,
-        "memory": plan.memory,
+        "memory": plan.available,
         "parameters": {
-            "student": memory.student.shape.parameters,
-            "trained": memory.student.trained,
+            "student": student.shape.parameters,
+            "trained": student.trained,
             "teacher": teacher.shape.parameters if teacher else 0,
         },
         "sampling_batch": plan.rollouts,
@@ -115,14 +107,10 @@ def as_record(plan: Plan, advice: Advice | None) -> dict[str, Any]:
         "fits": plan.fits,
         "largest_microbatch_tokens": plan.most_rows * run.lengths.whole,
         "largest_sampling_batch": plan.most_rollouts,
-        "not_counted": plan.not_counted or None,
+        "not_counted": plan.memory.not_counted or None,
         "change": str(advice.change) if advice and advice.change else None,
         "largest_teacher": advice.teacher if advice else None,
     }
-
-
-def _over(phases: tuple[Phase, ...], memory: float) -> str:
-    return ", ".join(f"{p.name} needs {p.bytes / GIB:.1f} GiB" for p in phases) + f" of {memory / GIB:.1f} GiB"
 
 
 def _cell(size: float) -> str:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from local_distill.plan.memory import Memory, Run
-from local_distill.plan.phases import Phase
-from local_distill.training.activations import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE
+import torch
+from accelerate import Accelerator
+
+from local_distill.inputs import Inputs
+from local_distill.models.scorer import TokenScorer
+from local_distill.plan.machine import GIB
+from local_distill.plan.memory import Memory, Phase
+from local_distill.plan.planned_run import PlannedRun, run_that_starts
+from local_distill.process.distributed import most_anywhere
+from local_distill.training.activations import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE, Kept, activation_bytes
+from local_distill.training.optimizer import ToCome
+from local_distill.training.out_of_memory import LESS_MEMORY
+
+SHARE_OF_FREE = 0.95
+"""Of the memory that is free when a run has everything in its place: the rest is for scratch of kernels and what else
+no plan sees."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +30,22 @@ class Plan:
 
     phases: with ``rollouts`` sampled at a time and ``rows`` of them in a micro-batch, as the run would begin.
     most_rollouts, most_rows: the most that fit, 0 where not even one does; within what the run can use.
-    memory: bytes of one process. parameters: of both models. not_counted: why activations are not in it, or nothing.
     """
 
-    run: Run
+    memory: Memory
     phases: tuple[Phase, ...]
     rollouts: int
     rows: int
     most_rollouts: int
     most_rows: int
-    not_counted: str
 
     @property
-    def memory(self) -> float:
+    def run(self) -> PlannedRun:
+        """What is planned."""
+        return self.memory.run
+
+    @property
+    def available(self) -> float:
         """Bytes that one process has."""
         return self.run.machine.memory
 
@@ -40,7 +57,7 @@ class Plan:
     @property
     def over(self) -> tuple[Phase, ...]:
         """Phases that want more than there is."""
-        return tuple(phase for phase in self.phases if phase.bytes > self.memory)
+        return tuple(phase for phase in self.phases if phase.bytes > self.available)
 
 
 def make_plan(memory: Memory) -> Plan:
@@ -59,38 +76,34 @@ def make_plan(memory: Memory) -> Plan:
         set_rollouts = min(set_rollouts, rollouts or 1)
         if run.config.microbatch_tokens is None:
             set_rows = min(set_rows, rows or 1)
-    phases = memory.phases(set_rollouts, set_rows)
-    return Plan(run, phases, set_rollouts, set_rows, rollouts, rows, memory.not_counted)
+    return Plan(memory, memory.phases(set_rollouts, set_rows), set_rollouts, set_rows, rollouts, rows)
 
 
 def fits_at_all(memory: Memory) -> bool:
     """Whether it fits with one rollout at a time."""
-    phases = (memory.loading, memory.standing, lambda: memory.training(1), lambda: memory.scoring(1))
-    available = memory.run.machine.memory
-    return all(phase().bytes <= available for phase in (*phases, lambda: memory.sampling(1)))
+    with_one = (partial(phase, 1) for phase in (memory.training, memory.scoring, memory.sampling))
+    phases: tuple[Callable[[], Phase], ...] = (memory.loading, memory.standing, *with_one)
+    return all(phase().bytes <= memory.run.machine.memory for phase in phases)
 
 
-def bounds(run: Run) -> tuple[int, int]:
+def bounds(run: PlannedRun) -> tuple[int, int]:
     """(rollouts in a micro-batch, rollouts sampled at a time): more than these are of no use."""
-    tokens = max(_enough(run), run.config.microbatch_tokens or 0)
-    return max(1, min(_of_a_micro_batch(run), tokens // run.lengths.whole)), run.rollouts
+    return _rows(run, max(_enough(run), run.config.microbatch_tokens or 0)), run.rollouts
 
 
-def as_set(run: Run) -> tuple[int, int]:
+def as_set(run: PlannedRun) -> tuple[int, int]:
     """The same, as the settings ask for them."""
-    tokens = run.config.microbatch_tokens or _enough(run)
-    rows = max(1, min(_of_a_micro_batch(run), tokens // run.lengths.whole))
-    return rows, min(run.config.sampling_batch_size, run.rollouts)
+    return _rows(run, run.config.microbatch_tokens or _enough(run)), min(run.config.sampling_batch_size, run.rollouts)
 
 
-def _enough(run: Run) -> int:
+def _enough(run: PlannedRun) -> int:
     return ENOUGH_TOKENS.get(run.machine.device, ENOUGH_TOKENS_ELSEWHERE)
 
 
-def _of_a_micro_batch(run: Run) -> int:
-    """Rollouts of one where --grad_accum alone cuts them."""
+def _rows(run: PlannedRun, tokens: int) -> int:
+    """Rollouts of a micro-batch of so many tokens; no more than where --grad_accum alone cuts them."""
     of_an_update = -(-run.rollouts // run.config.num_substeps)
-    return -(-of_an_update // run.config.grad_accum)
+    return max(1, min(-(-of_an_update // run.config.grad_accum), tokens // run.lengths.whole))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -105,3 +118,36 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def micro_batch_tokens(
+    inputs: Inputs, accelerator: Accelerator, scorer: TokenScorer, to_come: ToCome, say: Callable[[str], None]
+) -> int:
+    """Most tokens of a micro-batch where nobody said, the same on every process; collective on a GPU.
+
+    scorer: the student, with all that else lives on the device loaded. to_come: what its updates will still allocate.
+    Only on CUDA is the memory looked at; elsewhere what fills the device is small enough. say: is told where not even
+    one of the longest rollouts fits.
+    """
+    if accelerator.device.type != "cuda":
+        return ENOUGH_TOKENS_ELSEWHERE
+    torch.cuda.empty_cache()
+    memory = Memory(run_that_starts(inputs, accelerator, inputs.config.max_new_tokens))
+    free, longest, enough = SHARE_OF_FREE * memory.run.machine.memory, memory.run.lengths.whole, ENOUGH_TOKENS["cuda"]
+    memory.training(1)  # finds out whether it can be counted
+    tried = activation_bytes(scorer) if memory.not_counted else Kept(0.0, 0.0)
+
+    def needed(rows: int) -> float:
+        """Bytes that such a micro-batch, all scores of a step and the first update take besides what is there."""
+        kept = tried.fixed + rows * longest * tried.per_token
+        training = to_come.gradients + to_come.moments + kept + memory.training(rows).passing_bytes
+        return max(training, to_come.moments + memory.scoring(rows).passing_bytes)
+
+    rows = -most_anywhere(accelerator, -largest(lambda n: needed(n) <= free, max(1, enough // longest)))
+    if rows == 0:
+        say(
+            f"one rollout goes through the student at a time, and the longest, of {longest} tokens, may not fit: it "
+            f"takes {needed(1) / GIB:.1f} GiB besides what is there, {free / GIB:.1f} GiB are free; {LESS_MEMORY}"
+        )
+        return 1
+    return enough if (rows + 1) * longest > enough else rows * longest

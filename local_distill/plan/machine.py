@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from local_distill.errors import UserError
 from local_distill.process.host_memory import glibc_allocates
 
 GIB = 2**30
@@ -52,6 +53,18 @@ def this_machine() -> Machine:
     ram = min(psutil.virtual_memory().total, cgroup_limit())
     words = f"this machine's processor, {ram / GIB:.1f} GiB"
     return Machine("cpu", 1, ram, resident(), words, glibc_allocates())
+
+
+def planned_machine(number: int | None, gigabytes: float | None) -> Machine:
+    """What ``--gpus`` and ``--gpu_memory`` ask for; this machine without them. Raises UserError."""
+    if gigabytes is not None:
+        return gpus(number or 1, gigabytes)
+    here = this_machine()
+    if number is None:
+        return here
+    if here.device != "cuda":
+        raise UserError(f"--gpus: {number} given, there is none here; say how large they are with --gpu_memory")
+    return replace(gpus(number, here.memory / GIB), memory=here.memory)
 
 
 def cuda_libraries(processes: int) -> float:

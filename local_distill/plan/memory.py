@@ -1,27 +1,24 @@
-"""A run's memory: its weights by arithmetic, everything else by rehearsal."""
+"""A run's memory, phase by phase and part by part: its weights by arithmetic, everything else by rehearsal."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from local_distill.config.train_config import TrainConfig
-from local_distill.inputs import loss_of, open_lora
-from local_distill.models.adapters import Adapter
+from local_distill.inputs import loss_of
 from local_distill.models.files import recompute_activations, skeleton_of
+from local_distill.models.footprint import Part, shape_of
 from local_distill.models.reach import freeze_towers
-from local_distill.plan.costs import Costs, Lengths, Sampling, Training
-from local_distill.plan.machine import GIB, Machine
-from local_distill.plan.phases import LOADING, SAMPLING, SCORING, TRAINING, Part, Phase
-from local_distill.plan.rehearsal import Stage
-from local_distill.plan.shapes import shape_of
+from local_distill.plan.machine import GIB
+from local_distill.plan.planned_run import PlannedRun
+from local_distill.plan.rehearsal import Costs, Decoding, Stage, Training
 from local_distill.plan.weights import LIVE_PARAMETERS, MASTER, StudentWeights, TeacherWeights
 from local_distill.rollouts.continuous import PAGE
 from local_distill.rollouts.sampling import NucleusSampling
@@ -41,44 +38,43 @@ ACTIVATIONS, WORK, ENGINE, ALLOCATOR = "activations", "work", "vLLM engine", "al
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is planned.
+class Phase:
+    """What one process holds in one phase, at its fullest. standing: what is there before and after. passing: what
+    comes and goes."""
 
-    student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
-    dtype: of the products. zero_stage: of DeepSpeed's ZeRO, which shards the student; 0 without it. lengths: of the
-    longest rollout.
-    """
-
-    config: TrainConfig
-    student: PretrainedConfig
-    teacher: PretrainedConfig | None
-    adapter: Adapter | None
-    dtype: torch.dtype
-    zero_stage: int
-    lengths: Lengths
-    machine: Machine
+    name: str
+    standing: tuple[Part, ...]
+    passing: tuple[Part, ...] = ()
 
     @property
-    def rollouts(self) -> int:
-        """Rollouts of a step that the busiest process has."""
-        return -(-self.config.batch_size // self.machine.processes) * self.config.group_size
-
-    def changed(self, **settings: Any) -> Run:
-        """The same with other settings."""
-        config = replace(self.config, **settings)
-        return replace(self, config=config, adapter=self.adapter or open_lora(config))
+    def parts(self) -> tuple[Part, ...]:
+        """All that take anything."""
+        return tuple(part for part in self.standing + self.passing if part.bytes > 0)
 
     @property
-    def vocab_size(self) -> int:
-        """Tokens that both models have."""
-        configs = [c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None]
-        return min(configs)
+    def bytes(self) -> float:
+        """All parts together."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def passing_bytes(self) -> float:
+        """All parts that come and go."""
+        return sum(part.bytes for part in self.passing)
+
+    @property
+    def certain_bytes(self) -> float:
+        """All parts that are not estimated."""
+        return sum(part.bytes for part in self.parts if not part.estimated)
+
+    def of(self, name: str) -> float:
+        """Bytes of the parts of this name."""
+        return sum(part.bytes for part in self.parts if part.name == name)
 
 
 class Memory:
     """The phases of a run, for its busiest process."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: PlannedRun) -> None:
         self.run = run
         self.not_counted = ""
         """Why activations are not in it, or nothing: models whose tensors' shapes depend on their values."""
@@ -121,44 +117,30 @@ class Memory:
 
     def loading(self) -> Phase:
         """Both models, as they come from their files."""
-        return self._phase(LOADING, self._libraries, self.student.loaded, *self._teacher_weights())
-
-    def standing(self) -> Phase:
-        """What is there whenever it trains, without anything that goes through the models."""
-        gradients = () if self.student.gradients_stay else (self.student.gradients(),)
-        return self._phase(TRAINING, *self._resident(), *gradients)
+        return Phase("loading", (self._libraries, self.student.loaded, *self._teacher_weights))
 
     def sampling(self, rollouts: int) -> Phase:
         """Our own loop's at its last token; or another engine's."""
         kind, config = self.run.config.rollouts_kind, self.run.config
         if kind == "vllm":
-            return self._phase(SAMPLING, *self._resident(), *self._engine_awake())
-        found = self._counted(lambda: self._costs.sampling(rollouts, config.group_size), Sampling())
+            return Phase("sampling", self._resident, self._engine_awake())
+        found = self._counted(lambda: self._costs.sampling(rollouts, config.group_size), Decoding())
         copies, cache = found.copies, found.cache
         if kind == "continuous":  # the copies are there in all phases, and keys and values lie in pages
             at_once = self.run.rollouts if self.run.machine.device == "cpu" else 1  # a GPU's cache takes what is free
             pages = -(-self.run.lengths.whole // PAGE) + 1
             copies, cache = 0.0, cache / rollouts * at_once * pages * PAGE / self.run.lengths.whole
         parts = Part(COPIES, copies), Part(CACHE, cache), Part(WORK, found.work)
-        return self._phase(SAMPLING, *self._resident(), *parts, self._allocator(cache + found.work))
+        return Phase("sampling", self._resident, (*parts, self._allocator(cache + found.work)))
 
     def scoring(self, rows: int) -> Phase:
         """The teacher's forward pass, when all other scores of the step are there."""
-        return self._phase(SCORING, *self._resident(), *self.scoring_besides(rows))
-
-    def scoring_besides(self, rows: int) -> tuple[Part, ...]:
-        """What comes and goes in it."""
         work = self._counted(lambda: self._costs.scoring(rows), 0.0)
-        passing = (self.teacher.passing(),) if self.teacher else ()
-        return self._scores(), Part(WORK, work), *passing, self._allocator(work)
+        layers = (self.teacher.passing(),) if self.teacher else ()
+        return Phase("scoring", self._resident, (self._scores, Part(WORK, work), *layers, self._allocator(work)))
 
     def training(self, rows: int) -> Phase:
         """Forward and backward of a micro-batch, gradients and moments there; of ZeRO the update, if that is more."""
-        gradients = () if self.student.gradients_stay else (self.student.gradients(),)
-        return self._phase(TRAINING, *self._resident(), *gradients, *self.training_besides(rows))
-
-    def training_besides(self, rows: int) -> tuple[Part, ...]:
-        """What comes and goes in it, without weights, moments and gradients."""
         student, found = self.student, self._counted(lambda: self._costs.training(rows), None)
         if found is None:
             found = self._tried(lambda: self._costs.training_head(rows), Training())
@@ -167,21 +149,27 @@ class Memory:
             parts = *parts, Part("ZeRO-2 buckets", student.buckets(), estimated=True)
             if student.update() > sum(part.bytes for part in parts):
                 parts = (Part(f"ZeRO-{student.stage} update", student.update(), estimated=True),)
-        return self._scores(), *parts, self._allocator(sum(part.bytes for part in parts), LOST_BY_GLIBC)
+        lost = self._allocator(sum(part.bytes for part in parts), LOST_BY_GLIBC)
+        return Phase("training", self.standing().standing, (self._scores, *parts, lost))
+
+    def standing(self) -> Phase:
+        """What is there whenever it trains, without anything that goes through the models."""
+        gradients = () if self.student.gradients_stay else (self.student.gradients(),)
+        return Phase("training", (*self._resident, *gradients))
 
     @property
     def _libraries(self) -> Part:
         return Part(LIBRARIES, self.run.machine.libraries, estimated=True)
 
-    def _resident(self) -> tuple[Part, ...]:
-        """What is there in all phases after loading."""
-        parts = self._libraries, *self.student.resident(), *self._teacher_weights()
-        if self.student.gradients_stay:
-            parts = *parts, self.student.gradients()
-        return parts + self._engine()
-
+    @property
     def _teacher_weights(self) -> tuple[Part, ...]:
         return (self.teacher.resident(),) if self.teacher else ()
+
+    @property
+    def _resident(self) -> tuple[Part, ...]:
+        """What is there in all phases after loading."""
+        gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
+        return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *self._engine()
 
     def _engine(self) -> tuple[Part, ...]:
         """What another engine than our own loop holds in all phases."""
@@ -202,6 +190,7 @@ class Memory:
     def _engine_inside(self) -> bool:
         return self.run.config.rollouts_kind == "vllm" and not self.run.config.rollouts_url
 
+    @property
     def _scores(self) -> Part:
         tokens = self.run.rollouts * self.run.lengths.completion
         return Part(SCORES, tokens * self._counted(lambda: self._costs.answers(), 0.0))
@@ -210,9 +199,6 @@ class Memory:
         machine = self.run.machine
         share = FRAGMENTATION if machine.device == "cuda" else lost_by_glibc if machine.glibc else 0.0
         return Part(ALLOCATOR, share * comes_and_goes, estimated=True)
-
-    def _phase(self, name: str, *parts: Part) -> Phase:
-        return Phase(name, tuple(part for part in parts if part.bytes > 0))
 
     def _counted(self, count: Callable[[], T], nothing: T) -> T:
         """What is counted; nothing, and a word on it, of a model whose tensors' shapes depend on their values."""

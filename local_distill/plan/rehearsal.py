@@ -1,27 +1,37 @@
-"""Memory of code that is run on tensors with shapes and without contents: torch's fake tensors.
+"""What a run holds besides weights, gradients and moments, found by running its own code on tensors without contents.
 
-The project's own code runs as it would, and what it would hold is counted tensor by tensor. The tensors say that they
-are on the CPU, on any machine: so the attention that is counted is the processor's, which keeps what the GPU's fused
-kernels keep (queries, keys, values, the output and one number a row).
+The tensors are torch's fake ones: they have a shape, and what the code would hold is counted tensor by tensor. They say
+that they are on the CPU, on any machine: so the attention that is counted is the processor's, which keeps what the
+GPU's fused kernels keep (queries, keys, values, the output and one number a row).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # where torch's manual finds them: no public name
+from torch.utils._python_dispatch import TorchDispatchMode  # the same
 from transformers import masking_utils
 
-from local_distill.head.logprobs import chunks_of_device
+from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
+from local_distill.losses.registry import Loss
+from local_distill.models.files import causal_lm
+from local_distill.models.scorer import TokenScorer, head_of
+from local_distill.rollouts.decoding import TokenCache, next_logits
+from local_distill.rollouts.packing import packed_weights
+from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.teachers.student_base import BaseOfStudent
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 DEVICE = torch.device("cpu")
 """Where tensors of a rehearsal say they are."""
@@ -54,7 +64,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, tensors: Any, new: bool) -> None:
         for tensor in _tensors(tensors):
             storage = tensor.untyped_storage()
-            place = storage._cdata  # fake storages have no address of their own
+            place = id(storage)  # the same as long as the storage is there; fake ones have no address
             if place not in self._there:
                 size = storage.nbytes() if new else 0
                 self._there.add(place)
@@ -79,15 +89,11 @@ def _tensors(found: Any) -> Iterator[Tensor]:
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-        return _nothing(args[0])
+        # What is read from a tensor without contents, such as whether a rare case has come: no.
+        return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
     if func is torch.ops.mkldnn._reorder_linear_weight.default:
         return args[0].clone()  # in another order, as large as before
     return func(*args, **kwargs)
-
-
-def _nothing(tensor: Tensor) -> Any:
-    """What is read from a tensor without contents, such as whether a rare case has come: no."""
-    return False if tensor.dtype == torch.bool else 0.0 if tensor.is_floating_point() else 0
 
 
 class Stage:
@@ -101,25 +107,28 @@ class Stage:
         self._fake = FakeTensorMode()
 
     def model(self, skeleton: nn.Module, trained: torch.dtype, frozen: torch.dtype) -> nn.Module:
-        """The skeleton, its weights made fake in place: in one precision what is trained, in another what is not."""
-        weights = {id(weight): weight for weight in skeleton.parameters()}
+        """Make the skeleton's weights fake, in place: in one precision what is trained, in another what is not."""
+        made: dict[int, nn.Parameter] = {}  # once for a weight that is tied
         with self._fake:
-            made = {  # once for a weight that is tied
-                key: _parameter(weight, trained if weight.requires_grad else frozen) for key, weight in weights.items()
-            }
             for module in skeleton.modules():
-                for name, weight in module._parameters.items():
-                    if weight is not None:
-                        module._parameters[name] = made[id(weight)]
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                    if id(weight) not in made:
+                        dtype = trained if weight.requires_grad else frozen
+                        made[id(weight)] = _fake_parameter(weight, dtype)
+                    setattr(module, name, made[id(weight)])
+                for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+                    setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         return skeleton
 
-    def rehearse(self, act: Callable[[Tally], T]) -> T:
-        """What ``act`` says of the tally of what it does."""
+    def rehearse(self, act: Callable[Concatenate[Tally, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what ``act`` says of the tally of what it does."""
         with self._fake, chunks_of_device(self._device), _no_packed_rows(), Tally() as tally:
-            return act(tally)
+            return act(tally, *args, **kwargs)
+
+
+def _fake_parameter(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    dtype = dtype if weight.is_floating_point() else weight.dtype
+    return nn.Parameter(torch.empty(weight.shape, dtype=dtype), requires_grad=weight.requires_grad)
 
 
 _PATCHING = Lock()
@@ -146,6 +155,225 @@ def _no_packed_rows() -> Iterator[None]:
             masking_utils.find_packed_sequence_indices = find
 
 
-def _parameter(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    dtype = dtype if weight.is_floating_point() else weight.dtype
-    return nn.Parameter(torch.empty(weight.shape, dtype=dtype), requires_grad=weight.requires_grad)
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest rollout."""
+
+    prompt: int
+    completion: int
+
+    @property
+    def whole(self) -> int:
+        """Both together."""
+        return self.prompt + self.completion
+
+
+class Decoding(NamedTuple):
+    """Bytes while rollouts are decoded. copies: of weights, for decoding. cache: keys and values at the last token.
+    work: all else, at most."""
+
+    copies: float = 0.0
+    cache: float = 0.0
+    work: float = 0.0
+
+
+class Training(NamedTuple):
+    """Bytes of one micro-batch. kept: by forward, for backward. work: the head, the loss and backward, at most."""
+
+    kept: float = 0.0
+    work: float = 0.0
+
+
+class Costs:
+    """The phases of one student's and one teacher's run, rehearsed.
+
+    stage: where both are, fake; the student with its adapter. teacher: None for one that is elsewhere, the student for
+    its own base. loss, choose: for samples that are the student's own. dtype: of the products, under autocast for
+    a student with float32 weights. packs: linear layers are packed while sampling, as on a processor.
+
+    Each is rehearsed for 2 and for 3 rollouts, and more grow in proportion; one alone is rehearsed as well, for it has
+    no padding, and attention no mask.
+    """
+
+    def __init__(
+        self, stage: Stage, student: nn.Module, teacher: nn.Module | None, loss: Loss, choose: NucleusSampling, *,
+        dtype: torch.dtype, under_autocast: bool, packs: bool, vocab_size: int, top_k: int, lengths: Lengths,
+    ) -> None:  # fmt: skip
+        self._stage = stage
+        self._student = TokenScorer(student, vocab_size)
+        self._teacher: Any = None
+        if teacher is not None:
+            own_base = teacher is student
+            self._teacher = BaseOfStudent(self._student) if own_base else TokenScorer(teacher, vocab_size).eval()
+            self._teacher_network = causal_lm(teacher)
+        self._loss, self._choose = loss, choose
+        self._dtype, self._under_autocast, self._packs = dtype, under_autocast, packs
+        self._vocab_size, self._top_k, self._lengths = vocab_size, top_k, lengths
+        self._known: dict[object, Any] = {}
+        for parameter in student.parameters():
+            if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
+
+    def sampling(self, rollouts: int, group_size: int) -> Decoding:
+        """Our own loop's, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
+        self._student.eval()
+        group_size = min(group_size, rollouts)
+        two, three = (self._found(self._decode, rows) for rows in (2, 3))
+        copies, cached = two.copies, _in_proportion(rollouts, two.cache, three.cache)
+        decoding = _in_proportion(rollouts, two.work, three.work)
+        reading = _in_proportion(rollouts / group_size, *(self._found(self._prefill, n, group_size) for n in (2, 3)))
+        return Decoding(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
+
+    def scoring(self, rollouts: int) -> float:
+        """Bytes while a micro-batch goes through the teacher, at most."""
+        if self._teacher is None:
+            return 0.0
+        kept, peak = self._body(self._score_body, rollouts)
+        return max(peak, kept + self._found(self._score_head, rollouts * self._lengths.completion))
+
+    def training(self, rollouts: int) -> Training:
+        """A micro-batch of so many of the longest rollouts."""
+        self._student.train()
+        kept, peak = self._body(self._train_body, rollouts)
+        forward, backward = self._found(self._train_head, rollouts * self._lengths.completion)
+        return Training(kept, max(forward, peak - kept + backward))
+
+    def training_head(self, rollouts: int) -> Training:
+        """The same without the body, of a model whose body cannot be rehearsed."""
+        return Training(0.0, max(self._found(self._train_head, rollouts * self._lengths.completion)))
+
+    def answers(self) -> float:
+        """Bytes of a completion token's scores, which all are held from scoring to the end of training."""
+        numbers = 4 + 4 * 8  # the batch itself: the sampler's log-prob, three indices and the mask
+        if self._loss.needs == "whole" and self._teacher is not None:
+            head = self._teacher_network.get_output_embeddings().weight
+            return numbers + head.shape[1] * head.element_size()
+        return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == "top" else 0)
+
+    def _found(self, act: Callable[Concatenate[Tally, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What is found by rehearsing ``act``, once."""
+        if (act, args) not in self._known:
+            self._known[act, args] = self._stage.rehearse(act, *args, **kwargs)
+        return cast(T, self._known[act, args])
+
+    def _body(self, act: Callable[[Tally, int], tuple[float, float]], rollouts: int) -> tuple[float, float]:
+        """(kept, peak) of ``act``, for any number of rollouts."""
+        if rollouts == 1:
+            return self._found(act, 1)
+        pairs = zip(self._found(act, 2), self._found(act, 3), strict=True)
+        kept, peak = (_in_proportion(rollouts, two, three) for two, three in pairs)
+        return kept, peak
+
+    def _train_body(self, tally: Tally, rows: int) -> tuple[float, float]:
+        """(bytes that forward keeps, most of them while it and backward run), head and loss left out."""
+        with self._autocast():
+            loss = self._student(self._batch(rows), _sum_of_states)
+        kept = tally.now
+        loss.backward()
+        return kept, tally.peak
+
+    def _train_head(self, tally: Tally, tokens: int) -> tuple[float, float]:
+        """(most bytes in forward, most in backward) of head and loss, the hidden states left out."""
+        head = head_of(causal_lm(self._student.model), self._vocab_size)
+        hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
+        read = self._loss.reading(self._scored(tokens), 0)
+        before = tally.now
+        with self._autocast():
+            total, _ = read(hidden, head, torch.zeros(tokens, dtype=torch.long))
+        forward = tally.peak - before
+        tally.forget_peak()
+        total.backward()  # type: ignore[no-untyped-call]
+        return forward, tally.peak - before
+
+    @torch.no_grad()
+    def _score_body(self, tally: Tally, rows: int) -> tuple[float, float]:
+        states = self._teacher.states(self._batch(rows))
+        kept, peak = tally.now, tally.peak
+        del states
+        return kept, peak
+
+    @torch.no_grad()
+    def _score_head(self, tally: Tally, tokens: int) -> float:
+        if self._loss.needs == "whole":
+            return 0.0
+        states, before = self._states(tokens), tally.now
+        targets = torch.zeros(tokens, dtype=torch.long)
+        reading = read_tokens(states.hidden, states.head, targets)
+        top = read_top_tokens(states.hidden, states.head, self._top_k) if self._loss.needs == "top" else None
+        del reading, top  # both are there until now
+        return tally.peak - before
+
+    def _prefill(self, tally: Tally, prompts: int, group_size: int) -> float:
+        """Most bytes while prompts are read, and their keys and values given to each rollout of their group."""
+        with self._decoding():
+            cache, logits = self._read_prompts(prompts, self._lengths.prompt)
+            copies = torch.zeros(prompts * group_size, dtype=torch.long)
+            cache.take_rows(copies)
+            self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
+            return tally.peak
+
+    def _decode(self, tally: Tally, rows: int) -> Decoding:
+        """The last token, when keys and values are longest; its work with the copies and the cache."""
+        with self._decoding():
+            cache, last = self._read_prompts(rows, self._lengths.whole - 1)
+            copies = tally.now - cache.nbytes - last.untyped_storage().nbytes()
+            tally.forget_peak()
+            logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
+            self._choose(logits, torch.zeros(rows, dtype=torch.float64))
+            return Decoding(copies, cache.nbytes, tally.peak)
+
+    def _read_prompts(self, rows: int, length: int) -> tuple[TokenCache, Tensor]:
+        cache = TokenCache.of(self._student.model)
+        return cache, self._next_logits(torch.zeros(rows, length, dtype=torch.long), length, cache)
+
+    def _next_logits(self, ids: Tensor, length: int, cache: TokenCache) -> Tensor:
+        """ids: (rows, new tokens). length: tokens with these."""
+        mask = torch.ones(len(ids), length, dtype=torch.long)
+        return next_logits(self._student.model, ids, mask, cache, self._vocab_size)
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        packed = packed_weights(self._student.model) if self._packs else nullcontext()
+        with torch.no_grad(), self._autocast(), packed:
+            yield
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """fp16 is counted as bf16, which is as large."""
+        low = self._under_autocast and self._dtype != torch.float32
+        return torch.autocast(DEVICE.type, torch.bfloat16) if low else nullcontext()
+
+    def _batch(self, rows: int) -> TokenBatch:
+        ids = torch.zeros(rows, self._lengths.whole, dtype=torch.long)
+        tokens = rows * self._lengths.completion
+        places = torch.zeros(tokens, dtype=torch.long)
+        mask = cast(Tensor, None) if rows == 1 else torch.ones_like(ids)  # a mask of ones alone is dropped by attention
+        lengths = (self._lengths.completion,) * rows
+        return TokenBatch(ids, mask, places, places, torch.zeros(tokens), lengths)
+
+    def _scored(self, tokens: int) -> ScoredBatch:
+        """What the loss is given besides the student."""
+        numbers, places = torch.zeros(tokens), torch.zeros(tokens, dtype=torch.long)
+        top = None
+        if self._loss.needs == "top":
+            top = TopTokens(torch.zeros(tokens, self._top_k, dtype=torch.long), torch.zeros(tokens, self._top_k + 1))
+        batch = TokenBatch(places[None], places[None], places, places, numbers, (tokens,))
+        return ScoredBatch(batch, numbers, numbers, top, self._states(tokens) if self._loss.needs == "whole" else None)
+
+    def _states(self, tokens: int) -> HeadStates:
+        head = head_of(self._teacher_network, self._vocab_size)
+        return HeadStates(torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype), head)
+
+
+def _in_proportion(rollouts: float, two: float, three: float) -> float:
+    """What so many rollouts take, from what 2 and what 3 of them do."""
+    return max(0.0, two + (rollouts - 2) * (three - two))
+
+
+def _sum_of_states(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """A loss that costs nothing."""
+    del head, targets
+    return hidden.sum()
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

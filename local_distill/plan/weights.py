@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from local_distill.plan.phases import Part
-from local_distill.plan.shapes import Shape
+from local_distill.models.footprint import Part, Shape
 from local_distill.training.optimizer import LARGEST_BUCKET
 
 MASTER, MOMENTS = 4, 8

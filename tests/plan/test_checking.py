@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from local_distill.errors import UserError
-from local_distill.plan import before_a_run, machine
-from local_distill.plan.before_a_run import check_memory
+from local_distill.plan import advice, machine
+from local_distill.plan.advice import check_memory
 from local_distill.plan.memory import Memory
 from tests.plan.test_memory import run
 
@@ -26,7 +26,7 @@ def starting(monkeypatch):
         planned = dataclasses.replace(
             planned, machine=dataclasses.replace(planned.machine, memory=share * needed, words=WORDS)
         )
-        monkeypatch.setattr(before_a_run, "run_that_starts", lambda *_: planned)
+        monkeypatch.setattr(advice, "run_that_starts", lambda *_: planned)
         said = []
         check_memory(SimpleNamespace(config=planned.config), ACCELERATOR, said.append)
         return said
@@ -56,7 +56,7 @@ def test_what_is_estimated_is_no_reason_to_refuse(starting):
 
 
 def test_other_devices_are_left_alone(monkeypatch):
-    monkeypatch.setattr(before_a_run, "run_that_starts", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr(advice, "run_that_starts", lambda *_: pytest.fail("looked"))
     check_memory(SimpleNamespace(), SimpleNamespace(device=torch.device("mps")), print)
 
 

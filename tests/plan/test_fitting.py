@@ -37,8 +37,8 @@ def test_what_is_said_to_fit_fits_and_one_more_does_not():
     assert plan.fits
     memory = Memory(plan.run)
     assert 1 <= plan.most_rows < bounds(plan.run)[0]
-    assert max(memory.training(plan.most_rows).bytes, memory.scoring(plan.most_rows).bytes) <= plan.memory
-    assert max(memory.training(plan.most_rows + 1).bytes, memory.scoring(plan.most_rows + 1).bytes) > plan.memory
+    assert max(memory.training(plan.most_rows).bytes, memory.scoring(plan.most_rows).bytes) <= plan.available
+    assert max(memory.training(plan.most_rows + 1).bytes, memory.scoring(plan.most_rows + 1).bytes) > plan.available
 
 
 def test_a_gpu_begins_with_what_fits_and_a_processor_with_what_is_set():

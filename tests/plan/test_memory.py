@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
+from local_distill.commands.plan import PlanSettings
 from local_distill.models.adapters import LoraSettings
 from local_distill.models.files import skeleton_of
-from local_distill.plan.costs import Lengths
+from local_distill.models.footprint import shape_of
 from local_distill.plan.machine import GIB, Machine, cuda_libraries
-from local_distill.plan.memory import Memory, Run
-from local_distill.plan.plan_config import PlanSettings
-from local_distill.plan.shapes import shape_of
+from local_distill.plan.memory import Memory
+from local_distill.plan.planned_run import PlannedRun
+from local_distill.plan.rehearsal import Lengths
 from tests.plan.shapes import QWEN3, qwen3
 from tests.tiny_models import llama_config
 
@@ -32,7 +33,9 @@ def run(processes=1, zero_stage=0, dtype=torch.bfloat16, device="cuda", lengths=
     teacher = llama_config(layers=layers + 1) if config.teacher_kind in ("local", "zero3") else None
     adapter = LoraSettings(4, 8, 0.0, "all-linear") if config.use_lora else None
     machine = Machine(device, processes, GIB, 0.0, "")
-    return Run(config, llama_config(layers=layers), teacher, adapter, dtype, zero_stage, Lengths(*lengths), machine)
+    return PlannedRun(
+        config, llama_config(layers=layers), teacher, adapter, dtype, zero_stage, Lengths(*lengths), machine
+    )
 
 
 def numbers(layers):

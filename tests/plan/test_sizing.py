@@ -9,10 +9,9 @@ from accelerate import Accelerator
 
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
-from local_distill.plan import sizing
-from local_distill.plan.fitting import make_plan
+from local_distill.plan import fitting
+from local_distill.plan.fitting import make_plan, micro_batch_tokens
 from local_distill.plan.memory import Memory
-from local_distill.plan.sizing import micro_batch_tokens
 from local_distill.plan.weights import GRADIENTS, OPTIMIZER
 from local_distill.training.activations import ENOUGH_TOKENS
 from local_distill.training.optimizer import ToCome, make_updates
@@ -53,14 +52,14 @@ def test_one_process_still_allocates_what_the_plan_says_a_resumed_one_its_gradie
 def found(monkeypatch):
     """``found(free, run, to_come) -> (tokens, what was said)``, on a GPU with so many bytes free."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(sizing, "SHARE_OF_FREE", 1.0)
-    monkeypatch.setattr(sizing, "most_anywhere", lambda _, number: number)
+    monkeypatch.setattr(fitting, "SHARE_OF_FREE", 1.0)
+    monkeypatch.setattr(fitting, "most_anywhere", lambda _, number: number)
     accelerator = SimpleNamespace(device=torch.device("cuda"))
 
     def find(free, planned, to_come, scorer=None):
         machine = dataclasses.replace(planned.machine, memory=free, libraries=0.0)
         here = dataclasses.replace(planned, machine=machine)
-        monkeypatch.setattr(sizing, "run_that_starts", lambda *_: here)
+        monkeypatch.setattr(fitting, "run_that_starts", lambda *_: here)
         said = []
         inputs = SimpleNamespace(config=planned.config)
         return micro_batch_tokens(inputs, accelerator, scorer, to_come, said.append), said
@@ -102,12 +101,12 @@ def test_where_not_one_rollout_fits_it_is_said_and_they_go_one_by_one(found, fre
 
 
 def test_a_model_that_cannot_be_rehearsed_is_tried_and_its_head_is_rehearsed_still(found, monkeypatch):
-    monkeypatch.setattr("local_distill.plan.costs.Costs.training", lambda *_: torch.ones(2).nonsense)
+    monkeypatch.setattr("local_distill.plan.rehearsal.Costs.training", lambda *_: torch.ones(2).nonsense)
     planned, scorer = run(**LONG), TokenScorer(make_model(llama_config()), V)
     memory = Memory(planned)
-    head = memory.training_besides(3)
+    head = memory.training(3).passing
     assert memory.not_counted
-    kept = sizing.activation_bytes(scorer)
+    kept = fitting.activation_bytes(scorer)
     free = sum(part.bytes for part in head) + kept.fixed + 3 * 120 * kept.per_token
     assert found(free * 1.0001, planned, ToCome(0, 0), scorer)[0] == 3 * 120
     assert memory._costs.training_head(3).work > 3 * 90 * V * 4

@@ -1,0 +1,97 @@
+"""What is planned: a run's settings, its models' configurations, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PretrainedConfig
+
+from local_distill.config.train_config import TrainConfig
+from local_distill.errors import UserError
+from local_distill.inputs import Inputs, open_lora
+from local_distill.models.adapters import Adapter
+from local_distill.models.files import open_config
+from local_distill.models.neutral import context_length_of
+from local_distill.models.quantization import check_dense
+from local_distill.plan.machine import Machine, free_for_a_run
+from local_distill.plan.rehearsal import Lengths
+from local_distill.process.launch import DTYPES, resolve_precision
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and its machine.
+
+    student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
+    dtype: of the products. zero_stage: of DeepSpeed's ZeRO, which shards the student; 0 without it. lengths: of the
+    longest rollout.
+    """
+
+    config: TrainConfig
+    student: PretrainedConfig
+    teacher: PretrainedConfig | None
+    adapter: Adapter | None
+    dtype: torch.dtype
+    zero_stage: int
+    lengths: Lengths
+    machine: Machine
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts of a step that the busiest process has."""
+        return -(-self.config.batch_size // self.machine.processes) * self.config.group_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that both models have."""
+        return min(c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None)
+
+    def changed(self, **settings: Any) -> PlannedRun:
+        """The same with other settings."""
+        config = replace(self.config, **settings)
+        return replace(self, config=config, adapter=self.adapter or open_lora(config))
+
+
+def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedRun:
+    """What ``local-distill plan`` is asked about, from configurations alone. Raises UserError."""
+    if machine.device == "cpu":
+        dtype = resolve_precision(config.dtype).dtype
+    else:  # the GPU need not be here: auto is what one has
+        dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
+    if zero_stage and dtype == torch.float32:
+        raise UserError("--zero2: DeepSpeed shards a low-precision student; add --dtype bf16")
+    student = open_config("--student_model", config.student_model, config.trust_remote_code)
+    check_dense("--student_model", config.student_model, student, "to be trained")
+    teacher = None
+    if config.teacher_kind in ("local", "zero3"):
+        teacher = open_config("--teacher_model", config.teacher_model, config.trust_remote_code)
+    contexts = [length for each in (student, teacher) if each is not None and (length := context_length_of(each))]
+    if contexts and min(contexts) - config.max_new_tokens < 1:
+        raise UserError(
+            f"--max_new_tokens: {config.max_new_tokens} given, but the context holds {min(contexts)} tokens, prompt "
+            "included; lower it"
+        )
+    prompt = min([config.max_prompt_tokens, *(length - config.max_new_tokens for length in contexts)])
+    lengths = Lengths(prompt, config.max_new_tokens)
+    return PlannedRun(config, student, teacher, open_lora(config), dtype, zero_stage, lengths, machine)
+
+
+def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 1) -> PlannedRun:
+    """What ``train`` is about to do, on what is free now. completion: tokens that are sampled to its longest prompt;
+    one is certain."""
+    config = inputs.config
+    plugin = accelerator.state.deepspeed_plugin
+    has_its_own = config.teacher_kind in ("local", "zero3")
+    return PlannedRun(
+        config,
+        inputs.pair.student.config,
+        inputs.pair.teacher.config if has_its_own else None,
+        inputs.lora,
+        inputs.precision.dtype,
+        plugin.zero_stage if plugin else 0,
+        Lengths(inputs.prompts.longest, completion),
+        free_for_a_run(accelerator.device, accelerator.num_processes),
+    )
