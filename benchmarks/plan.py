@@ -156,7 +156,7 @@ def train_and_watch(told: Path, phases: bool, settings: list[str]) -> None:
     if phases:
         loop.StepClock = Watch  # type: ignore[misc]
     build.distil = noting(build.distil, "loading", _peak_resident_bytes)
-    train_on_policy_local.build_and_run = noting(build.build_and_run, "libraries", resident)
+    build.load_student = noting(build.load_student, "libraries", resident)
     code = train_on_policy_local.main(settings)
     told.write_text(json.dumps(found))
     sys.exit(code)

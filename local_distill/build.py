@@ -1,22 +1,31 @@
-"""The parts of a run, put together from its inputs."""
+"""A run from its settings to its result: check, open, build, run, each called once by the entry, in this order.
+
+check        → Launch    settings, files, launch, folder, disk, memory: all that can be refused before any weights
+open_models  → Models    servers are asked, the log begins, both models come to their places and are tried
+build        → steps     what samples, updates, evaluates and saves, put into the loop
+run          → result    the loop, and the last word
+"""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import nn
 
+from local_distill.announcements import announce, conclude, schedule_note
 from local_distill.batch import Teacher
 from local_distill.config.train_config import TrainConfig
-from local_distill.engines import Ahead, MakeEngine, Site, Student, open_engine, open_teacher
+from local_distill.engines import Ahead, MakeEngine, Student, open_ahead, open_engine, open_teacher
 from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation
 from local_distill.eval.held_out_answers import verifier_of
-from local_distill.inputs import Inputs, loss_of
+from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of, with_template_date
 from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.registry import Loss
 from local_distill.losses.sampler_mismatch import WRONG_ENGINE, GapWatch, rounding_of
@@ -25,40 +34,115 @@ from local_distill.models.files import recompute_activations
 from local_distill.models.reach import freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
-from local_distill.monitor.log import RunLog
+from local_distill.monitor.log import RunLog, open_run_log
 from local_distill.monitor.profiler import NoProfiler, Profiler, StepProfiler
+from local_distill.monitor.terminal import open_terminal
+from local_distill.plan.advice import check_memory
 from local_distill.plan.fitting import micro_batch_tokens
-from local_distill.process.distributed import any_process, most_anywhere, on_every_process
+from local_distill.process.distributed import any_process, most_anywhere, on_every_process, on_main_process
+from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.interruption import StopRequest
+from local_distill.process.launch import check_launch
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.runs.folder import RunFolder
-from local_distill.runs.layout import COMPLETIONS_FILE
+from local_distill.runs.environment import write_environment
+from local_distill.runs.folder import (
+    RunFolder,
+    check_checkpoint_is_here,
+    check_disk_space,
+    check_steps_left,
+    open_run_folder,
+)
+from local_distill.runs.layout import COMPLETIONS_FILE, SETTINGS_FILE
 from local_distill.runs.records import read_evaluations
+from local_distill.runs.result import TrainResult
+from local_distill.runs.whole_files import write_whole
 from local_distill.training.batching import MicroBatches, split_substeps
-from local_distill.training.checkpoint import Checkpointer, moments_of
+from local_distill.training.checkpoint import Checkpointer, check_saving, checkpoint_bytes, moments_of
 from local_distill.training.learner import Learner
-from local_distill.training.optimizer import Updates, learning_rate_at, make_updates
+from local_distill.training.optimizer import Updates, make_updates
 from local_distill.training.out_of_memory import HalveMicroBatches
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 
 
-def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tuple[int, signal.Signals | None]:
-    """Load the models, put the parts together, run the loop. Returns the steps done, and what stopped it or None."""
-    inputs, config, accelerator = site.inputs, site.config, site.accelerator
-    model = on_every_process(lambda: load_student(inputs, run)).to(accelerator.device)
+@dataclass(frozen=True)
+class Models:
+    """Both models in their places.
+
+    student: not wrapped for training. teacher, judge: who is learned from, as training and as evaluation read it.
+    ahead: what was started before any weights were loaded. log: of the run, open.
+    """
+
+    student: TokenScorer
+    teacher: Teacher
+    judge: Teacher
+    loss: Loss
+    ahead: Ahead
+    log: RunLog
+
+
+def check(config: TrainConfig, holding: ExitStack) -> Launch:
+    """Refuse what can be refused before any weights are loaded. Raises UserError at the first thing that is wrong.
+
+    holding: keeps the run's folder from other runs; closed when nothing more is written.
+    """
+    # Midnight may come between two processes.
+    config = on_main_process(PartialState(), lambda: with_template_date(config))
+    inputs = on_every_process(lambda: check_inputs(config))
+    accelerator = Accelerator(
+        mixed_precision=inputs.precision.mixed,
+        log_with=list(inputs.trackers) or None,
+        project_dir=".",  # accelerate insists on one; the log puts every tracker's files into the run's folder
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_launch(accelerator, config.batch_size, inputs.precision)
+    place = config.output_dir, config.resume, inputs.fixed_settings
+    folder = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
+    check_steps_left(folder, config.steps)
+    on_every_process(lambda: check_checkpoint_is_here(folder))
+    student, generation = inputs.pair.student, inputs.saved_generation
+    needed = checkpoint_bytes(student, inputs.lora)
+    on_main_process(accelerator, lambda: check_disk_space(folder.path, needed, config.keep_checkpoints))
+    on_main_process(accelerator, lambda: check_saving(student, inputs.lora, generation, folder.path))
+    terminal = open_terminal(config.steps, folder.first_step, accelerator.is_main_process)
+    on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
+    # Before the settings of an earlier launch are replaced.
+    folder = replace(folder, notes=(*folder.notes, schedule_note(config, folder)))
+    return Launch(inputs, accelerator, folder, terminal, ExitStack())
+
+
+def open_models(launch: Launch) -> Models:
+    """Ask the servers, begin the log, load both models and try them. Raises UserError."""
+    inputs, accelerator = launch.inputs, launch.accelerator
+    ahead = open_ahead(launch)
+    log = launch.closing.enter_context(on_every_process(lambda: open_log(launch)))
+    on_every_process(lambda: announce(inputs, accelerator, launch.folder, log.say))
+    model = on_every_process(lambda: load_student(inputs, launch.folder)).to(accelerator.device)
     freeze_unreached(model)
-    scorer = TokenScorer(model, inputs.pair.vocab_size)
-    on_every_process(lambda: try_student(site, scorer))
-    scorer.needs_mask = any_process(accelerator, scorer.needs_mask)
-    loss = loss_of(config)
-    teacher, judge = on_every_process(lambda: open_teacher(site, scorer, loss, ahead))
-    updates = make_updates(accelerator, scorer, config.weight_decay, config.max_grad_norm)
-    if run.checkpoint:
-        updates.load_optimizer_state(on_every_process(partial(moments_of, run.checkpoint)))
-    engine, samplers = open_engine(site, Student(model, updates, run.path), ahead)
-    micro_batches = make_micro_batches(site, scorer, updates)
+    student = TokenScorer(model, inputs.pair.vocab_size)
+    on_every_process(lambda: try_student(launch, student))
+    student.needs_mask = any_process(accelerator, student.needs_mask)
+    loss = loss_of(launch.config)
+    teacher, judge = on_every_process(lambda: open_teacher(launch, student, loss, ahead))
+    return Models(student, teacher, judge, loss, ahead, log)
+
+
+def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
+    """Put the parts of the loop together. Returns the loop, which gives the number of steps done."""
+    config, inputs, accelerator, folder = launch.config, launch.inputs, launch.accelerator, launch.folder
+    model, log = models.student.model, models.log
+    updates = make_updates(accelerator, models.student, config.weight_decay, config.max_grad_norm)
+    if folder.checkpoint:
+        updates.load_optimizer_state(on_every_process(partial(moments_of, folder.checkpoint)))
+    engine, samplers = open_engine(launch, Student(model, updates, folder.path), models.ahead)
+    # With all models in their places, for what is left of the memory is looked at.
+    most = config.microbatch_tokens
+    if most is None:
+        most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.say)
+    micro_batches = MicroBatches(most, partial(most_anywhere, accelerator))
     collate = partial(
         split_substeps,
         batch_size=config.batch_size,
@@ -69,35 +153,56 @@ def build_and_run(site: Site, ahead: Ahead, run: RunFolder, log: RunLog) -> tupl
         micro_batches=micro_batches,
         pad_id=inputs.pair.pad_id,
     )
-    stop = StopRequest()  # before the loop there is nothing to save, and a signal ends the command at once
-    site.closing.callback(stop.restore)
-    done = distil(
+    halve = HalveMicroBatches(micro_batches, log.say)
+    learner = Learner(accelerator, updates, models.loss, learning_rates(config, config.steps), config.seed, halve)
+    evaluator = make_evaluator(launch, updates, models.judge, samplers, micro_batches)
+    saver = Checkpointer(
         accelerator,
-        prompts=inputs.prompts,
-        engine=engine,
-        collate=collate,
-        teacher=teacher,
-        learner=make_learner(config, accelerator, updates, loss, HalveMicroBatches(micro_batches, log.say)),
-        evaluator=make_evaluator(site, updates, judge, samplers, micro_batches),
-        saver=make_checkpointer(inputs, accelerator, updates, model, run),
-        log=log,
-        schedule=make_schedule(config, run),
-        stop=stop,
-        profiler=make_profiler(config, accelerator, run, log),
+        updates,
+        model,
+        tokenizer=inputs.pair.student.tokenizer,
+        generation=inputs.saved_generation,
+        settings=inputs.fixed_settings,
+        output_dir=folder.path,
+        keep=config.keep_checkpoints,
     )
-    return done, stop.signal
+    schedule, profiler = make_schedule(config, folder), make_profiler(launch, log)
+    return lambda stop: distil(
+        accelerator, inputs.prompts, engine, collate, models.teacher, learner, evaluator, saver, log, schedule, stop,
+        profiler,
+    )  # fmt: skip
 
 
-def try_student(site: Site, scorer: TokenScorer) -> None:
-    """Raise UserError for a student that would not be sampled, scored and trained as one and the same."""
-    flag = "--student_model"
-    check_scorer(scorer, flag)
-    check_quiet(scorer, flag)
-    if site.config.rollouts_kind == "hf":
-        check_sampling(
-            scorer, flag, pad_id=site.inputs.pair.pad_id, longest=site.longest, autocast=site.accelerator.autocast,
-            instead=OTHER_ENGINE,
-        )  # fmt: skip
+def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
+    """Run the loop, and say what came of it."""
+    stop = StopRequest()  # before the loop there is nothing to save, and a signal ends the command at once
+    launch.closing.callback(stop.restore)
+    done = steps(stop)
+    launch.closing.close()  # the files are whole before they are read
+    result = TrainResult(launch.folder.path, done, stopped_by=stop.signal)
+    # All wait: a launcher ends the others when one process ends with another code than 0.
+    return on_every_process(lambda: conclude(launch.config, result) if launch.accelerator.is_main_process else result)
+
+
+def open_log(launch: Launch) -> RunLog:
+    """The log of the run; and in its folder, what it is and what it runs on. Raises UserError."""
+    config, accelerator, folder = launch.config, launch.accelerator, launch.folder
+    log = open_run_log(
+        accelerator, launch.terminal, folder.path, asdict(config),
+        resumed_step=folder.first_step if folder.checkpoint else None, wandb_project=config.wandb_project,
+        wandb_name=config.wandb_name, wandb_mode=config.wandb_mode, watchers=[gap_watch(launch.inputs, launch.say)],
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        write_settings(config, folder.path)
+        write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
+    return log
+
+
+def write_settings(config: TrainConfig, folder: Path) -> None:
+    """The settings of the run, as a file that ``--config`` takes."""
+    given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
+    given["output_dir"] = str(folder)
+    write_whole(folder / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
 
 
 def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
@@ -111,57 +216,42 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
     return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 
-def make_micro_batches(site: Site, scorer: TokenScorer, updates: Updates) -> MicroBatches:
-    """How rollouts are cut; with all models in their places, for what is left of the memory is looked at."""
-    most = site.config.microbatch_tokens
-    if most is None:
-        most = micro_batch_tokens(site.inputs, site.accelerator, scorer, updates.to_come(), site.say)
-    return MicroBatches(most, partial(most_anywhere, site.accelerator))
-
-
-def load_student(inputs: Inputs, run: RunFolder) -> nn.Module:
+def load_student(inputs: Inputs, folder: RunFolder) -> nn.Module:
     """The model to train, from the checkpoint where there is one: fp32 masters, or a frozen base and an adapter."""
     config, files = inputs.config, inputs.pair.student
     model: nn.Module
     if inputs.lora:
         base = files.load(inputs.precision.dtype)
-        model = load_lora(base, run.checkpoint.path) if run.checkpoint else inputs.lora.put_on(base, config.seed)
+        model = load_lora(base, folder.checkpoint.path) if folder.checkpoint else inputs.lora.put_on(base, config.seed)
     else:
-        model = (files.with_weights_of(run.checkpoint.path) if run.checkpoint else files).load(torch.float32)
+        model = (files.with_weights_of(folder.checkpoint.path) if folder.checkpoint else files).load(torch.float32)
     if config.gradient_checkpointing:
         recompute_activations(model)
     return model
 
 
-def learning_rates(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    """The rate of each 0-based step of a run to ``steps``."""
-    return partial(
-        learning_rate_at,
-        peak=config.learning_rate or 0.0,
-        total=config.schedule_steps or steps,
-        warmup=config.warmup_steps,
-        scheduler=config.lr_scheduler,
-    )
-
-
-def make_learner(
-    config: TrainConfig, accelerator: Accelerator, updates: Updates, loss: Loss, halve: HalveMicroBatches
-) -> Learner:
-    """The update rule that the settings ask for."""
-    rate = learning_rates(config, config.steps)
-    return Learner(accelerator, updates, loss, rate, config.seed, halve)
+def try_student(launch: Launch, student: TokenScorer) -> None:
+    """Raise UserError for a student that would not be sampled, scored and trained as one and the same."""
+    flag = "--student_model"
+    check_scorer(student, flag)
+    check_quiet(student, flag)
+    if launch.config.rollouts_kind == "hf":
+        check_sampling(
+            student, flag, pad_id=launch.inputs.pair.pad_id, longest=launch.inputs.longest,
+            autocast=launch.accelerator.autocast, instead=OTHER_ENGINE,
+        )  # fmt: skip
 
 
 def make_evaluator(
-    site: Site, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
+    launch: Launch, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
 ) -> Evaluator:
     """Evaluation on the prompts that were held out, in batches no larger than training's."""
-    config, inputs, accelerator = site.config, site.inputs, site.accelerator
+    config, inputs, accelerator = launch.config, launch.inputs, launch.accelerator
     if not inputs.prompts.held_out:
         return NoEvaluation()
-    held_out, verifier = verifier_of(inputs.prompts.held_out, site.say)
+    held_out, verifier = verifier_of(inputs.prompts.held_out, launch.say)
     if verifier:
-        site.closing.callback(verifier.close)
+        launch.closing.callback(verifier.close)
     busiest = -(-config.batch_size // (config.num_substeps * accelerator.num_processes)) * config.group_size
     return HeldOutEvaluator(
         accelerator,
@@ -178,37 +268,22 @@ def make_evaluator(
     )
 
 
-def make_checkpointer(
-    inputs: Inputs, accelerator: Accelerator, updates: Updates, model: nn.Module, run: RunFolder
-) -> Checkpointer:
-    """Where the student is kept."""
-    return Checkpointer(
-        accelerator,
-        updates,
-        model,
-        tokenizer=inputs.pair.student.tokenizer,
-        generation=inputs.saved_generation,
-        settings=inputs.fixed_settings,
-        output_dir=run.path,
-        keep=inputs.config.keep_checkpoints,
-    )
+def make_schedule(config: TrainConfig, folder: RunFolder) -> Schedule:
+    """The steps to do; a run that was stopped before an evaluation that was due begins with it."""
+    schedule = Schedule(folder.first_step, folder.first_step == 0, config.steps, config.eval_every, config.save_every)
+    if folder.checkpoint is None or not schedule.evaluates_after(folder.first_step):
+        return schedule
+    done = {evaluation.step for evaluation in read_evaluations(folder.path / COMPLETIONS_FILE)}
+    return replace(schedule, evaluates_first=folder.first_step not in done)
 
 
-def make_profiler(config: TrainConfig, accelerator: Accelerator, run: RunFolder, log: RunLog) -> Profiler:
+def make_profiler(launch: Launch, log: RunLog) -> Profiler:
     """Who watches the first steps, in the first process alone."""
-    if not config.profile or not accelerator.is_main_process:
+    config, folder = launch.config, launch.folder
+    if not config.profile or not launch.accelerator.is_main_process:
         return NoProfiler()
-    left = config.steps - run.first_step
+    left = config.steps - folder.first_step
     if config.profile >= left:
         log.say(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
         return NoProfiler()
-    return StepProfiler(config.profile, run.path / "profile", log.say)
-
-
-def make_schedule(config: TrainConfig, run: RunFolder) -> Schedule:
-    """The steps to do; a run that was stopped before an evaluation that was due begins with it."""
-    schedule = Schedule(run.first_step, run.first_step == 0, config.steps, config.eval_every, config.save_every)
-    if run.checkpoint is None or not schedule.evaluates_after(run.first_step):
-        return schedule
-    done = {evaluation.step for evaluation in read_evaluations(run.path / COMPLETIONS_FILE)}
-    return replace(schedule, evaluates_first=run.first_step not in done)
+    return StepProfiler(config.profile, folder.path / "profile", log.say)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from transformers import GenerationConfig
 
 from local_distill.config.train_config import TrainConfig
@@ -25,6 +29,7 @@ from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
 from local_distill.models.tokenization import unsampled_tokens_note
+from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.registry import check_wandb, tracker_names
 from local_distill.process.launch import Precision, check_deepspeed, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
@@ -34,9 +39,10 @@ from local_distill.rollouts.continuous import check_seeded
 from local_distill.rollouts.left_out import check_limits
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_colocated import check_installed
-from local_distill.runs.folder import LATEST
+from local_distill.runs.folder import LATEST, RunFolder
 from local_distill.runs.layout import read_settings
 from local_distill.teachers.zero3 import zero3_config
+from local_distill.training.optimizer import learning_rate_at
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,29 @@ class Inputs:
     def fixed_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on with."""
         return {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.metadata["fixed"]}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run that may begin: everything is checked, its folder is its own, nothing is loaded yet.
+
+    closing: what is closed when the loop has ended, the last first.
+    """
+
+    inputs: Inputs
+    accelerator: Accelerator
+    folder: RunFolder
+    terminal: Terminal
+    closing: ExitStack
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self.inputs.config
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.terminal.say(text)
 
 
 def with_template_date(config: TrainConfig) -> TrainConfig:
@@ -231,4 +260,15 @@ def loss_of(config: TrainConfig) -> Loss:
         top_k_support=config.top_k_support,
         gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
         stale=config.overlap,
+    )
+
+
+def learning_rates(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """The rate of each 0-based step of a run to ``steps``."""
+    return partial(
+        learning_rate_at,
+        peak=config.learning_rate or 0.0,
+        total=config.schedule_steps or steps,
+        warmup=config.warmup_steps,
+        scheduler=config.lr_scheduler,
     )

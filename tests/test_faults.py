@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from local_distill import train_on_policy_local
+from local_distill import announcements
 from local_distill.commands import main
 from local_distill.demo import pair
 from local_distill.errors import RunError, UserError
@@ -75,7 +75,7 @@ def before(monkeypatch, owner, name, act):
 FULL = {
     "before a checkpoint": (Checkpointer, "save", lambda _, step: step == 3, "step-3", 2),
     "before an evaluation": (RunLog, "evaluation", lambda _, found: found.step == 3, "completions.jsonl", 2),
-    "before the summary": (train_on_policy_local, "write_summary", lambda *_: True, "summary.json", 3),
+    "before the summary": (announcements, "write_summary", lambda *_: True, "summary.json", 3),
 }
 
 

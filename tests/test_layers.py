@@ -16,7 +16,7 @@ PACKAGE = Path(local_distill.__file__).parent
 LAYERS = (
     "__init__", "errors", "packages", "wording", "process", "runs", "head", "batch", "config", "models", "prompts",
     "losses", "serving", "training", "rollouts", "teachers", "monitor", "loop", "eval", "inputs", "plan", "engines",
-    "build", "report", "export", "chat", "demo", "train_on_policy_local", "commands", "__main__",
+    "report", "announcements", "build", "export", "chat", "demo", "train_on_policy_local", "commands", "__main__",
 )
 # fmt: on
 """From the bottom to the top: each may import those before it. docs/architecture.md says what each is for."""

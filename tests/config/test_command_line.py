@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from local_distill.build import write_settings
 from local_distill.config.parsing import LATEST, describe, read_yaml, setting_types
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import UserError
 from local_distill.losses.registry import make_loss
-from local_distill.train_on_policy_local import write_settings
 from local_distill.training.optimizer import learning_rate_at
 
 MODELS = ["--student_model", "s", "--teacher_model", "t"]

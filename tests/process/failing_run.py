@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
 
+from local_distill import build
 from local_distill import train_on_policy_local as entry
 from local_distill.config.train_config import parse_config
 from local_distill.errors import RunError, UserError
@@ -40,7 +41,7 @@ def fails(where, what, at=0):
 @contextmanager
 def slow(then):
     """One process takes longer over its inputs than torch would wait; and says how long it would be waited for."""
-    checked = entry.check_inputs
+    checked = build.check_inputs
 
     def check(config):
         backend = distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
@@ -49,7 +50,7 @@ def slow(then):
         time.sleep(4 * RANK)
         return checked(config)
 
-    with patch.object(entry, "check_inputs", check), then:
+    with patch.object(build, "check_inputs", check), then:
         yield
 
 
@@ -96,6 +97,7 @@ def main():
     run("saving", slow(fails("local_distill.training.checkpoint.save_torch_state_dict", OSError(errno.ENOSPC, ""))))
     run("record", fails("local_distill.runs.records.JsonlWriter.write", RunError("no metrics")))
     run("log", fails("local_distill.runs.records.RunFiles.__init__", UserError("no log")))
+    run("words", fails("local_distill.announcements.off_policy_note", UserError("no words"), at=1))
     run("scoring", fails("local_distill.teachers.local.WholeDistributionTeacher.score", UserError("no score"), at=1))
     try:
         overlapped()

@@ -36,6 +36,7 @@ def test_a_process_is_waited_for_longer_than_torch_would(said):
         ("saving", r"\S+/saving/step-1: cannot be written \(No space left on device\); .* no checkpoint yet"),
         ("record", r"no metrics; there is no checkpoint yet"),
         ("log", r"no log"),
+        ("words", r"no words \(process 1, on .*\)"),
         ("scoring", r"no score \(process 1, on .*\)"),
     ],
 )

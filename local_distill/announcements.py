@@ -1,0 +1,109 @@
+"""What a run says about itself: what is about to happen, and at the end what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from accelerate import Accelerator
+
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import SAMPLED_LOSSES
+from local_distill.inputs import Inputs, learning_rates
+from local_distill.monitor.summary import show_summary, write_summary
+from local_distill.process.launch import launch_in_words, sums_in_words
+from local_distill.report.page import told_of
+from local_distill.runs.folder import RunFolder
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
+from local_distill.runs.records import lost_records, read_evaluations, training_totals
+from local_distill.runs.result import TrainResult
+
+
+def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Say what is about to happen, once the log of the run is open. Raises UserError for records that are damaged."""
+    config = inputs.config
+    say(f"{config.student_model} learns from {teacher_in_words(config)}, in {folder.path}")
+    say(launch_in_words(accelerator, inputs.precision))
+    kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
+    lost = lost_records(folder.path, folder.first_step) if kept_here and accelerator.is_main_process else ()
+    notes = (*folder.notes, *lost, sums_in_words(accelerator), *inputs.notes, off_policy_note(config))
+    for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
+        say(note)
+
+
+def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
+    """Say how it ended: the summary, or the command to go on with. Returns the result with the evaluations in it."""
+    if evaluations := read_evaluations(result.folder / COMPLETIONS_FILE):
+        before = next((each for each in evaluations if each.step == 0), None)
+        result = replace(result, before=before, after=evaluations[-1])
+    folder, stopped_by = result.folder, result.stopped_by
+    if stopped_by is not None:
+        ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
+        print(f"{ended}; to go on, launch again:")
+        settings = shlex.quote(str(folder / SETTINGS_FILE))
+        print(f"  python -m local_distill.train_on_policy_local --config {settings} --resume")
+        print(told_of(folder))
+        return result
+    tokens, seconds = training_totals(folder / METRICS_FILE)
+    facts: dict[str, str | int | float] = {
+        "student": config.student_model,
+        "teacher": teacher_in_words(config),
+        "loss": config.loss,
+        "steps": result.steps,
+        "tokens": tokens,
+        "seconds": seconds,
+        "checkpoint": str(result.checkpoint),
+    }
+    if result.after and not result.before:
+        print(f"{folder / COMPLETIONS_FILE}: has no evaluation before training, so there is nothing to compare with")
+    show_summary(result.before, result.after, facts)
+    write_summary(folder, result.before, result.after, facts)
+    print(told_of(folder))
+    return result
+
+
+def teacher_in_words(config: TrainConfig) -> str:
+    """Who is learned from."""
+    if config.teacher_kind == "self":
+        return "itself without its adapter"
+    where = f" at {config.teacher_url}" if config.teacher_url else ""
+    return f"{config.teacher_model or 'what is served'}{where}"
+
+
+def off_policy_note(config: TrainConfig) -> str:
+    """A word on samples that the loss takes for the student's own though they are not, or nothing."""
+    sampled = f"samples at temperature {config.temperature:g} and top-p {config.top_p:g}"
+    remedy = "--temperature 1 --top_p 1 is exact (docs/method.md)"
+    if config.loss == "policy_gradient" and (config.temperature != 1 or config.top_p < 1):
+        return f"{sampled} are not quite the student's own, which policy_gradient takes them for: {remedy}"
+    if config.loss in SAMPLED_LOSSES and config.top_p < 1:
+        return f"{sampled} never show the tail of the student's distribution, which no ratio corrects: {remedy}"
+    return ""
+
+
+def unused_lora_note(config: TrainConfig) -> str:
+    """A word on settings of an adapter that there will not be, or nothing."""
+    unused = [f.name for f in fields(config) if f.name.startswith("lora_") and getattr(config, f.name) != f.default]
+    if not unused or (config.use_lora and not config.init_adapter):
+        return ""
+    if config.init_adapter:
+        return f"--{unused[0]} is not used: --init_adapter brings its own"
+    return f"--{unused[0]} is not used: all weights are trained, an adapter wants --use_lora"
+
+
+def schedule_note(config: TrainConfig, folder: RunFolder) -> str:
+    """A word on a learning rate that jumps, as the schedule is stretched to other steps than before, or nothing."""
+    if folder.checkpoint is None or config.schedule_steps is not None:
+        return ""
+    before = read_settings(folder.checkpoint.path.resolve().parent)
+    steps = before.get("schedule_steps") or before.get("steps")
+    if not isinstance(steps, int):
+        return ""
+    earlier, now = (learning_rates(config, total)(folder.first_step) for total in (steps, config.steps))
+    if earlier == now:
+        return ""
+    return (
+        f"--lr_scheduler {config.lr_scheduler} now ends after {config.steps} steps, not {steps}: the learning rate "
+        f"goes on at {now:.3g}, not at {earlier:.3g}; --schedule_steps {steps} keeps the schedule"
+    )
