@@ -1,12 +1,21 @@
-"""What a model takes of memory, as far as its shapes tell: numbers of parameters, and bytes with a name."""
+"""What models, teachers and samplers take of memory, in the words in which each backend states its own.
+
+Numbers of parameters come from a model's shapes, bytes from these; ``local_distill.plan`` puts them together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from local_distill.config.train_config import TrainConfig
+
+COPIES, CACHE, WORK = "weights for decoding", "KV cache", "work"
 
 
 @dataclass(frozen=True)
@@ -57,3 +66,57 @@ def _parameters(module: nn.Module) -> int:
 def billions(number: int) -> str:
     """Write a number of parameters for people: 32.76 B, 99.1 M."""
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is held, for one of its processes. item: bytes of a weight in the precision of the products."""
+
+    device: str
+    processes: int
+    item: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a teacher takes of one process. how: in a word. standing: bytes in every phase. passing: bytes that come and
+    go while it scores; certain where they are counted from its shape."""
+
+    how: str
+    shape: Shape
+    standing: float
+    passing: float = 0.0
+    passing_is_certain: bool = False
+
+
+class DecodingBytes(NamedTuple):
+    """Bytes while our own loop decodes. copies: of weights, for decoding. cache: keys and values at the last token.
+    work: all else, at most."""
+
+    copies: float = 0.0
+    cache: float = 0.0
+    work: float = 0.0
+
+
+@dataclass(frozen=True)
+class ToSample:
+    """What one process samples, and where.
+
+    weights: bytes of the student's weights in the precision of the products; as_masters: they are trained as float32
+    masters of it. device, memory: what it has. rollouts: of a step. longest: tokens of the longest of them.
+    """
+
+    weights: float
+    as_masters: bool
+    device: str
+    memory: float
+    rollouts: int
+    longest: int
+
+
+Parts = tuple[Part, ...]
+Always = Callable[[TrainConfig, ToSample], Parts]
+"""What a sampler holds in all phases."""
+WhileSampling = Callable[[TrainConfig, ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
+"""What it holds as long as it samples, and what comes and goes then; given how many rollouts are sampled at a time, and
+what our own loop would take for them, which is only looked for if it is asked."""

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from local_distill.errors import UserError
+from local_distill.models.footprint import Held, Place, Shape
 from local_distill.models.loading_errors import reason_of
 from local_distill.models.saved_settings import with_parts
 from local_distill.packages import installed
@@ -22,6 +23,8 @@ FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where AutoGPTQ, AutoAWQ and ModelOpt say what config.json may not."""
 UNPACKED_BY_TRANSFORMERS = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 FLAG = "--teacher_quantization"
+PACKED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
+"""Bytes of a packed weight: 4bit has a scale of 8 bits for 64 weights, and a float32 for 256 scales (QLoRA)."""
 
 
 def check_quantization(kind: str) -> None:
@@ -49,6 +52,12 @@ def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def held_packed(kind: str, shape: Shape, place: Place) -> Held:
+    """Count a model whose linear layers are packed, and unpacked one by one as they are used."""
+    standing = PACKED[kind] * shape.packable + place.item * (shape.parameters - shape.packable)
+    return Held(kind, shape, standing, passing=place.item * shape.largest_linear)
 
 
 def check_dense(flag: str, path: str, config: PretrainedConfig, purpose: str) -> None:

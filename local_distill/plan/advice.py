@@ -13,9 +13,8 @@ from local_distill.inputs import Inputs, loss_of
 from local_distill.models.footprint import billions
 from local_distill.plan.fitting import Plan, as_set, fits_at_all, make_plan
 from local_distill.plan.machine import GIB
-from local_distill.plan.memory import Memory
+from local_distill.plan.memory import TEACHER, Memory
 from local_distill.plan.planned_run import PlannedRun, run_that_starts
-from local_distill.plan.weights import TEACHER
 
 TOP_K = 64
 """--top_k that comes with a sharded teacher, which cannot hand over its whole distribution."""
@@ -162,23 +161,22 @@ def _shard_student(change: Change) -> Change | None:
     return Change((*change.flags, "accelerate_config_zero2.yaml"), replace(run, zero_stage=2))
 
 
-PACKED = {"teacher_quantization": "4bit", "teacher_offload": "none"}
-OFFLOADED = {"teacher_offload": "cpu", "teacher_quantization": "none"}
+_PACKED = {"teacher_quantization": "4bit", "teacher_offload": "none"}
+_OFFLOADED = {"teacher_offload": "cpu", "teacher_quantization": "none"}
 REMEDIES: tuple[Callable[[Change], Change | None], ...] = (
     _checkpointing,
     _lora,
     _shard_teacher,
-    partial(_hold_teacher, "--teacher_quantization 4bit", PACKED),
-    partial(_hold_teacher, "--teacher_offload cpu", OFFLOADED),
+    partial(_hold_teacher, "--teacher_quantization 4bit", _PACKED),
+    partial(_hold_teacher, "--teacher_offload cpu", _OFFLOADED),
     _shard_student,
 )
 
 
 def _largest_teacher(plan: Plan) -> int | None:
     """Parameters that the fullest phase leaves room for, everything else as it is."""
-    weights = plan.memory.teacher
-    if weights is None:
+    held = plan.memory.teacher
+    if held is None:
         return None
-    standing = weights.resident().bytes
     room = plan.available - max(phase.bytes - phase.of(TEACHER) for phase in plan.memory.phases(1, 1))
-    return int(room / standing * weights.shape.parameters) if 0 < room < standing else None
+    return int(room / held.standing * held.shape.parameters) if 0 < room < held.standing else None

@@ -33,7 +33,7 @@ def facts(plan: Plan) -> list[str]:
     run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
     sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
-    held = "not in this process" if teacher is None else f"{billions(teacher.shape.parameters)}, {teacher.kind}"
+    held = f"{billions(teacher.shape.parameters)}, {teacher.how}" if teacher else "not in this process"
     if run.config.teacher_kind == "self":
         held = "the student without its adapter"
     return [

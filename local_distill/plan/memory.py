@@ -14,15 +14,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from local_distill.inputs import loss_of
 from local_distill.models.files import recompute_activations, skeleton_of
-from local_distill.models.footprint import Part, shape_of
+from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
-from local_distill.plan.machine import GIB
-from local_distill.plan.planned_run import PlannedRun
-from local_distill.plan.rehearsal import Costs, Decoding, Stage, Training
-from local_distill.plan.weights import LIVE_PARAMETERS, MASTER, StudentWeights, TeacherWeights
-from local_distill.rollouts.continuous import PAGE
+from local_distill.plan.planned_run import SAMPLERS, TEACHERS, PlannedRun
+from local_distill.plan.rehearsal import Costs, Stage, Training
 from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.teachers.zero3 import zero3_config
+from local_distill.training.optimizer import LARGEST_BUCKET
 
 T = TypeVar("T")
 
@@ -31,10 +28,13 @@ FRAGMENTATION = 0.05
 LOST_BY_GLIBC = 0.5
 """Of what comes and goes in training on a processor: small tensors split the blocks that large ones left in the heap of
 glibc, and the next large ones take new memory. Estimated, from what runs hold beyond their tensors (docs/plan.md)."""
-VLLM_CPU_CACHE = 4 * GIB
-"""Keys and values of vLLM on a processor, where nobody sets VLLM_CPU_KVCACHE_SPACE."""
-LIBRARIES, SCORES, COPIES, CACHE = "libraries", "rollouts and scores", "weights for decoding", "KV cache"
-ACTIVATIONS, WORK, ENGINE, ALLOCATOR = "activations", "work", "vLLM engine", "allocator"
+MASTER, MOMENTS = 4, 8
+"""Bytes of a float32 weight, and of AdamW's two moments."""
+NORM = 8
+"""Bytes of a gradient while DeepSpeed takes its norm."""
+STUDENT, TEACHER, OPTIMIZER, GRADIENTS = "student weights", "teacher weights", "optimizer", "gradients"
+LAYERS = "teacher's layers, in passing"
+LIBRARIES, SCORES, ACTIVATIONS, ALLOCATOR = "libraries", "rollouts and scores", "activations", "allocator"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,55 @@ class Phase:
         return sum(part.bytes for part in self.parts if part.name == name)
 
 
+@dataclass(frozen=True)
+class StudentWeights:
+    """shape: without the adapter. trained: parameters that are trained. adapter: they are an adapter's, and the rest
+    is frozen. item: bytes of a weight in the precision of the products. stage: of ZeRO, which shards the optimizer over
+    ``processes``, and as 2 the gradients too; 0 without it."""
+
+    shape: Shape
+    trained: int
+    adapter: bool
+    item: int
+    processes: int
+    stage: int = 0
+
+    @property
+    def loaded(self) -> Part:
+        """As they come from their files: all in float32, but a base under an adapter."""
+        frozen = self.item * self.shape.parameters if self.adapter else MASTER * (self.shape.parameters - self.trained)
+        return Part(STUDENT, frozen + MASTER * self.trained)
+
+    def resident(self) -> tuple[Part, ...]:
+        """What is there in every phase but loading."""
+        if self.stage:
+            whole = self.shape.parameters + (self.trained if self.adapter else 0)
+            return Part(STUDENT, self.item * whole), Part(OPTIMIZER, (MASTER + MOMENTS) * self.trained / self.processes)
+        return self.loaded, Part(OPTIMIZER, MOMENTS * self.trained)
+
+    @property
+    def gradients_stay(self) -> bool:
+        """Of several processes they are there from the beginning to the end, unless they are shared out."""
+        return self.processes > 1 and self.stage < 2
+
+    def gradients(self) -> Part:
+        """Of an update, in float32; the last micro-batch's besides what is counted with it, but with ZeRO-1, where they
+        stay."""
+        if self.stage == 2:
+            return Part(GRADIENTS, MASTER * self.trained / self.processes)
+        return Part(GRADIENTS, (MASTER + (self.item if self.stage else 0)) * self.trained)
+
+    def buckets(self) -> float:
+        """Of ZeRO-2 while backward runs: two that take turns, and the one that is reduced flattened once more."""
+        return 3 * self.item * min(LARGEST_BUCKET, self.trained) if self.stage == 2 else 0.0
+
+    def update(self) -> float:
+        """Of ZeRO's update. 2: the norm of the largest tensor, in float64. 1: gradients as they are sent."""
+        if self.stage == 2:
+            return NORM * min(self.shape.head, self.trained / self.processes)
+        return self.item * self.trained if self.stage == 1 else 0.0
+
+
 class Memory:
     """The phases of a run, for its busiest process."""
 
@@ -94,22 +143,13 @@ class Memory:
         )
 
     @cached_property
-    def teacher(self) -> TeacherWeights | None:
+    def teacher(self) -> Held | None:
         """Its weights; None where there are none in this process."""
-        run, config = self.run, self.run.config
+        run = self.run
         if run.teacher is None:
             return None
-        kind, live = config.teacher_kind, LIVE_PARAMETERS
-        if kind == "zero3":
-            zero = zero3_config(config.teacher_ds_config)["zero_optimization"]
-            given = zero.get("stage3_max_live_parameters", LIVE_PARAMETERS)
-            live = float(given) if isinstance(given, int | float) else LIVE_PARAMETERS
-        elif config.teacher_quantization != "none":
-            kind = config.teacher_quantization
-        elif config.teacher_offload != "none":
-            kind = "offload"
-        shape = shape_of(self._skeleton(run.teacher))
-        return TeacherWeights(shape, kind, run.dtype.itemsize, run.machine.processes, run.machine.device, live)
+        place = Place(run.machine.device, run.machine.processes, run.dtype.itemsize)
+        return TEACHERS[run.config.teacher_kind](run.config, shape_of(self._skeleton(run.teacher)), place)
 
     def phases(self, rollouts: int, rows: int) -> tuple[Phase, ...]:
         """All of them, with so many rollouts sampled at a time, and so many in a micro-batch."""
@@ -121,22 +161,20 @@ class Memory:
 
     def sampling(self, rollouts: int) -> Phase:
         """Our own loop's at its last token; or another engine's."""
-        kind, config = self.run.config.rollouts_kind, self.run.config
-        if kind == "vllm":
-            return Phase("sampling", self._resident, self._engine_awake())
-        found = self._counted(lambda: self._costs.sampling(rollouts, config.group_size), Decoding())
-        copies, cache = found.copies, found.cache
-        if kind == "continuous":  # the copies are there in all phases, and keys and values lie in pages
-            at_once = self.run.rollouts if self.run.machine.device == "cpu" else 1  # a GPU's cache takes what is free
-            pages = -(-self.run.lengths.whole // PAGE) + 1
-            copies, cache = 0.0, cache / rollouts * at_once * pages * PAGE / self.run.lengths.whole
-        parts = Part(COPIES, copies), Part(CACHE, cache), Part(WORK, found.work)
-        return Phase("sampling", self._resident, (*parts, self._allocator(cache + found.work)))
+        run, size = self.run, self.run.config.group_size
+
+        def decoding() -> DecodingBytes:
+            return self._counted(lambda: self._costs.sampling(rollouts, size), DecodingBytes())
+
+        _, count = SAMPLERS[run.config.rollouts_kind]
+        standing, passing = count(run.config, self._to_sample, rollouts, decoding)
+        lost = self._allocator(sum(part.bytes for part in passing))
+        return Phase("sampling", (*self._resident, *standing), (*passing, lost))
 
     def scoring(self, rows: int) -> Phase:
         """The teacher's forward pass, when all other scores of the step are there."""
-        work = self._counted(lambda: self._costs.scoring(rows), 0.0)
-        layers = (self.teacher.passing(),) if self.teacher else ()
+        work, held = self._counted(lambda: self._costs.scoring(rows), 0.0), self.teacher
+        layers = (Part(LAYERS, held.passing, estimated=not held.passing_is_certain),) if held else ()
         return Phase("scoring", self._resident, (self._scores, Part(WORK, work), *layers, self._allocator(work)))
 
     def training(self, rows: int) -> Phase:
@@ -163,32 +201,22 @@ class Memory:
 
     @property
     def _teacher_weights(self) -> tuple[Part, ...]:
-        return (self.teacher.resident(),) if self.teacher else ()
+        return (Part(TEACHER, self.teacher.standing),) if self.teacher else ()
 
     @property
     def _resident(self) -> tuple[Part, ...]:
         """What is there in all phases after loading."""
         gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
-        return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *self._engine()
-
-    def _engine(self) -> tuple[Part, ...]:
-        """What another engine than our own loop holds in all phases."""
-        config, student = self.run.config, self.student
-        low = student.item * student.shape.parameters
-        if config.rollouts_kind == "continuous" and not student.adapter and student.item < MASTER:
-            return (Part(COPIES, low),)
-        if self._engine_inside and self.run.machine.device == "cpu":  # where it cannot sleep
-            return (Part(ENGINE, low + VLLM_CPU_CACHE, estimated=True),)
-        return ()
-
-    def _engine_awake(self) -> tuple[Part, ...]:
-        if not self._engine_inside or self.run.machine.device == "cpu":
-            return ()
-        return (Part(ENGINE, self.run.config.rollouts_memory_share * self.run.machine.memory, estimated=True),)
+        always, _ = SAMPLERS[self.run.config.rollouts_kind]
+        sampler = always(self.run.config, self._to_sample)
+        return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *sampler
 
     @property
-    def _engine_inside(self) -> bool:
-        return self.run.config.rollouts_kind == "vllm" and not self.run.config.rollouts_url
+    def _to_sample(self) -> ToSample:
+        run, student = self.run, self.student
+        masters = not student.adapter and student.item < MASTER
+        weights, machine = student.item * student.shape.parameters, run.machine
+        return ToSample(weights, masters, machine.device, machine.memory, run.rollouts, run.lengths.whole)
 
     @property
     def _scores(self) -> Part:

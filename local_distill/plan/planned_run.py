@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +15,22 @@ from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import open_config
+from local_distill.models.footprint import Always, Held, Place, Shape, WhileSampling
 from local_distill.models.neutral import context_length_of
 from local_distill.models.quantization import check_dense
 from local_distill.plan.machine import Machine, free_for_a_run
 from local_distill.plan.rehearsal import Lengths
 from local_distill.process.launch import DTYPES, resolve_precision
+from local_distill.rollouts import continuous, hf, vllm_colocated
+from local_distill.teachers import local, zero3
+
+TEACHERS: dict[str, Callable[[TrainConfig, Shape, Place], Held]] = {"local": local.held, "zero3": zero3.held}
+"""What counts the teachers whose weights are in these processes."""
+SAMPLERS: dict[str, tuple[Always, WhileSampling]] = {
+    "hf": (lambda *_: (), hf.while_sampling),
+    "continuous": (continuous.always, continuous.while_sampling),
+    "vllm": (vllm_colocated.always, vllm_colocated.while_sampling),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedR
     student = open_config("--student_model", config.student_model, config.trust_remote_code)
     check_dense("--student_model", config.student_model, student, "to be trained")
     teacher = None
-    if config.teacher_kind in ("local", "zero3"):
+    if config.teacher_kind in TEACHERS:
         teacher = open_config("--teacher_model", config.teacher_model, config.trust_remote_code)
     contexts = [length for each in (student, teacher) if each is not None and (length := context_length_of(each))]
     if contexts and min(contexts) - config.max_new_tokens < 1:
@@ -84,7 +96,7 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 
     one is certain."""
     config = inputs.config
     plugin = accelerator.state.deepspeed_plugin
-    has_its_own = config.teacher_kind in ("local", "zero3")
+    has_its_own = config.teacher_kind in TEACHERS
     return PlannedRun(
         config,
         inputs.pair.student.config,

@@ -24,6 +24,7 @@ from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
 from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
 from local_distill.losses.registry import Loss
 from local_distill.models.files import causal_lm
+from local_distill.models.footprint import DecodingBytes
 from local_distill.models.scorer import TokenScorer, head_of
 from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.packing import packed_weights
@@ -168,15 +169,6 @@ class Lengths:
         return self.prompt + self.completion
 
 
-class Decoding(NamedTuple):
-    """Bytes while rollouts are decoded. copies: of weights, for decoding. cache: keys and values at the last token.
-    work: all else, at most."""
-
-    copies: float = 0.0
-    cache: float = 0.0
-    work: float = 0.0
-
-
 class Training(NamedTuple):
     """Bytes of one micro-batch. kept: by forward, for backward. work: the head, the loss and backward, at most."""
 
@@ -214,7 +206,7 @@ class Costs:
             if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
 
-    def sampling(self, rollouts: int, group_size: int) -> Decoding:
+    def sampling(self, rollouts: int, group_size: int) -> DecodingBytes:
         """Our own loop's, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
         self._student.eval()
         group_size = min(group_size, rollouts)
@@ -222,7 +214,7 @@ class Costs:
         copies, cached = two.copies, _in_proportion(rollouts, two.cache, three.cache)
         decoding = _in_proportion(rollouts, two.work, three.work)
         reading = _in_proportion(rollouts / group_size, *(self._found(self._prefill, n, group_size) for n in (2, 3)))
-        return Decoding(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
+        return DecodingBytes(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
 
     def scoring(self, rollouts: int) -> float:
         """Bytes while a micro-batch goes through the teacher, at most."""
@@ -312,7 +304,7 @@ class Costs:
             self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
             return tally.peak
 
-    def _decode(self, tally: Tally, rows: int) -> Decoding:
+    def _decode(self, tally: Tally, rows: int) -> DecodingBytes:
         """The last token, when keys and values are longest; its work with the copies and the cache."""
         with self._decoding():
             cache, last = self._read_prompts(rows, self._lengths.whole - 1)
@@ -320,7 +312,7 @@ class Costs:
             tally.forget_peak()
             logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
             self._choose(logits, torch.zeros(rows, dtype=torch.float64))
-            return Decoding(copies, cache.nbytes, tally.peak)
+            return DecodingBytes(copies, cache.nbytes, tally.peak)
 
     def _read_prompts(self, rows: int, length: int) -> tuple[TokenCache, Tensor]:
         cache = TokenCache.of(self._student.model)

@@ -11,11 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError
+from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, ToSample
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
 from local_distill.training.out_of_memory import is_out_of_memory, release_memory
+
+
+def while_sampling(
+    config: TrainConfig, run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]
+) -> tuple[Parts, Parts]:
+    """Count what the loop holds at its last token, as rehearsed."""
+    del config, run, at_once
+    copies, cache, work = decoding()
+    return (Part(COPIES, copies),), (Part(CACHE, cache), Part(WORK, work))
 
 
 @dataclass(frozen=True)

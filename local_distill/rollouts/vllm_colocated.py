@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
+from local_distill.models.footprint import DecodingBytes, Part, Parts, ToSample
 from local_distill.models.precision import precision_of, saved_tensors
 from local_distill.packages import installed
 from local_distill.rollouts.left_out import bias_against
@@ -29,7 +31,27 @@ from local_distill.rollouts.sampling import NucleusSampling, seed_of
 FLAG = "--rollouts vllm"
 DISCARD_WEIGHTS = 2
 """vLLM's level of sleep in which neither weights nor keys and values are kept: the weights are at hand anyway."""
+ENGINE = "vLLM engine"
+CPU_CACHE = 4 * 2**30
+"""Bytes of keys and values of vLLM on a processor, where nobody sets VLLM_CPU_KVCACHE_SPACE."""
 NamedWeights = Iterable[tuple[str, Tensor]]
+
+
+def always(config: TrainConfig, run: ToSample) -> Parts:
+    """Count the engine on a processor, where it cannot sleep. Nothing of it is here behind ``--rollouts_url``."""
+    if config.rollouts_url or run.device != "cpu":
+        return ()
+    return (Part(ENGINE, run.weights + CPU_CACHE, estimated=True),)
+
+
+def while_sampling(
+    config: TrainConfig, run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]
+) -> tuple[Parts, Parts]:
+    """Count the share of a GPU that the engine fills while it is awake."""
+    del at_once, decoding
+    if config.rollouts_url or run.device == "cpu":
+        return (), ()
+    return (Part(ENGINE, config.rollouts_memory_share * run.memory, estimated=True),), ()
 
 
 def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -8,14 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import HeadStates, Rollout, ScoredBatch, TokenBatch
+from local_distill.config.train_config import TrainConfig
 from local_distill.head.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
+from local_distill.models.footprint import Held, Place, Shape
+from local_distill.models.quantization import held_packed
 from local_distill.models.scorer import Reading
+from local_distill.teachers.offload import held_offloaded
 
 
 def freeze(scorer: nn.Module) -> None:
     """No dropout, no gradient."""
     scorer.eval()
     scorer.requires_grad_(False)
+
+
+def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
+    """Count the teacher that each process holds whole: as it is, packed, or passing through its device."""
+    if config.teacher_quantization != "none":
+        return held_packed(config.teacher_quantization, shape, place)
+    if config.teacher_offload != "none":
+        return held_offloaded(shape, place)
+    return Held("local", shape, place.item * shape.parameters)
 
 
 class Scorer(Protocol):

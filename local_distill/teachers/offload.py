@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.models.files import body_of, causal_lm
+from local_distill.models.footprint import Held, Place, Shape
 from local_distill.models.scorer import TokenScorer
 
 ARENA_BYTES = 2**30
@@ -41,6 +42,13 @@ def offloaded(scorer: TokenScorer, device: torch.device) -> TokenScorer:
             module._buffers[name] = buffer.to(device)
     _let_pass(body, network._no_split_modules or (), head.weight, device)
     return scorer
+
+
+def held_offloaded(shape: Shape, place: Place) -> Held:
+    """Count a model of which a GPU holds the head and, in passing, one layer; a processor's memory is the machine's."""
+    if place.device != "cuda":
+        return Held("offload", shape, place.item * shape.parameters)
+    return Held("offload", shape, place.item * shape.head, place.item * shape.largest_pass, passing_is_certain=True)
 
 
 def lock_in_memory(parameters: Iterable[nn.Parameter], lock: bool = True) -> None:

@@ -18,12 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
+from local_distill.models.footprint import Held, Place, Shape
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
 from local_distill.process.distributed import runs_on_cuda
 from local_distill.teachers.local import freeze
+
+LIVE_PARAMETERS = 1e9
+"""ZeRO-3's stage3_max_live_parameters, most that are gathered at a time, unless its settings have another."""
 
 
 def zero3_config(path: str | None) -> dict[str, Any]:
@@ -46,6 +51,14 @@ def zero3_config(path: str | None) -> dict[str, Any]:
         raise UserError(f"{where}: has an optimizer or scheduler; a teacher is not trained, drop it")
     whole: dict[str, Any] = settings
     return whole
+
+
+def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
+    """Count a share of the teacher, and what is gathered of it; the head is whole as long as it scores."""
+    live = zero3_config(config.teacher_ds_config)["zero_optimization"].get("stage3_max_live_parameters")
+    most = min(float(live) if isinstance(live, int | float) else LIVE_PARAMETERS, shape.parameters - shape.head)
+    gathered = most + shape.head if place.processes > 1 else 0.0
+    return Held("zero3", shape, place.item * shape.parameters / place.processes, place.item * gathered)
 
 
 @contextmanager

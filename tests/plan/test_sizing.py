@@ -11,8 +11,7 @@ from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
 from local_distill.plan import fitting
 from local_distill.plan.fitting import make_plan, micro_batch_tokens
-from local_distill.plan.memory import Memory
-from local_distill.plan.weights import GRADIENTS, OPTIMIZER
+from local_distill.plan.memory import GRADIENTS, OPTIMIZER, Memory
 from local_distill.training.activations import ENOUGH_TOKENS
 from local_distill.training.optimizer import ToCome, make_updates
 from tests.plan.test_memory import run
