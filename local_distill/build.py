@@ -46,19 +46,13 @@ from local_distill.process.launch import check_launch
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.runs.environment import write_environment
-from local_distill.runs.folder import (
-    RunFolder,
-    check_checkpoint_is_here,
-    check_disk_space,
-    check_steps_left,
-    open_run_folder,
-)
+from local_distill.runs.folder import RunFolder, check_checkpoint_is_here, open_run_folder
 from local_distill.runs.layout import COMPLETIONS_FILE, SETTINGS_FILE
 from local_distill.runs.records import read_evaluations
 from local_distill.runs.result import TrainResult
 from local_distill.runs.whole_files import write_whole
 from local_distill.training.batching import MicroBatches, split_substeps
-from local_distill.training.checkpoint import Checkpointer, check_saving, checkpoint_bytes, moments_of
+from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
 from local_distill.training.learner import Learner
 from local_distill.training.optimizer import Updates, make_updates
 from local_distill.training.out_of_memory import HalveMicroBatches
@@ -99,14 +93,11 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_launch(accelerator, config.batch_size, inputs.precision)
-    place = config.output_dir, config.resume, inputs.fixed_settings
+    place = config.output_dir, config.resume, inputs.fixed_settings, config.steps
     folder = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
-    check_steps_left(folder, config.steps)
     on_every_process(lambda: check_checkpoint_is_here(folder))
-    student, generation = inputs.pair.student, inputs.saved_generation
-    needed = checkpoint_bytes(student, inputs.lora)
-    on_main_process(accelerator, lambda: check_disk_space(folder.path, needed, config.keep_checkpoints))
-    on_main_process(accelerator, lambda: check_saving(student, inputs.lora, generation, folder.path))
+    saved = inputs.pair.student, inputs.lora, inputs.saved_generation
+    on_main_process(accelerator, lambda: check_saving(*saved, folder.path, config.keep_checkpoints))
     terminal = open_terminal(config.steps, folder.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
     # Before the settings of an earlier launch are replaced.
@@ -125,14 +116,14 @@ def open_models(launch: Launch) -> Models:
     student = TokenScorer(model, inputs.pair.vocab_size)
     on_every_process(lambda: try_student(launch, student))
     student.needs_mask = any_process(accelerator, student.needs_mask)
-    loss = loss_of(launch.config)
+    loss = loss_of(launch.inputs.config)
     teacher, judge = on_every_process(lambda: open_teacher(launch, student, loss, ahead))
     return Models(student, teacher, judge, loss, ahead, log)
 
 
 def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     """Put the parts of the loop together. Returns the loop, which gives the number of steps done."""
-    config, inputs, accelerator, folder = launch.config, launch.inputs, launch.accelerator, launch.folder
+    inputs, config, accelerator, folder = launch.inputs, launch.inputs.config, launch.accelerator, launch.folder
     model, log = models.student.model, models.log
     updates = make_updates(accelerator, models.student, config.weight_decay, config.max_grad_norm)
     if folder.checkpoint:
@@ -181,12 +172,14 @@ def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
     launch.closing.close()  # the files are whole before they are read
     result = TrainResult(launch.folder.path, done, stopped_by=stop.signal)
     # All wait: a launcher ends the others when one process ends with another code than 0.
-    return on_every_process(lambda: conclude(launch.config, result) if launch.accelerator.is_main_process else result)
+    return on_every_process(
+        lambda: conclude(launch.inputs.config, result) if launch.accelerator.is_main_process else result
+    )
 
 
 def open_log(launch: Launch) -> RunLog:
     """The log of the run; and in its folder, what it is and what it runs on. Raises UserError."""
-    config, accelerator, folder = launch.config, launch.accelerator, launch.folder
+    config, accelerator, folder = launch.inputs.config, launch.accelerator, launch.folder
     log = open_run_log(
         accelerator, launch.terminal, folder.path, asdict(config),
         resumed_step=folder.first_step if folder.checkpoint else None, wandb_project=config.wandb_project,
@@ -235,7 +228,7 @@ def try_student(launch: Launch, student: TokenScorer) -> None:
     flag = "--student_model"
     check_scorer(student, flag)
     check_quiet(student, flag)
-    if launch.config.rollouts_kind == "hf":
+    if launch.inputs.config.rollouts_kind == "hf":
         check_sampling(
             student, flag, pad_id=launch.inputs.pair.pad_id, longest=launch.inputs.longest,
             autocast=launch.accelerator.autocast, instead=OTHER_ENGINE,
@@ -246,7 +239,7 @@ def make_evaluator(
     launch: Launch, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
 ) -> Evaluator:
     """Evaluation on the prompts that were held out, in batches no larger than training's."""
-    config, inputs, accelerator = launch.config, launch.inputs, launch.accelerator
+    config, inputs, accelerator = launch.inputs.config, launch.inputs, launch.accelerator
     if not inputs.prompts.held_out:
         return NoEvaluation()
     held_out, verifier = verifier_of(inputs.prompts.held_out, launch.say)
@@ -279,7 +272,7 @@ def make_schedule(config: TrainConfig, folder: RunFolder) -> Schedule:
 
 def make_profiler(launch: Launch, log: RunLog) -> Profiler:
     """Who watches the first steps, in the first process alone."""
-    config, folder = launch.config, launch.folder
+    config, folder = launch.inputs.config, launch.folder
     if not config.profile or not launch.accelerator.is_main_process:
         return NoProfiler()
     left = config.steps - folder.first_step

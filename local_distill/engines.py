@@ -58,14 +58,14 @@ class EngineInside:
         self.student: Student | None = None
         dtype = launch.inputs.precision.dtype
         self.engine = SharedEngine(
-            launch.config.student_model,
+            launch.inputs.config.student_model,
             weights=lambda: merged_weights(self._student.model, dtype),
             version=lambda: self._student.updates.version,
             dtype=dtype,
             max_tokens=launch.inputs.longest,
-            memory_share=launch.config.rollouts_memory_share,
-            seed=launch.config.seed,
-            trust_remote_code=launch.config.trust_remote_code,
+            memory_share=launch.inputs.config.rollouts_memory_share,
+            seed=launch.inputs.config.seed,
+            trust_remote_code=launch.inputs.config.trust_remote_code,
             eager=launch.accelerator.device.type == "cpu",
         )
 
@@ -89,7 +89,7 @@ class Ahead:
 
 def open_ahead(launch: Launch) -> Ahead:
     """Raises UserError when a server is not there, or serves something else."""
-    config = launch.config
+    config = launch.inputs.config
     teacher = on_every_process(lambda: _ask_teacher(launch)) if config.teacher_kind == "server" else None
     if config.rollouts_kind != "vllm":
         return Ahead(None, None, teacher)
@@ -100,7 +100,7 @@ def open_ahead(launch: Launch) -> Ahead:
 
 def open_engine(launch: Launch, student: Student, ahead: Ahead) -> tuple[RolloutEngine, MakeEngine]:
     """What samples for training, and what makes samplers for evaluation."""
-    config = launch.config
+    config = launch.inputs.config
     settings: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
         "stop_ids": launch.inputs.pair.stops.ids,
@@ -118,7 +118,7 @@ def open_engine(launch: Launch, student: Student, ahead: Ahead) -> tuple[Rollout
 
 def _own_share(launch: Launch, step: int) -> list[tuple[int, Prompt]] | None:
     """(position, prompt) of this process in a step; None past the last step."""
-    if step >= launch.config.steps:
+    if step >= launch.inputs.config.steps:
         return None
     batch = launch.inputs.prompts.batch(step)
     return share_of_process(batch, launch.accelerator.process_index, launch.accelerator.num_processes)
@@ -132,7 +132,7 @@ def _our_own(launch: Launch, student: Student, ahead: Ahead, settings: dict[str,
         autocast=launch.accelerator.autocast,
         pad_id=launch.inputs.pair.pad_id,
         vocab_size=launch.inputs.pair.vocab_size,
-        batch_size=launch.config.sampling_batch_size,
+        batch_size=launch.inputs.config.sampling_batch_size,
         say=launch.say,
         **settings,
     )
@@ -185,7 +185,7 @@ def _ask_samplers(launch: Launch) -> tuple[HttpClient, str]:
     from local_distill.rollouts import vllm_server
     from local_distill.serving.client import HttpClient
 
-    config = launch.config
+    config = launch.inputs.config
     client = HttpClient(
         comma_separated(config.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
         timeout=config.server_timeout, patience=config.server_patience, concurrency=config.server_concurrency,
@@ -203,7 +203,7 @@ def _ask_samplers(launch: Launch) -> tuple[HttpClient, str]:
 
 def open_teacher(launch: Launch, student: TokenScorer, loss: Loss, ahead: Ahead) -> tuple[Teacher, Teacher]:
     """Who is learned from, as training reads it and as evaluation does. student: not wrapped for training."""
-    config, inputs, device = launch.config, launch.inputs, launch.accelerator.device
+    config, inputs, device = launch.inputs.config, launch.inputs, launch.accelerator.device
     dtype, top_k = inputs.precision.dtype, config.top_k or 0
     if ahead.teacher is not None:
         return ahead.teacher, ahead.teacher
@@ -230,7 +230,7 @@ def open_teacher(launch: Launch, student: TokenScorer, loss: Loss, ahead: Ahead)
 
 def _load_whole(launch: Launch) -> TokenScorer:
     """A teacher that this process holds whole: on its device, packed there, or passing through it."""
-    config, inputs, device = launch.config, launch.inputs, launch.accelerator.device
+    config, inputs, device = launch.inputs.config, launch.inputs, launch.accelerator.device
     dtype = inputs.precision.dtype
     if config.teacher_quantization != "none":
         packed = quantization_config(config.teacher_quantization, dtype)
@@ -246,7 +246,7 @@ def _load_whole(launch: Launch) -> TokenScorer:
 def _ask_teacher(launch: Launch) -> Teacher:
     from local_distill.teachers.server import open_server_teacher
 
-    config, inputs = launch.config, launch.inputs
+    config, inputs = launch.inputs.config, launch.inputs
     teacher = open_server_teacher(
         comma_separated(config.teacher_url),
         model=config.teacher_model or None,

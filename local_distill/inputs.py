@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Inputs:
         experts = frozen_experts_note(self.lora.put_shapes_on(student.skeleton())) if self.lora else ""
         return self.precision.note, *student.notes, unsampled, self.pair.stops.note, experts
 
-    @property
+    @cached_property
     def saved_generation(self) -> GenerationConfig:
         """What is saved with the student, which stops on all the tokens that it was trained to stop on."""
         generation = copy.deepcopy(self.pair.student.generation)
@@ -82,7 +82,7 @@ class Inputs:
         generation.pad_token_id = own if own is not None and own < self.pair.rows else self.pair.pad_id
         return generation
 
-    @property
+    @cached_property
     def fixed_settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it goes on with."""
         return {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.metadata["fixed"]}
@@ -100,11 +100,6 @@ class Launch:
     folder: RunFolder
     terminal: Terminal
     closing: ExitStack
-
-    @property
-    def config(self) -> TrainConfig:
-        """The settings."""
-        return self.inputs.config
 
     def say(self, text: str) -> None:
         """Tell the user."""

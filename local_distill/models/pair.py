@@ -14,17 +14,14 @@ class ModelPair:
 
     teacher: the student's own files where there is no other, or where it is elsewhere: it has the same tokens then.
     vocab_size: the number of leading token ids that both models have; only these are sampled. stops: which end a text.
+    pad_id: what fills rows up.
     """
 
     student: ModelFiles
     teacher: ModelFiles
     vocab_size: int
     stops: StopTokens
-
-    @property
-    def pad_id(self) -> int:
-        """The token id that fills rows up."""
-        return pad_token(self.student.tokenizer, self.stops, self.vocab_size)
+    pad_id: int
 
     @property
     def context_length(self) -> int | None:
@@ -50,4 +47,4 @@ def pair_of(student: ModelFiles, teacher: ModelFiles | None = None, stop_choice:
     stops = stop_tokens(
         student.tokenizer, student.generation, other.tokenizer, other.generation, stop_choice, vocab_size
     )
-    return ModelPair(student, other, vocab_size, stops)
+    return ModelPair(student, other, vocab_size, stops, pad_token(student.tokenizer, stops, vocab_size))

@@ -1,8 +1,7 @@
-"""The folder of a run: a new one, or the one that a run goes on in; kept from others, with room for what comes."""
+"""The folder of a run: a new one, or the one that a run goes on in; kept from others."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -49,10 +48,11 @@ class RunFolder:
 
 
 def open_run_folder(
-    output_dir: str | None, resume: str | None, settings: dict[str, Any], holding: ExitStack
+    output_dir: str | None, resume: str | None, settings: dict[str, Any], steps: int, holding: ExitStack
 ) -> RunFolder:
-    """Make the folder of a new run, or find the checkpoint to go on from. settings: those that must not change.
+    """Make the folder of a new run, or find the checkpoint to go on from.
 
+    settings: those that must not change. steps: how many are asked for, those that are done included.
     holding: keeps the folder from other runs until it is closed.
     Raises UserError when another run is in the folder, or something else, when it cannot be written, or has nothing to
     resume.
@@ -75,6 +75,10 @@ def open_run_folder(
         folder, (checkpoint, notes) = given, find_checkpoint(given)
     check_same_run(checkpoint, settings)
     check_kinds(folder)
+    if checkpoint.step > steps:
+        raise UserError(
+            f"--steps: {steps} given, but {folder} has already done {checkpoint.step}; give at least as many"
+        )
     renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(folder, checkpoint.step)]
     manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
     return RunFolder(folder, checkpoint, manifest, (*notes, f"going on from {checkpoint.path}", *renamed))
@@ -163,23 +167,3 @@ def check_checkpoint_is_here(run: RunFolder) -> None:
         ) from error
     if not same:
         raise UserError(f"--resume {path}: another checkpoint than on the first machine; copy that one over it")
-
-
-def check_steps_left(run: RunFolder, steps: int) -> None:
-    """Raise UserError when a run that is gone on with has done more steps than it is asked for."""
-    if run.first_step > steps:
-        raise UserError(
-            f"--steps: {steps} given, but {run.path} has already done {run.first_step}; give at least as many"
-        )
-
-
-def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
-    """Raise UserError unless ``keep`` checkpoints, less those that are there, and the one being written fit."""
-    number = 1 + max(0, keep - len(list(folder.glob(f"{PREFIX}*"))))
-    needed, free = one_checkpoint * number, shutil.disk_usage(folder).free
-    if needed > free:
-        fewer = "lower --keep_checkpoints, " if number > 1 else ""
-        raise UserError(
-            f"--output_dir {folder}: {free / 1e9:.1f} GB free, needs {needed / 1e9:.1f} GB for checkpoints "
-            f"({number} of {one_checkpoint / 1e9:.1f} GB); free some, {fewer}or choose another disk"
-        )

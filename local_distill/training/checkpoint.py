@@ -16,6 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,31 +46,21 @@ BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4
 """A float32 weight and AdamW's two float32 moments; the weight alone."""
 
 
+@dataclass(frozen=True)
 class Checkpointer:
     """Writes ``output_dir/step-N`` and keeps the newest ``keep`` of them.
 
     model: the student without its training wrapper, transformers or peft. settings: see Checkpoint.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        updates: Updates,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        generation: GenerationConfig,
-        settings: Mapping[str, Any],
-        output_dir: Path,
-        keep: int,
-    ) -> None:
-        self._accelerator = accelerator
-        self._updates = updates
-        self._model = model
-        self._tokenizer = tokenizer
-        self._generation = generation
-        self._settings = settings
-        self._output_dir = output_dir
-        self._keep = keep
+    accelerator: Accelerator
+    updates: Updates
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig
+    settings: Mapping[str, Any]
+    output_dir: Path
+    keep: int
 
     def save(self, step: int) -> None:
         """Write the checkpoint under another name, then rename it; a kill at any moment leaves the last one whole.
@@ -77,12 +68,12 @@ class Checkpointer:
         Collective: a sharded optimizer is gathered from all processes, the main one writes. Raises RunError on all
         of them where the disk does not take it; nothing is left of it then.
         """
-        final = self._output_dir / f"{PREFIX}{step}"
-        aside = self._output_dir / f"{PARTIAL}{final.name}"
-        weights = self._updates.model_state()
+        final = self.output_dir / f"{PREFIX}{step}"
+        aside = self.output_dir / f"{PARTIAL}{final.name}"
+        weights = self.updates.model_state()
         self._on_disk(final, aside, partial(self._write_model, aside, weights))
         del weights  # before the moments come, which are twice as much
-        self._on_disk(final, aside, partial(self._write_rest, aside, final, step, self._updates.optimizer_state()))
+        self._on_disk(final, aside, partial(self._write_rest, aside, final, step, self.updates.optimizer_state()))
 
     def _on_disk(self, final: Path, aside: Path, write: Callable[[], None]) -> None:
         """``write`` on the main process; where it fails nothing is left of ``aside``. Collective."""
@@ -95,12 +86,12 @@ class Checkpointer:
                     shutil.rmtree(aside, ignore_errors=True)
                     raise
 
-        on_main_process(self._accelerator, attempt)
+        on_main_process(self.accelerator, attempt)
 
     def _write_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        _clear_leftovers(self._output_dir)
+        _clear_leftovers(self.output_dir)
         folder.mkdir()  # not its parents: a run's folder that was removed stays so
-        _save_model(folder, self._model, weights, self._tokenizer, self._generation)
+        _save_model(folder, self.model, weights, self.tokenizer, self.generation)
 
     def _write_rest(self, folder: Path, final: Path, step: int, optimizer: dict[str, Tensor]) -> None:
         (folder / TRAINER).mkdir()
@@ -108,15 +99,15 @@ class Checkpointer:
             save_torch_state_dict(
                 optimizer, folder / TRAINER, filename_pattern="optimizer{suffix}.safetensors", max_shard_size="4GB"
             )
-        state = {"step": step, "settings": dict(self._settings), MADE_IN: str(Path.cwd())}
+        state = {"step": step, "settings": dict(self.settings), MADE_IN: str(Path.cwd())}
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         readable_as_others(folder)
         seal(folder)
         if final.exists():  # saved before, and gone on from an earlier one since
             _discard(final)
         folder.rename(final)
-        sync(self._output_dir)
-        for old in step_folders(self._output_dir)[self._keep :]:
+        sync(self.output_dir)
+        for old in step_folders(self.output_dir)[self.keep :]:
             _discard(old)
 
 
@@ -141,12 +132,28 @@ def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
     return sum(number * (BYTES_PER_TRAINED_PARAMETER if trained else BYTES_PER_WEIGHT) for number, trained in each)
 
 
-def check_saving(student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path) -> None:
+def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
+    """Raise UserError unless ``keep`` checkpoints, less those that are there, and the one being written fit."""
+    number = 1 + max(0, keep - len(list(folder.glob(f"{PREFIX}*"))))
+    needed, free = one_checkpoint * number, shutil.disk_usage(folder).free
+    if needed > free:
+        fewer = "lower --keep_checkpoints, " if number > 1 else ""
+        raise UserError(
+            f"--output_dir {folder}: {free / 1e9:.1f} GB free, needs {needed / 1e9:.1f} GB for checkpoints "
+            f"({number} of {one_checkpoint / 1e9:.1f} GB); free some, {fewer}or choose another disk"
+        )
+
+
+def check_saving(
+    student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path, keep: int
+) -> None:
     """Write a checkpoint without weights beside the real ones to come, and delete it, before there is work to lose.
 
-    Raises UserError where the library does not save what it has read, or where the disk does not take it.
+    Raises UserError where the disk has no room for them or does not take it, or where the library does not save what
+    it has read.
     """
     try:
+        check_disk_space(folder, checkpoint_bytes(student, adapter), keep)
         with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{PREFIX}", dir=folder) as trial:
             skeleton = student.skeleton()
             model: nn.Module = adapter.put_shapes_on(skeleton) if adapter else skeleton

@@ -1,27 +1,24 @@
 """The folder of a run, settled before any weights are loaded."""
 
 import re
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from local_distill.errors import UserError
-from local_distill.runs import folder
-from local_distill.runs.folder import check_disk_space, make_dated_folder, open_run_folder
+from local_distill.runs.folder import make_dated_folder, open_run_folder
 
 
 def test_a_run_without_a_name_is_called_by_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     holding = ExitStack()
-    run = open_run_folder(None, None, {}, holding)
+    run = open_run_folder(None, None, {}, 1, holding)
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d-\d{6}", run.path.as_posix())
     assert run.path.is_dir()
     assert (run.first_step, run.checkpoint, run.notes) == (0, None, ())
     (run.path / "config.yaml").touch()
-    assert open_run_folder(None, None, {}, holding).path != run.path
+    assert open_run_folder(None, None, {}, 1, holding).path != run.path
     holding.close()
 
 
@@ -31,26 +28,10 @@ def test_a_new_run_takes_a_folder_that_is_new_or_empty(tmp_path, monkeypatch, na
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Path("there").mkdir()
     with ExitStack() as holding:
-        run = open_run_folder(name, None, {}, holding)
+        run = open_run_folder(name, None, {}, 1, holding)
     assert run.path.is_dir()
     assert list(run.path.iterdir()) == [], "no trace of the trial whether it can be written"
     assert run.path == (tmp_path / "home" / "runs" / "x" if name.startswith("~") else Path(name))
-
-
-def test_disk_space(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage(0, 0, 3_500_000_000))
-    check_disk_space(tmp_path, 1_000_000_000, keep=2)
-    with pytest.raises(UserError, match=r"3\.5 GB free, needs 4\.0 GB for checkpoints \(4 of 1\.0 GB\); .*--keep_"):
-        check_disk_space(tmp_path, 1_000_000_000, keep=3)
-    (tmp_path / "step-7").mkdir()  # a resumed run's checkpoints have their place already
-    check_disk_space(tmp_path, 1_000_000_000, keep=3)
-    for step in range(9):
-        (tmp_path / f"step-{step}").mkdir(exist_ok=True)
-    with pytest.raises(
-        UserError, match=r"needs 9\.0 GB for checkpoints \(1 of 9\.0 GB\); free some, or choose another"
-    ):
-        check_disk_space(tmp_path, 9_000_000_000, keep=3)
 
 
 def test_it_is_called_by_the_time(tmp_path):

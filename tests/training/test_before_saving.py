@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections import namedtuple
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from local_distill.errors import UserError
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer
-from local_distill.training.checkpoint import Checkpointer, check_saving, checkpoint_bytes
+from local_distill.training import checkpoint
+from local_distill.training.checkpoint import Checkpointer, check_disk_space, check_saving, checkpoint_bytes
 from local_distill.training.optimizer import make_updates
 from tests.tiny_models import gpt2_config, llama_config, make_tokenizer, save_model
 
@@ -31,7 +33,7 @@ BROKEN = {
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_what_can_be_saved_passes_and_leaves_nothing(folders, tmp_path, adapter):
     files = open_model("--student_model", str(folders["gpt2"]), trust_remote_code=False)
-    check_saving(files, adapter, files.generation, tmp_path)
+    check_saving(files, adapter, files.generation, tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,7 +43,7 @@ def test_what_cannot_be_saved_is_refused_in_one_line(folders, tmp_path, break_it
     generation = copy.deepcopy(files.generation)
     break_it(files, generation)
     with pytest.raises(UserError) as caught:
-        check_saving(files, None, generation, tmp_path)
+        check_saving(files, None, generation, tmp_path, 1)
     message = str(caught.value)
     assert message.startswith(f"--student_model {folders['student']}: can be read but not saved (")
     assert message.endswith("; mend its configuration, its tokenizer or its generation_config.json")
@@ -52,7 +54,7 @@ def test_what_cannot_be_saved_is_refused_in_one_line(folders, tmp_path, break_it
 def test_a_disk_that_takes_nothing_is_named(folders, tmp_path):
     files = open_model("--student_model", str(folders["student"]), trust_remote_code=False)
     with pytest.raises(UserError, match=f"--output_dir {tmp_path}/gone: cannot be written"):
-        check_saving(files, None, files.generation, tmp_path / "gone")
+        check_saving(files, None, files.generation, tmp_path / "gone", 1)
 
 
 def saved_bytes(folder, model, tokenizer):
@@ -95,3 +97,19 @@ def test_the_estimate_allocates_nothing(folders, tmp_path):
     files = open_model("--student_model", str(tmp_path / "giant"), False)
     assert checkpoint_bytes(files, None) > 2**43
     assert checkpoint_bytes(files, LoraSettings(2**20, 1.0, 0.0, "all-linear")) > 2**43
+
+
+def test_disk_space(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(0, 0, 3_500_000_000))
+    check_disk_space(tmp_path, 1_000_000_000, keep=2)
+    with pytest.raises(UserError, match=r"3\.5 GB free, needs 4\.0 GB for checkpoints \(4 of 1\.0 GB\); .*--keep_"):
+        check_disk_space(tmp_path, 1_000_000_000, keep=3)
+    (tmp_path / "step-7").mkdir()  # a resumed run's checkpoints have their place already
+    check_disk_space(tmp_path, 1_000_000_000, keep=3)
+    for step in range(9):
+        (tmp_path / f"step-{step}").mkdir(exist_ok=True)
+    with pytest.raises(
+        UserError, match=r"needs 9\.0 GB for checkpoints \(1 of 9\.0 GB\); free some, or choose another"
+    ):
+        check_disk_space(tmp_path, 9_000_000_000, keep=3)
