@@ -8,7 +8,6 @@ from collections.abc import Callable
 from local_distill.config.train_fields import DIVERGENCES, SAMPLED_LOSSES, TrainFields
 from local_distill.errors import UserError
 
-DATASETS = ("deepmath", "tulu3")
 LARGEST = 2**31 - 1
 """Of whole numbers, so that their products still fit the machine."""
 LOWEST_TEMPERATURE = 1e-3
@@ -67,8 +66,8 @@ def _check_combinations(config: TrainFields) -> None:
         raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
     if config.dataset_path and not config.dataset:
         raise UserError(
-            "--dataset_path: given without --dataset; name the set that it is a copy of "
-            f"({' or '.join(DATASETS)}), or give the path as --dataset with --prompt_column"
+            "--dataset_path: given without --dataset; name the set that it is a copy of (deepmath or tulu3), or give "
+            "the path as --dataset with --prompt_column"
         )
     if config.prompt_column and not config.dataset:
         raise UserError("--prompt_column: given without --dataset, whose column it names; add it, or drop the column")

@@ -64,7 +64,7 @@ class EvalSettings:
         "Column to ask. Default: question, problem, prompt or messages.", fixed=True
     )
     answer_column: str | None = _questions(
-        "Column of the reference answers. Default: answer or final_answer.", fixed=True
+        "Column of the reference answers. Default: final_answer or answer.", fixed=True
     )
     prompts_file: str | None = _questions(
         "Text file with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet with `prompt`, `messages` or "

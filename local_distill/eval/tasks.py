@@ -13,13 +13,12 @@ from local_distill.errors import UserError
 from local_distill.eval.verifying import Verifier
 from local_distill.prompts import RawPrompt
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
-from local_distill.prompts.data_sets import HUB_ID, TOOLS_COLUMN, has_configurations, kind_of, load_table
+from local_distill.prompts.data_sets import HUB_ID, TOOLS_COLUMN, answer_column, has_configurations, kind_of, load_table
 from local_distill.prompts.prompt_files import json_rows, read_prompts_file
 from local_distill.prompts.raw import check_share_of_wrong, read_answer
 from local_distill.prompts.source import shuffled
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "messages")
-ANSWER_COLUMNS = ("answer", "final_answer")
 PLACE = "{question}"
 MATH_TEMPLATE = "{question}\n\nReason step by step, and put your final answer within \\boxed{}."
 
@@ -194,7 +193,7 @@ def _columns(there: Sequence[str], wanted: Columns, where: str) -> tuple[str, st
     question = wanted.question or next((lower[name] for name in QUESTION_COLUMNS if name in lower), None)
     if question is None:
         raise UserError(f"{where}: needs --question_column, the column to ask; it has {', '.join(there)}")
-    return question, wanted.answer or next((lower[name] for name in ANSWER_COLUMNS if name in lower), None)
+    return question, wanted.answer or answer_column(there)
 
 
 def _question(row: dict[str, Any], columns: tuple[str, str | None], origin: str, where: str) -> RawPrompt:

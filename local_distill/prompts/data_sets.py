@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ TOOLS_COLUMN = "tools"
 CHOICES = re.compile(r"(?:available configs|Available): \[(.*?)\]")
 """Of configurations, in the words of ``datasets``."""
 ANSWER_COLUMNS = ("final_answer", "answer")
+"""Columns with reference answers, in upper or lower case. Where a set has both, ``answer`` is the whole solution."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_SUCH_SPLIT = re.compile(r"unknown split|bad split|instruction format", re.IGNORECASE)
 NO_ROWS = "corresponds to no data"
@@ -116,11 +118,17 @@ def load_table(place: str, split: str, where: str, config: str | None = None) ->
 
 
 def _rows(table: Any, column: str, first_turn: bool, where: str, label: str) -> _DataSetRows:
-    answers = [name for name in ANSWER_COLUMNS if name in table.column_names and name != column]
+    answer = answer_column([name for name in table.column_names if name != column])
     # Other columns, such as DeepMath's long solutions, would be decoded with each row.
     tools = [name for name in table.column_names if name == TOOLS_COLUMN != column]
-    table = table.select_columns([column, *answers[:1], *tools])
-    return _DataSetRows(table, column, answers[0] if answers else None, first_turn, where, label)
+    table = table.select_columns([column, *([answer] if answer else []), *tools])
+    return _DataSetRows(table, column, answer, first_turn, where, label)
+
+
+def answer_column(names: Iterable[str]) -> str | None:
+    """Return the column that training and evaluation take the reference answers from, or None where there is none."""
+    lower = {name.lower(): name for name in names}
+    return next((lower[name] for name in ANSWER_COLUMNS if name in lower), None)
 
 
 def _check_name(dataset: str) -> None:

@@ -1,5 +1,6 @@
 """Prompts from data sets, read with the real `datasets` from folders laid out like the hub's."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -8,8 +9,9 @@ import sys
 
 import pytest
 
-from local_distill.config.checks import DATASETS
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
+from local_distill.eval.tasks import Columns, open_tasks
 from local_distill.prompts import open_prompts
 from local_distill.prompts.data_sets import NAMED_SETS
 
@@ -62,8 +64,19 @@ def refusal(**kw):
     return str(caught.value)
 
 
-def test_the_named_sets_are_those_of_the_settings():
-    assert set(NAMED_SETS) == set(DATASETS)
+def test_training_and_evaluation_take_the_same_of_two_columns_with_answers(hub_folder):
+    rows = [{"problem": "What is 1 + 1?", "Answer": "We add one and one, so it is 2.", "final_answer": "2"}] * 4
+    folder = str(hub_folder(rows))
+    trained = read(dataset=folder, prompt_column="problem")
+    (asked,) = open_tasks(
+        dataset=folder, dataset_path=None, dataset_split=None, prompts_file=None, columns=Columns(), limit=None, seed=0
+    )
+    assert [prompt.answer for prompt in trained] == [question.answer for question in asked.questions] == ["2"] * 4
+
+
+def test_the_flag_names_the_sets_that_are_known():
+    (field,) = (each for each in dataclasses.fields(TrainConfig) if each.name == "dataset")
+    assert all(f"{name} ({known.hub_id})" in field.metadata["help"] for name, known in NAMED_SETS.items())
 
 
 @pytest.mark.parametrize("name", ["deepmath", "zwhe99/DeepMath-103K"])
