@@ -69,8 +69,9 @@ def test_training_and_evaluation_take_the_same_of_two_columns_with_answers(hub_f
     folder = str(hub_folder(rows))
     trained = read(dataset=folder, prompt_column="problem")
     (asked,) = open_tasks(
-        dataset=folder, dataset_path=None, dataset_split=None, prompts_file=None, columns=Columns(), limit=None, seed=0
-    )
+        dataset=folder, dataset_path=None, dataset_split="train", prompts_file=None, columns=Columns(), limit=None,
+        seed=0,
+    )  # fmt: skip
     assert [prompt.answer for prompt in trained] == [question.answer for question in asked.questions] == ["2"] * 4
 
 
