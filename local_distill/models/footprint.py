@@ -20,7 +20,7 @@ COPIES, CACHE, WORK = "weights for decoding", "KV cache", "work"
 
 @dataclass(frozen=True)
 class Part:
-    """Some bytes with a name. estimated: not counted from shapes, and no reason to refuse a run."""
+    """A part is some bytes with a name. estimated: not counted from shapes, and no reason to refuse a run."""
 
     name: str
     bytes: float
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of parameters. A weight that is tied counts once.
+    """A shape is a model's numbers of parameters. A weight that is tied counts once.
 
     head: of the output head's weight. packable: of linear layers other than the head, which quantisation packs;
     largest_linear: of the largest of them. largest_pass: of the layer, or the embedding that is not the head's weight
@@ -70,7 +70,7 @@ def billions(number: int) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is held, for one of its processes. item: bytes of a weight in the precision of the products."""
+    """A place is where one process holds a model. item: bytes of a weight in the precision of the products."""
 
     device: str
     processes: int
@@ -79,8 +79,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Held:
-    """What a teacher takes of one process. how: in a word. standing: bytes in every phase. passing: bytes that come and
-    go while it scores; certain where they are counted from its shape."""
+    """A teacher is held by a process in so many bytes.
+
+    how: in a word. standing: bytes in every phase. passing: bytes that come and go while it scores; certain where they
+    are counted from its shape.
+    """
 
     how: str
     shape: Shape
@@ -90,8 +93,8 @@ class Held:
 
 
 class DecodingBytes(NamedTuple):
-    """Bytes while our own loop decodes. copies: of weights, for decoding. cache: keys and values at the last token.
-    work: all else, at most."""
+    """Our own loop decodes in so many bytes. copies: of weights. cache: keys and values at the last token. work: all
+    else, at most."""
 
     copies: float = 0.0
     cache: float = 0.0
@@ -100,7 +103,7 @@ class DecodingBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class ToSample:
-    """What one process samples, and where.
+    """A process samples with this student, on this device, so many rollouts.
 
     weights: bytes of the student's weights in the precision of the products; as_masters: they are trained as float32
     masters of it. device, memory: what it has. rollouts: of a step. longest: tokens of the longest of them.
@@ -116,7 +119,8 @@ class ToSample:
 
 Parts = tuple[Part, ...]
 Always = Callable[[TrainConfig, ToSample], Parts]
-"""What a sampler holds in all phases."""
+"""Say what a sampler holds in all phases."""
 WhileSampling = Callable[[TrainConfig, ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
-"""What it holds as long as it samples, and what comes and goes then; given how many rollouts are sampled at a time, and
-what our own loop would take for them, which is only looked for if it is asked."""
+"""Say what a sampler holds as long as it samples, and what comes and goes then.
+
+It is told how many rollouts are sampled at a time, and may ask what our own loop would take for them."""

@@ -1,4 +1,4 @@
-"""The smallest change that makes a run fit, by trying what README's "Out of memory?" lists, in its order."""
+"""The smallest change that makes a run fit is found by trying what README's "Out of memory?" lists, in its order."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from local_distill.plan.memory import TEACHER, Memory
 from local_distill.plan.planned_run import PlannedRun, run_that_starts
 
 TOP_K = 64
-"""--top_k that comes with a sharded teacher, which cannot hand over its whole distribution."""
+"""A sharded teacher comes with this --top_k, for it cannot hand over its whole distribution."""
 LIKELY = 0.5
-"""Of the free memory: a run whose weights, gradients and moments take less is not looked at any closer."""
+"""A run whose weights, gradients and moments take less of the free memory is not looked at any closer."""
 
 
 def check_memory(inputs: Inputs, accelerator: Accelerator, say: Callable[[str], None]) -> None:
@@ -52,7 +52,7 @@ def check_memory(inputs: Inputs, accelerator: Accelerator, say: Callable[[str], 
 
 @dataclass(frozen=True)
 class Change:
-    """Other settings. flags: how they are written, a file of accelerate's included."""
+    """A change sets other settings. flags: how they are written, a file of accelerate's included."""
 
     flags: tuple[str, ...]
     run: PlannedRun
@@ -61,21 +61,24 @@ class Change:
         return " ".join(self.flags)
 
     def and_set(self, flags: str, **settings: object) -> Change:
-        """These as well."""
+        """Return the change with these settings as well."""
         return Change((*self.flags, flags), self.run.changed(**settings))
 
 
 @dataclass(frozen=True)
 class Advice:
-    """change: what makes the run fit, None where nothing tried does. plan: with it. teacher: parameters of the largest
-    teacher that would fit instead, in the precision of this one; None where that is not the way out."""
+    """An advice is what to do where a run does not fit.
+
+    change: what makes it fit, None where nothing tried does. plan: with it. teacher: parameters of the largest teacher
+    that would fit instead, in the precision of this one; None where that is not the way out.
+    """
 
     change: Change | None
     plan: Plan | None
     teacher: int | None
 
     def in_words(self) -> str:
-        """What to change."""
+        """Say what to change."""
         if self.change is not None and self.plan is not None:
             plan = self.plan
             fullest = max(phase.bytes for phase in plan.phases) / GIB
@@ -89,8 +92,8 @@ class Advice:
 
 
 def advise(plan: Plan) -> Advice:
-    """What to change in a run that does not fit: nothing but how much at a time, each remedy alone, the first two
-    together, the first three, and so on."""
+    """Look for what makes a run fit: nothing but how much at a time, each remedy alone, the first two together, the
+    first three, and so on."""
     nothing = together = Change((), plan.run)
     alone, joined = [], []
     for remedy in REMEDIES:
@@ -107,7 +110,7 @@ def advise(plan: Plan) -> Advice:
 
 
 def _little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Plan]:
-    """The change, with smaller micro-batches and fewer rollouts at a time where what is set does not fit."""
+    """Add smaller micro-batches and fewer rollouts at a time to a change where what is set does not fit."""
     plan = make_plan(memory)
     rows, rollouts = as_set(plan.run)
     settings = {}
@@ -144,7 +147,7 @@ def _shard_teacher(change: Change) -> Change | None:
 
 
 def _hold_teacher(flags: str, settings: dict[str, str], change: Change) -> Change | None:
-    """In another way, where one GPU holds it whole."""
+    """Hold the teacher in another way, where one GPU holds it whole."""
     run, config = change.run, change.run.config
     if run.machine.device != "cuda" or run.machine.processes > 1 or config.teacher_kind != "local":
         return None
@@ -174,7 +177,7 @@ REMEDIES: tuple[Callable[[Change], Change | None], ...] = (
 
 
 def _largest_teacher(plan: Plan) -> int | None:
-    """Parameters that the fullest phase leaves room for, everything else as it is."""
+    """Return the parameters that the fullest phase leaves room for, everything else as it is."""
     held = plan.memory.teacher
     if held is None:
         return None

@@ -1,4 +1,4 @@
-"""A plan for people and for programs."""
+"""A plan is shown to people as a table, and to programs as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def show(plan: Plan, advice: Advice | None, console: Console) -> None:
 
 
 def facts(plan: Plan) -> list[str]:
-    """What is planned, in a few lines."""
+    """Say what is planned, in a few lines."""
     run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
     sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
@@ -70,7 +70,7 @@ def _bars(plan: Plan) -> Table:
 
 
 def verdict(plan: Plan) -> list[str]:
-    """Whether it fits, and how much at a time does."""
+    """Say whether the run fits, and how much of it at a time does."""
     over = ", ".join(f"{phase.name} needs {phase.bytes / GIB:.1f} GiB" for phase in plan.over)
     lines = [f"does not fit: {over} of {plan.available / GIB:.1f} GiB" if over else "fits"]
     if plan.most_rows:
@@ -88,7 +88,7 @@ def verdict(plan: Plan) -> list[str]:
 
 
 def as_record(plan: Plan, advice: Advice | None) -> dict[str, Any]:
-    """The same for programs; all sizes in bytes."""
+    """Return the plan for programs; all sizes in bytes."""
     run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     return {
         "device": run.machine.device,

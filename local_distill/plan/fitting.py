@@ -1,4 +1,4 @@
-"""Does a run fit, and how much of it at a time."""
+"""Whether a run fits its machine, and how much of it at a time does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ no plan sees."""
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on its machine.
+    """A plan says what a run on its machine holds, and how much of it at a time would fit.
 
     phases: with ``rollouts`` sampled at a time and ``rows`` of them in a micro-batch, as the run would begin.
     most_rollouts, most_rows: the most that fit, 0 where not even one does; within what the run can use.
@@ -41,27 +41,27 @@ class Plan:
 
     @property
     def run(self) -> PlannedRun:
-        """What is planned."""
+        """The plan is of this run."""
         return self.memory.run
 
     @property
     def available(self) -> float:
-        """Bytes that one process has."""
+        """One process has so many bytes."""
         return self.run.machine.memory
 
     @property
     def fits(self) -> bool:
-        """As it would begin."""
+        """Whether the run fits as it would begin."""
         return not self.over
 
     @property
     def over(self) -> tuple[Phase, ...]:
-        """Phases that want more than there is."""
+        """These phases want more than there is."""
         return tuple(phase for phase in self.phases if phase.bytes > self.available)
 
 
 def make_plan(memory: Memory) -> Plan:
-    """The phases of a run, and how much of it at a time fits."""
+    """Look for the most rollouts at a time that fit, and count the phases as the run would begin."""
     run, available = memory.run, memory.run.machine.memory
 
     def fits(phase: Phase) -> bool:
@@ -80,19 +80,19 @@ def make_plan(memory: Memory) -> Plan:
 
 
 def fits_at_all(memory: Memory) -> bool:
-    """Whether it fits with one rollout at a time."""
+    """Whether a run fits with one rollout at a time."""
     with_one = (partial(phase, 1) for phase in (memory.training, memory.scoring, memory.sampling))
     phases: tuple[Callable[[], Phase], ...] = (memory.loading, memory.standing, *with_one)
     return all(phase().bytes <= memory.run.machine.memory for phase in phases)
 
 
 def bounds(run: PlannedRun) -> tuple[int, int]:
-    """(rollouts in a micro-batch, rollouts sampled at a time): more than these are of no use."""
+    """Return (rollouts in a micro-batch, rollouts sampled at a time) of which more are of no use."""
     return _rows(run, max(_enough(run), run.config.microbatch_tokens or 0)), run.rollouts
 
 
 def as_set(run: PlannedRun) -> tuple[int, int]:
-    """The same, as the settings ask for them."""
+    """Return (rollouts in a micro-batch, rollouts sampled at a time) as the settings ask for them."""
     return _rows(run, run.config.microbatch_tokens or _enough(run)), min(run.config.sampling_batch_size, run.rollouts)
 
 
@@ -101,13 +101,13 @@ def _enough(run: PlannedRun) -> int:
 
 
 def _rows(run: PlannedRun, tokens: int) -> int:
-    """Rollouts of a micro-batch of so many tokens; no more than where --grad_accum alone cuts them."""
+    """Return the rollouts of a micro-batch of so many tokens, no more than --grad_accum lets into one."""
     of_an_update = -(-run.rollouts // run.config.num_substeps)
     return max(1, min(-(-of_an_update // run.config.grad_accum), tokens // run.lengths.whole))
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to ``most`` that fits, where all smaller ones do as well; 0 where none does."""
+    """Return the largest number up to ``most`` that fits, where all smaller ones do as well; 0 where none does."""
     if not fits(1):
         return 0
     low, high = 1, most
@@ -123,7 +123,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 def micro_batch_tokens(
     inputs: Inputs, accelerator: Accelerator, scorer: TokenScorer, to_come: ToCome, say: Callable[[str], None]
 ) -> int:
-    """Most tokens of a micro-batch where nobody said, the same on every process; collective on a GPU.
+    """Return the most tokens of a micro-batch where nobody said, the same on every process; collective on a GPU.
 
     scorer: the student, with all that else lives on the device loaded. to_come: what its updates will still allocate.
     Only on CUDA is the memory looked at; elsewhere what fills the device is small enough. say: is told where not even

@@ -14,16 +14,16 @@ from local_distill.process.host_memory import glibc_allocates
 
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB
-"""Of a process on a GPU, outside of the allocator: kernels, cuBLAS. Estimated."""
+"""Bytes of a process on a GPU outside of the allocator: kernels, cuBLAS. Estimated."""
 COMMUNICATION = 0.4 * GIB
-"""NCCL's buffers where there are several processes. Estimated."""
+"""Bytes of NCCL's buffers where there are several processes. Estimated."""
 USABLE = 0.98
 """GiB that CUDA shows of a card for each GB it is sold with: 23.5 of a card of 24, 78.4 of one of 80."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What one process of a run has.
+    """A machine is what one process of a run has.
 
     device: ``cuda`` or ``cpu``. processes: of the run. memory: bytes for one process: of its GPU, or its share of the
     machine's. libraries: bytes that are taken before anything is loaded. words: for people. glibc: its malloc gives
@@ -39,13 +39,13 @@ class Machine:
 
 
 def gpus(number: int, gigabytes: float) -> Machine:
-    """GPUs that are planned for. gigabytes: as they are sold."""
+    """Return GPUs that need not be here. gigabytes: as they are sold."""
     words = f"{number} GPU{'s' * (number > 1)} of {gigabytes:.4g} GB"
     return Machine("cuda", number, gigabytes * USABLE * GIB, cuda_libraries(number), words)
 
 
 def this_machine() -> Machine:
-    """All GPUs of this machine, or its processor."""
+    """Return all GPUs of this machine, or its processor."""
     if torch.cuda.is_available():
         number, (_, total) = torch.cuda.device_count(), torch.cuda.mem_get_info()
         words = f"{number} × {torch.cuda.get_device_name()}, {total / GIB:.1f} GiB each"
@@ -56,7 +56,7 @@ def this_machine() -> Machine:
 
 
 def planned_machine(number: int | None, gigabytes: float | None) -> Machine:
-    """What ``--gpus`` and ``--gpu_memory`` ask for; this machine without them. Raises UserError."""
+    """Return what ``--gpus`` and ``--gpu_memory`` ask for, or this machine without them. Raises UserError."""
     if gigabytes is not None:
         return gpus(number or 1, gigabytes)
     here = this_machine()
@@ -68,17 +68,17 @@ def planned_machine(number: int | None, gigabytes: float | None) -> Machine:
 
 
 def cuda_libraries(processes: int) -> float:
-    """Bytes of a GPU that are gone before a tensor is made."""
+    """Return the bytes of a GPU that are gone before a tensor is made."""
     return CUDA_CONTEXT + (COMMUNICATION if processes > 1 else 0.0)
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now."""
+    """Return the bytes of memory that this process holds now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def free_for_a_run(device: torch.device, processes: int) -> Machine:
-    """What a run that starts now can have: the device's free memory, or its process's share of the machine's.
+    """Return what a run that starts now can have: the device's free memory, or its process's share of the machine's.
 
     Swap counts as memory: a run that swaps is slow, but it runs.
     """
@@ -97,7 +97,7 @@ _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 
 
 def cgroup_limit() -> float:
-    """Bytes that this container may use; infinite where there is no limit."""
+    """Return the bytes that this container may use; infinite where there is no limit."""
     for limit, _ in _LIMITS:
         found = _number(CGROUP / limit)
         if found is not None:
@@ -106,7 +106,7 @@ def cgroup_limit() -> float:
 
 
 def cgroup_use() -> float:
-    """Bytes that this container uses, without files that are only remembered; 0 where nobody counts."""
+    """Return the bytes that this container uses, without files that are only remembered; 0 where nobody counts."""
     for _, use in _LIMITS:
         found = _number(CGROUP / use)
         if found is not None:
@@ -122,7 +122,7 @@ def _number(file: Path) -> float | None:
 
 
 def _remembered(file: Path) -> float:
-    """Bytes of file contents that the kernel gives up when memory is short."""
+    """Return the bytes of file contents that the kernel gives up when memory is short."""
     try:
         rows = [line.split() for line in file.read_text(encoding="ascii").splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""A run's memory, phase by phase and part by part: its weights by arithmetic, everything else by rehearsal."""
+"""A run's memory is counted phase by phase and part by part: weights by arithmetic, everything else by rehearsal."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from local_distill.training.optimizer import LARGEST_BUCKET
 T = TypeVar("T")
 
 FRAGMENTATION = 0.05
-"""Of what comes and goes on a GPU: what its allocator cannot use. Estimated."""
+"""Share of what comes and goes on a GPU that its allocator cannot use. Estimated."""
 LOST_BY_GLIBC = 0.5
-"""Of what comes and goes in training on a processor: small tensors split the blocks that large ones left in the heap of
-glibc, and the next large ones take new memory. Estimated, from what runs hold beyond their tensors (docs/plan.md)."""
+"""Share of what comes and goes in training on a processor that is lost: small tensors split the blocks that large ones
+left in glibc's heap, and the next large ones take new memory. Estimated, from what runs hold beyond their tensors
+(docs/plan.md)."""
 MASTER, MOMENTS = 4, 8
 """Bytes of a float32 weight, and of AdamW's two moments."""
 NORM = 8
@@ -39,7 +40,7 @@ LIBRARIES, SCORES, ACTIVATIONS, ALLOCATOR = "libraries", "rollouts and scores", 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one process holds in one phase, at its fullest. standing: what is there before and after. passing: what
+    """A phase is what one process holds in it at its fullest. standing: what is there before and after. passing: what
     comes and goes."""
 
     name: str
@@ -48,34 +49,37 @@ class Phase:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All that take anything."""
+        """All parts that take anything, in the order in which they are shown."""
         return tuple(part for part in self.standing + self.passing if part.bytes > 0)
 
     @property
     def bytes(self) -> float:
-        """All parts together."""
+        """All parts take so much together."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def passing_bytes(self) -> float:
-        """All parts that come and go."""
+        """What comes and goes takes so much."""
         return sum(part.bytes for part in self.passing)
 
     @property
     def certain_bytes(self) -> float:
-        """All parts that are not estimated."""
+        """All parts that are not estimated take so much."""
         return sum(part.bytes for part in self.parts if not part.estimated)
 
     def of(self, name: str) -> float:
-        """Bytes of the parts of this name."""
+        """Return the bytes of the parts of this name."""
         return sum(part.bytes for part in self.parts if part.name == name)
 
 
 @dataclass(frozen=True)
 class StudentWeights:
-    """shape: without the adapter. trained: parameters that are trained. adapter: they are an adapter's, and the rest
-    is frozen. item: bytes of a weight in the precision of the products. stage: of ZeRO, which shards the optimizer over
-    ``processes``, and as 2 the gradients too; 0 without it."""
+    """A student is its weights, and the gradients and moments that train them.
+
+    shape: without the adapter. trained: parameters that are trained. adapter: they are an adapter's, and the rest is
+    frozen. item: bytes of a weight in the precision of the products. stage: of ZeRO, which shards the optimizer over
+    ``processes``, and as 2 the gradients too; 0 without it.
+    """
 
     shape: Shape
     trained: int
@@ -86,12 +90,12 @@ class StudentWeights:
 
     @property
     def loaded(self) -> Part:
-        """As they come from their files: all in float32, but a base under an adapter."""
+        """Weights come from their files in float32, all but a base under an adapter."""
         frozen = self.item * self.shape.parameters if self.adapter else MASTER * (self.shape.parameters - self.trained)
         return Part(STUDENT, frozen + MASTER * self.trained)
 
     def resident(self) -> tuple[Part, ...]:
-        """What is there in every phase but loading."""
+        """Return what is there in every phase but loading."""
         if self.stage:
             whole = self.shape.parameters + (self.trained if self.adapter else 0)
             return Part(STUDENT, self.item * whole), Part(OPTIMIZER, (MASTER + MOMENTS) * self.trained / self.processes)
@@ -99,38 +103,40 @@ class StudentWeights:
 
     @property
     def gradients_stay(self) -> bool:
-        """Of several processes they are there from the beginning to the end, unless they are shared out."""
+        """Gradients of several processes are there from the beginning to the end, unless they are shared out."""
         return self.processes > 1 and self.stage < 2
 
     def gradients(self) -> Part:
-        """Of an update, in float32; the last micro-batch's besides what is counted with it, but with ZeRO-1, where they
-        stay."""
+        """Return the gradients of an update, in float32.
+
+        Those of the last micro-batch are counted with it, but for ZeRO-1, where they stay.
+        """
         if self.stage == 2:
             return Part(GRADIENTS, MASTER * self.trained / self.processes)
         return Part(GRADIENTS, (MASTER + (self.item if self.stage else 0)) * self.trained)
 
     def buckets(self) -> float:
-        """Of ZeRO-2 while backward runs: two that take turns, and the one that is reduced flattened once more."""
+        """Return what ZeRO-2 takes in backward: two buckets in turn, and the one that is reduced once more, flat."""
         return 3 * self.item * min(LARGEST_BUCKET, self.trained) if self.stage == 2 else 0.0
 
     def update(self) -> float:
-        """Of ZeRO's update. 2: the norm of the largest tensor, in float64. 1: gradients as they are sent."""
+        """Return what the update takes. ZeRO-2: a norm, in float64; ZeRO-1: all gradients, as they are sent."""
         if self.stage == 2:
             return NORM * min(self.shape.head, self.trained / self.processes)
         return self.item * self.trained if self.stage == 1 else 0.0
 
 
 class Memory:
-    """The phases of a run, for its busiest process."""
+    """A run's memory is that of its busiest process, phase by phase."""
 
     def __init__(self, run: PlannedRun) -> None:
         self.run = run
         self.not_counted = ""
-        """Why activations are not in it, or nothing: models whose tensors' shapes depend on their values."""
+        """Why activations are not counted, or nothing: some models' tensors have shapes that depend on values."""
 
     @cached_property
     def student(self) -> StudentWeights:
-        """Its weights and what trains them."""
+        """The student is counted with what trains it."""
         run, skeleton = self.run, self._skeleton(self.run.student)
         shape = shape_of(skeleton)
         if run.adapter:
@@ -144,7 +150,7 @@ class Memory:
 
     @cached_property
     def teacher(self) -> Held | None:
-        """Its weights; None where there are none in this process."""
+        """The teacher's weights are counted; None where there are none in this process."""
         run = self.run
         if run.teacher is None:
             return None
@@ -152,15 +158,15 @@ class Memory:
         return TEACHERS[run.config.teacher_kind](run.config, shape_of(self._skeleton(run.teacher)), place)
 
     def phases(self, rollouts: int, rows: int) -> tuple[Phase, ...]:
-        """All of them, with so many rollouts sampled at a time, and so many in a micro-batch."""
+        """Count all phases, with so many rollouts sampled at a time, and so many in a micro-batch."""
         return self.loading(), self.sampling(rollouts), self.scoring(rows), self.training(rows)
 
     def loading(self) -> Phase:
-        """Both models, as they come from their files."""
+        """Count both models as they come from their files."""
         return Phase("loading", (self._libraries, self.student.loaded, *self._teacher_weights))
 
     def sampling(self, rollouts: int) -> Phase:
-        """Our own loop's at its last token; or another engine's."""
+        """Count what the sampler holds at its fullest; our own loop, at its last token."""
         run, size = self.run, self.run.config.group_size
 
         def decoding() -> DecodingBytes:
@@ -172,13 +178,13 @@ class Memory:
         return Phase("sampling", (*self._resident, *standing), (*passing, lost))
 
     def scoring(self, rows: int) -> Phase:
-        """The teacher's forward pass, when all other scores of the step are there."""
+        """Count the teacher's forward pass, when all other scores of the step are there."""
         work, held = self._counted(lambda: self._costs.scoring(rows), 0.0), self.teacher
         layers = (Part(LAYERS, held.passing, estimated=not held.passing_is_certain),) if held else ()
         return Phase("scoring", self._resident, (self._scores, Part(WORK, work), *layers, self._allocator(work)))
 
     def training(self, rows: int) -> Phase:
-        """Forward and backward of a micro-batch, gradients and moments there; of ZeRO the update, if that is more."""
+        """Count forward and backward of a micro-batch, with all gradients there; or ZeRO's update, if that is more."""
         student, found = self.student, self._counted(lambda: self._costs.training(rows), None)
         if found is None:
             found = self._tried(lambda: self._costs.training_head(rows), Training())
@@ -191,7 +197,7 @@ class Memory:
         return Phase("training", self.standing().standing, (self._scores, *parts, lost))
 
     def standing(self) -> Phase:
-        """What is there whenever it trains, without anything that goes through the models."""
+        """Count what is there whenever it trains, without anything that goes through the models."""
         gradients = () if self.student.gradients_stay else (self.student.gradients(),)
         return Phase("training", (*self._resident, *gradients))
 
@@ -205,7 +211,7 @@ class Memory:
 
     @property
     def _resident(self) -> tuple[Part, ...]:
-        """What is there in all phases after loading."""
+        """All phases after loading have these."""
         gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
         always, _ = SAMPLERS[self.run.config.rollouts_kind]
         sampler = always(self.run.config, self._to_sample)
@@ -229,7 +235,7 @@ class Memory:
         return Part(ALLOCATOR, share * comes_and_goes, estimated=True)
 
     def _counted(self, count: Callable[[], T], nothing: T) -> T:
-        """What is counted; nothing, and a word on it, of a model whose tensors' shapes depend on their values."""
+        """Return what is counted, or ``nothing`` of a model that cannot be rehearsed."""
         return nothing if self.not_counted else self._tried(count, nothing)
 
     def _tried(self, count: Callable[[], T], nothing: T) -> T:

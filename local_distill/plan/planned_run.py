@@ -1,4 +1,4 @@
-"""What is planned: a run's settings, its models' configurations, and the machine."""
+"""A planned run is a run's settings, its models' configurations, and the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from local_distill.rollouts import continuous, hf, vllm_colocated
 from local_distill.teachers import local, zero3
 
 TEACHERS: dict[str, Callable[[TrainConfig, Shape, Place], Held]] = {"local": local.held, "zero3": zero3.held}
-"""What counts the teachers whose weights are in these processes."""
+"""Count the teachers whose weights are in these processes."""
 SAMPLERS: dict[str, tuple[Always, WhileSampling]] = {
     "hf": (lambda *_: (), hf.while_sampling),
     "continuous": (continuous.always, continuous.while_sampling),
@@ -35,7 +35,7 @@ SAMPLERS: dict[str, tuple[Always, WhileSampling]] = {
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and its machine.
+    """A planned run has a machine.
 
     student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
     dtype: of the products. zero_stage: of DeepSpeed's ZeRO, which shards the student; 0 without it. lengths: of the
@@ -53,22 +53,22 @@ class PlannedRun:
 
     @property
     def rollouts(self) -> int:
-        """Rollouts of a step that the busiest process has."""
+        """The busiest process has so many rollouts of a step."""
         return -(-self.config.batch_size // self.machine.processes) * self.config.group_size
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that both models have."""
+        """Both models have so many tokens."""
         return min(c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None)
 
     def changed(self, **settings: Any) -> PlannedRun:
-        """The same with other settings."""
+        """Return the same run with other settings."""
         config = replace(self.config, **settings)
         return replace(self, config=config, adapter=self.adapter or open_lora(config))
 
 
 def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedRun:
-    """What ``local-distill plan`` is asked about, from configurations alone. Raises UserError."""
+    """Read the configurations of a run, and nothing else of it. Raises UserError."""
     if machine.device == "cpu":
         dtype = resolve_precision(config.dtype).dtype
     else:  # the GPU need not be here: auto is what one has
@@ -92,15 +92,16 @@ def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedR
 
 
 def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 1) -> PlannedRun:
-    """What ``train`` is about to do, on what is free now. completion: tokens that are sampled to its longest prompt;
-    one is certain."""
+    """Return the run that ``train`` is about to begin, on what is free now.
+
+    completion: tokens that are sampled to its longest prompt; one is certain.
+    """
     config = inputs.config
     plugin = accelerator.state.deepspeed_plugin
-    has_its_own = config.teacher_kind in TEACHERS
     return PlannedRun(
         config,
         inputs.pair.student.config,
-        inputs.pair.teacher.config if has_its_own else None,
+        inputs.pair.teacher.config if config.teacher_kind in TEACHERS else None,
         inputs.lora,
         inputs.precision.dtype,
         plugin.zero_stage if plugin else 0,

@@ -1,4 +1,4 @@
-"""What a run holds besides weights, gradients and moments, found by running its own code on tensors without contents.
+"""What a run holds besides weights, gradients and moments is found by running its code on tensors without contents.
 
 The tensors are torch's fake ones: they have a shape, and what the code would hold is counted tensor by tensor. They say
 that they are on the CPU, on any machine: so the attention that is counted is the processor's, which keeps what the
@@ -35,11 +35,11 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 DEVICE = torch.device("cpu")
-"""Where tensors of a rehearsal say they are."""
+"""All tensors of a rehearsal say that they are here."""
 
 
 class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that are made while it is on, from their first tensor to their last.
+    """A tally counts the storages that are made while it is on, from their first tensor to their last.
 
     now: bytes of those that there are. peak: the most there were.
     """
@@ -98,7 +98,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class Stage:
-    """Where a rehearsal happens: a model's tensors and those of its inputs must come from the same one.
+    """A stage is where a rehearsal happens: a model's tensors and those of its inputs come from the same one.
 
     device: the kind of device that is planned for, ``cuda`` or ``cpu``.
     """
@@ -158,7 +158,7 @@ def _no_packed_rows() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest rollout."""
+    """The longest rollout has so many tokens."""
 
     prompt: int
     completion: int
@@ -170,14 +170,14 @@ class Lengths:
 
 
 class Training(NamedTuple):
-    """Bytes of one micro-batch. kept: by forward, for backward. work: the head, the loss and backward, at most."""
+    """A micro-batch takes so many bytes. kept: by forward, for backward. work: head, loss and backward, at most."""
 
     kept: float = 0.0
     work: float = 0.0
 
 
 class Costs:
-    """The phases of one student's and one teacher's run, rehearsed.
+    """The phases of one student's and one teacher's run are rehearsed for what they cost.
 
     stage: where both are, fake; the student with its adapter. teacher: None for one that is elsewhere, the student for
     its own base. loss, choose: for samples that are the student's own. dtype: of the products, under autocast for
@@ -207,7 +207,7 @@ class Costs:
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
 
     def sampling(self, rollouts: int, group_size: int) -> DecodingBytes:
-        """Our own loop's, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
+        """Rehearse our own loop, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
         self._student.eval()
         group_size = min(group_size, rollouts)
         two, three = (self._found(self._decode, rows) for rows in (2, 3))
@@ -217,25 +217,25 @@ class Costs:
         return DecodingBytes(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
 
     def scoring(self, rollouts: int) -> float:
-        """Bytes while a micro-batch goes through the teacher, at most."""
+        """Return the most bytes while a micro-batch goes through the teacher."""
         if self._teacher is None:
             return 0.0
         kept, peak = self._body(self._score_body, rollouts)
         return max(peak, kept + self._found(self._score_head, rollouts * self._lengths.completion))
 
     def training(self, rollouts: int) -> Training:
-        """A micro-batch of so many of the longest rollouts."""
+        """Rehearse a micro-batch of so many of the longest rollouts."""
         self._student.train()
         kept, peak = self._body(self._train_body, rollouts)
         forward, backward = self._found(self._train_head, rollouts * self._lengths.completion)
         return Training(kept, max(forward, peak - kept + backward))
 
     def training_head(self, rollouts: int) -> Training:
-        """The same without the body, of a model whose body cannot be rehearsed."""
+        """Rehearse head and loss alone, of a model whose body cannot be."""
         return Training(0.0, max(self._found(self._train_head, rollouts * self._lengths.completion)))
 
     def answers(self) -> float:
-        """Bytes of a completion token's scores, which all are held from scoring to the end of training."""
+        """Return the bytes of a completion token's scores, which all are held from scoring to the end of training."""
         numbers = 4 + 4 * 8  # the batch itself: the sampler's log-prob, three indices and the mask
         if self._loss.needs == "whole" and self._teacher is not None:
             head = self._teacher_network.get_output_embeddings().weight
@@ -243,13 +243,13 @@ class Costs:
         return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == "top" else 0)
 
     def _found(self, act: Callable[Concatenate[Tally, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What is found by rehearsing ``act``, once."""
+        """Rehearse ``act``, once for the same arguments."""
         if (act, args) not in self._known:
             self._known[act, args] = self._stage.rehearse(act, *args, **kwargs)
         return cast(T, self._known[act, args])
 
     def _body(self, act: Callable[[Tally, int], tuple[float, float]], rollouts: int) -> tuple[float, float]:
-        """(kept, peak) of ``act``, for any number of rollouts."""
+        """Return what ``act`` finds, (kept, peak), for any number of rollouts."""
         if rollouts == 1:
             return self._found(act, 1)
         pairs = zip(self._found(act, 2), self._found(act, 3), strict=True)
@@ -257,7 +257,7 @@ class Costs:
         return kept, peak
 
     def _train_body(self, tally: Tally, rows: int) -> tuple[float, float]:
-        """(bytes that forward keeps, most of them while it and backward run), head and loss left out."""
+        """Return (bytes that forward keeps, most of them while it and backward run), head and loss left out."""
         with self._autocast():
             loss = self._student(self._batch(rows), _sum_of_states)
         kept = tally.now
@@ -265,7 +265,7 @@ class Costs:
         return kept, tally.peak
 
     def _train_head(self, tally: Tally, tokens: int) -> tuple[float, float]:
-        """(most bytes in forward, most in backward) of head and loss, the hidden states left out."""
+        """Return (most bytes in forward, most in backward) of head and loss, the hidden states left out."""
         head = head_of(causal_lm(self._student.model), self._vocab_size)
         hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
         read = self._loss.reading(self._scored(tokens), 0)
@@ -296,7 +296,7 @@ class Costs:
         return tally.peak - before
 
     def _prefill(self, tally: Tally, prompts: int, group_size: int) -> float:
-        """Most bytes while prompts are read, and their keys and values given to each rollout of their group."""
+        """Return the most bytes while prompts are read, and their keys and values given to each rollout of a group."""
         with self._decoding():
             cache, logits = self._read_prompts(prompts, self._lengths.prompt)
             copies = torch.zeros(prompts * group_size, dtype=torch.long)
@@ -305,7 +305,7 @@ class Costs:
             return tally.peak
 
     def _decode(self, tally: Tally, rows: int) -> DecodingBytes:
-        """The last token, when keys and values are longest; its work with the copies and the cache."""
+        """Draw the last token, when keys and values are longest; ``work`` is with the copies and the cache."""
         with self._decoding():
             cache, last = self._read_prompts(rows, self._lengths.whole - 1)
             copies = tally.now - cache.nbytes - last.untyped_storage().nbytes()
@@ -330,7 +330,7 @@ class Costs:
             yield
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """fp16 is counted as bf16, which is as large."""
+        """Count fp16 as bf16, which is as large."""
         low = self._under_autocast and self._dtype != torch.float32
         return torch.autocast(DEVICE.type, torch.bfloat16) if low else nullcontext()
 
@@ -343,7 +343,7 @@ class Costs:
         return TokenBatch(ids, mask, places, places, torch.zeros(tokens), lengths)
 
     def _scored(self, tokens: int) -> ScoredBatch:
-        """What the loss is given besides the student."""
+        """Make what the loss is given besides the student."""
         numbers, places = torch.zeros(tokens), torch.zeros(tokens, dtype=torch.long)
         top = None
         if self._loss.needs == "top":
@@ -357,12 +357,12 @@ class Costs:
 
 
 def _in_proportion(rollouts: float, two: float, three: float) -> float:
-    """What so many rollouts take, from what 2 and what 3 of them do."""
+    """Return what so many rollouts take, from what 2 and what 3 of them do."""
     return max(0.0, two + (rollouts - 2) * (three - two))
 
 
 def _sum_of_states(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """A loss that costs nothing."""
+    """Stand for a loss, at no cost."""
     del head, targets
     return hidden.sum()
 

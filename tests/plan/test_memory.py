@@ -104,6 +104,32 @@ def test_on_a_processor_linear_layers_are_packed_while_it_samples():
     assert Memory(run(dtype=torch.float32)).sampling(2).of("weights for decoding") < 1000, "nothing, on a GPU"
 
 
+@pytest.mark.parametrize(
+    ("settings", "copies", "engine"),
+    [
+        ({"rollouts": "continuous"}, 2 * STUDENT, 0),
+        ({"rollouts": "continuous", "use_lora": True}, 0, 0),
+        ({"rollouts": "continuous", "dtype": torch.float32}, 0, 0),
+        ({"rollouts": "vllm", "rollouts_memory_share": 0.25}, 0, 0.25 * GIB),
+        ({"rollouts": "vllm", "rollouts_url": "http://x"}, 0, 0),
+        ({"rollouts": "vllm", "device": "cpu", "dtype": torch.float32}, 0, 4 * STUDENT + 4 * GIB),
+    ],
+)
+def test_another_sampler_says_what_it_holds(settings, copies, engine):
+    memory = Memory(run(**settings))
+    asleep = engine if settings.get("device") == "cpu" else 0  # on a processor it cannot sleep
+    assert memory.sampling(4).of("weights for decoding") == memory.training(1).of("weights for decoding") == copies
+    assert (memory.sampling(4).of("vLLM engine"), memory.training(1).of("vLLM engine")) == (engine, asleep)
+
+
+def test_keys_and_values_in_pages_are_those_of_all_rollouts_on_a_processor_and_of_one_on_a_gpu():
+    """32 tokens of a rollout fill a page of 32, and the next one is kept for it."""
+    on_gpu, on_cpu = (Memory(run(rollouts="continuous", device=device)).sampling(4) for device in ("cuda", "cpu"))
+    one_page = 2 * 2 * 2 * 8 * 2 * 32
+    assert on_gpu.of("KV cache") == pytest.approx(2 * one_page)
+    assert on_cpu.of("KV cache") == pytest.approx(16 * 2 * one_page)
+
+
 def test_the_teachers_whole_distribution_is_held_as_hidden_states_of_every_token_of_the_step():
     sampled, whole = (Memory(run(loss=loss)).scoring(1) for loss in ("policy_gradient", "reverse_kl"))
     tokens = 8 * 2 * 20
