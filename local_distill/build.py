@@ -1,9 +1,11 @@
-"""A run from its settings to its result: check, open, build, run, each called once by the entry, in this order.
+"""A run from its settings to its result, in four calls that the entry makes one after the other.
 
-check        → Launch    settings, files, launch, folder, disk, memory: all that can be refused before any weights
-open_models  → Models    servers are asked, the log begins, both models come to their places and are tried
-build        → steps     what samples, updates, evaluates and saves, put into the loop
-run          → result    the loop, and the last word
+    check        → Launch    settings, files, launch, folder, disk, memory: all that can be refused before any weights
+    open_models  → Models    servers are asked, the log begins, both models come to their places and are tried
+    build        → steps     what samples, updates, evaluates and saves, put into the loop
+    run          → result    the loop, and the last word
+
+Below them is what they are made of, in the order in which it is called.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ def train(config: TrainConfig) -> TrainResult:
             models = open_models(launch)
             steps = build(launch, models)
             result = run(launch, steps)
+        del models, steps  # else they would outlive the clearing up that is to find them
         launch.accelerator.end_training()
     return result
 
