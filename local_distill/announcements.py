@@ -1,11 +1,13 @@
-"""What a run says about itself: what is about to happen, and at the end what came of it."""
+"""What a run says about itself, to people and in its folder: what is about to happen, and what came of it."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
+import yaml
 from accelerate import Accelerator
 
 from local_distill.config.train_config import TrainConfig
@@ -14,20 +16,29 @@ from local_distill.inputs import Inputs, learning_rates
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.process.launch import launch_in_words, sums_in_words
 from local_distill.report.page import told_of
+from local_distill.runs.environment import write_environment
 from local_distill.runs.folder import RunFolder
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
 from local_distill.runs.records import lost_records, read_evaluations, training_totals
 from local_distill.runs.result import TrainResult
+from local_distill.runs.whole_files import write_whole
 
 
 def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Say what is about to happen, once the log of the run is open. Raises UserError for records that are damaged."""
+    """Write down the settings and what the run is on, and say what is about to happen; the log is open by now.
+
+    Raises UserError for files that cannot be read or written.
+    """
     config = inputs.config
+    jump = schedule_note(config, folder)  # before the settings of before are replaced
+    if accelerator.is_main_process:
+        write_settings(config, folder.path)
+        write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
     say(f"{config.student_model} learns from {teacher_in_words(config)}, in {folder.path}")
     say(launch_in_words(accelerator, inputs.precision))
     kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
     lost = lost_records(folder.path, folder.first_step) if kept_here and accelerator.is_main_process else ()
-    notes = (*folder.notes, *lost, sums_in_words(accelerator), *inputs.notes, off_policy_note(config))
+    notes = (*folder.notes, jump, *lost, sums_in_words(accelerator), *inputs.notes, off_policy_note(config))
     for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         say(note)
 
@@ -61,6 +72,13 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
     write_summary(folder, result.before, result.after, facts)
     print(told_of(folder))
     return result
+
+
+def write_settings(config: TrainConfig, folder: Path) -> None:
+    """Write the settings of the run as a file that ``--config`` takes."""
+    given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
+    given["output_dir"] = str(folder)
+    write_whole(folder / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
 
 
 def teacher_in_words(config: TrainConfig) -> str:

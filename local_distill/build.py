@@ -14,20 +14,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
-import yaml
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import nn
 
-from local_distill.announcements import announce, conclude, schedule_note
+from local_distill.announcements import announce, conclude
 from local_distill.batch import Teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.engines import Ahead, MakeEngine, Student, open_ahead, open_engine, open_teacher
 from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation
 from local_distill.eval.held_out_answers import verifier_of
-from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of, with_template_date
+from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of
 from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.registry import Loss
 from local_distill.losses.sampler_mismatch import WRONG_ENGINE, GapWatch, rounding_of
@@ -42,17 +39,14 @@ from local_distill.monitor.terminal import open_terminal
 from local_distill.plan.advice import check_memory
 from local_distill.plan.fitting import micro_batch_tokens
 from local_distill.process.distributed import any_process, most_anywhere, on_every_process, on_main_process
-from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.interruption import StopRequest
-from local_distill.process.launch import check_launch
+from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
 from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.runs.environment import write_environment
 from local_distill.runs.folder import RunFolder, check_checkpoint_is_here, open_run_folder
-from local_distill.runs.layout import COMPLETIONS_FILE, SETTINGS_FILE
+from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.records import read_evaluations
 from local_distill.runs.result import TrainResult
-from local_distill.runs.whole_files import write_whole
 from local_distill.training.batching import MicroBatches, split_substeps
 from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
 from local_distill.training.learner import Learner
@@ -83,18 +77,9 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
 
     holding: keeps the run's folder from other runs; closed when nothing more is written.
     """
-    # Midnight may come between two processes.
-    config = on_main_process(PartialState(), lambda: with_template_date(config))
-    inputs = on_every_process(lambda: check_inputs(config))
-    accelerator = Accelerator(
-        mixed_precision=inputs.precision.mixed,
-        log_with=list(inputs.trackers) or None,
-        project_dir=".",  # accelerate insists on one; the log puts every tracker's files into the run's folder
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    check_launch(accelerator, config.batch_size, inputs.precision)
+    inputs = check_inputs(config)
+    config = inputs.config
+    accelerator = open_accelerator(inputs.precision, inputs.trackers, config.batch_size)
     place = config.output_dir, config.resume, inputs.fixed_settings, config.steps
     folder = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
     on_every_process(lambda: check_checkpoint_is_here(folder))
@@ -102,8 +87,6 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
     on_main_process(accelerator, lambda: check_saving(*saved, folder.path, config.keep_checkpoints))
     terminal = open_terminal(config.steps, folder.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
-    # Before the settings of an earlier launch are replaced.
-    folder = replace(folder, notes=(*folder.notes, schedule_note(config, folder)))
     return Launch(inputs, accelerator, folder, terminal, ExitStack())
 
 
@@ -180,24 +163,13 @@ def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
 
 
 def open_log(launch: Launch) -> RunLog:
-    """The log of the run; and in its folder, what it is and what it runs on. Raises UserError."""
-    config, accelerator, folder = launch.inputs.config, launch.accelerator, launch.folder
-    log = open_run_log(
-        accelerator, launch.terminal, folder.path, asdict(config),
+    """Begin the log of the run. Raises UserError where a tracker does not start, or another run's files are there."""
+    config, folder = launch.inputs.config, launch.folder
+    return open_run_log(
+        launch.accelerator, launch.terminal, folder.path, asdict(config),
         resumed_step=folder.first_step if folder.checkpoint else None, wandb_project=config.wandb_project,
         wandb_name=config.wandb_name, wandb_mode=config.wandb_mode, watchers=[gap_watch(launch.inputs, launch.say)],
     )  # fmt: skip
-    if accelerator.is_main_process:
-        write_settings(config, folder.path)
-        write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
-    return log
-
-
-def write_settings(config: TrainConfig, folder: Path) -> None:
-    """The settings of the run, as a file that ``--config`` takes."""
-    given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
-    given["output_dir"] = str(folder)
-    write_whole(folder / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
 
 
 def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:

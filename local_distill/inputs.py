@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
 from local_distill.config.train_config import TrainConfig
@@ -31,6 +31,7 @@ from local_distill.models.quantization import check_dense, check_quantization, c
 from local_distill.models.tokenization import unsampled_tokens_note
 from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.registry import check_wandb, tracker_names
+from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, check_deepspeed, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
@@ -122,7 +123,14 @@ def with_template_date(config: TrainConfig) -> TrainConfig:
 
 
 def check_inputs(config: TrainConfig) -> Inputs:
-    """Open everything but the weights. Raises UserError at the first thing that is wrong."""
+    """Open everything but the weights. Collective: raises UserError for what is wrong on any process."""
+    # Midnight may come between two processes.
+    config = on_main_process(PartialState(), lambda: with_template_date(config))
+    return on_every_process(lambda: open_inputs(config))
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open everything but the weights, on this process. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(config.dtype)
     sharded = config.teacher_kind == "zero3"
     if sharded:

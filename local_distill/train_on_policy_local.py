@@ -22,9 +22,9 @@ from pathlib import Path
 from local_distill.build import build, check, open_models, run
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import RunError, UserError
-from local_distill.process.distributed import alone, losing_others, processes_meet
+from local_distill.process.distributed import alone, losing_others
 from local_distill.process.exit_codes import exit_code_of
-from local_distill.process.isolation import process_left_as_found
+from local_distill.process.isolation import one_run
 from local_distill.process.signals import Stopped, ending_on_signals
 from local_distill.runs.checkpoints import last_saved
 from local_distill.runs.result import TrainResult
@@ -48,9 +48,9 @@ def train(config: TrainConfig) -> TrainResult:
     Raises UserError, in one line, for what the user can mend.
     """
     # The processes meet before anything is checked, so that a mistake on one machine ends all.
-    with process_left_as_found(), processes_meet(longest_wait(config)), losing_others(), ExitStack() as holding:
+    with one_run(longest_wait(config)), ExitStack() as holding:
         launch = check(config, holding)
-        with ending_in_one_line(launch.folder.path), losing_others(), launch.closing:
+        with ending_in_one_line(launch.folder.path), launch.closing:
             models = open_models(launch)
             steps = build(launch, models)
             result = run(launch, steps)
@@ -72,9 +72,10 @@ def longest_wait(config: TrainConfig) -> timedelta:
 
 @contextmanager
 def ending_in_one_line(folder: Path) -> Iterator[None]:
-    """What ends a run early, told together with what was saved of it."""
+    """Tell what ends a run early together with what was saved of it, another process's end included."""
     try:
-        yield
+        with losing_others():
+            yield
     except RunError as error:
         told = UserError(f"{error}; {last_saved(folder)}")
         told.alone = error.alone

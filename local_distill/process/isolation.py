@@ -6,12 +6,25 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
+
+from local_distill.process.distributed import losing_others, processes_meet
+
+
+@contextmanager
+def one_run(patience: timedelta) -> Iterator[None]:
+    """Run in processes that have met, and leave each as it was. patience: how long one waits for another.
+
+    Raises RunError where another process has ended, or did not come.
+    """
+    with process_left_as_found(), processes_meet(patience), losing_others():
+        yield
 
 
 @contextmanager

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from packaging.version import Version
 
 from local_distill.errors import UserError
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
+from local_distill.process.host_memory import keep_freed_memory
 
 OLDEST_DEEPSPEED = "0.19.2"
 """Older ones round a model's buffers too, and with them the frequencies of rotary embeddings."""
@@ -63,6 +64,20 @@ def check_deepspeed(flag: str) -> None:
             f"{flag}: DeepSpeed {found} is installed, needs to be at least {OLDEST_DEEPSPEED}: older ones round what "
             "must stay in float32; pip install --upgrade 'local-distill[deepspeed]'"
         )
+
+
+def open_accelerator(precision: Precision, trackers: Sequence[str], batch_size: int) -> Accelerator:
+    """Return what was launched, ready to train. Raises UserError when the settings do not fit it."""
+    accelerator = Accelerator(
+        mixed_precision=precision.mixed,
+        log_with=list(trackers) or None,
+        project_dir=".",  # accelerate insists on one; the log puts every tracker's files into the run's folder
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_launch(accelerator, batch_size, precision)
+    return accelerator
 
 
 def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision) -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from local_distill.build import write_settings
+from local_distill.announcements import write_settings
 from local_distill.config.parsing import LATEST, describe, read_yaml, setting_types
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import UserError
