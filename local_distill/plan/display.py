@@ -53,7 +53,8 @@ def _parts(plan: Plan) -> Table:
         table.add_column(phase.name, justify="right")
     for name in dict.fromkeys(part.name for phase in plan.phases for part in phase.parts):
         guessed = any(part.estimated for phase in plan.phases for part in phase.parts if part.name == name)
-        table.add_row(f"{'~ ' if guessed else ''}{name}", *(_cell(phase.of(name)) for phase in plan.phases))
+        cells = (f"{size / GIB:.2f}" if (size := phase.of(name)) else "" for phase in plan.phases)
+        table.add_row(f"{'~ ' if guessed else ''}{name}", *cells)
     table.add_row(Text("all", style="bold"), *(Text(f"{phase.bytes / GIB:.2f}", style="bold") for phase in plan.phases))
     return table
 
@@ -111,7 +112,3 @@ def as_record(plan: Plan, advice: Advice | None) -> dict[str, Any]:
         "change": str(advice.change) if advice and advice.change else None,
         "largest_teacher": advice.teacher if advice else None,
     }
-
-
-def _cell(size: float) -> str:
-    return f"{size / GIB:.2f}" if size else ""

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-import torch
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-
-from local_distill.inputs import loss_of
-from local_distill.models.files import recompute_activations, skeleton_of
 from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
 from local_distill.plan.planned_run import SAMPLERS, TEACHERS, PlannedRun
-from local_distill.plan.rehearsal import Costs, Stage, Training
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.plan.rehearsal import Costs, Training
 from local_distill.training.optimizer import LARGEST_BUCKET
 
 T = TypeVar("T")
@@ -137,7 +129,7 @@ class Memory:
     @cached_property
     def student(self) -> StudentWeights:
         """The student is counted with what trains it."""
-        run, skeleton = self.run, self._skeleton(self.run.student)
+        run, skeleton = self.run, self.run.skeleton(self.run.student)
         shape = shape_of(skeleton)
         if run.adapter:
             trained = run.adapter.number_of_parameters(skeleton)
@@ -155,7 +147,7 @@ class Memory:
         if run.teacher is None:
             return None
         place = Place(run.machine.device, run.machine.processes, run.dtype.itemsize)
-        return TEACHERS[run.config.teacher_kind](run.config, shape_of(self._skeleton(run.teacher)), place)
+        return TEACHERS[run.config.teacher_kind](run.config, shape_of(run.skeleton(run.teacher)), place)
 
     def phases(self, rollouts: int, rows: int) -> tuple[Phase, ...]:
         """Count all phases, with so many rollouts sampled at a time, and so many in a micro-batch."""
@@ -247,24 +239,4 @@ class Memory:
 
     @cached_property
     def _costs(self) -> Costs:
-        run, config, on_cpu = self.run, self.run.config, self.run.machine.device == "cpu"
-        stage = Stage(run.machine.device)
-        skeleton = self._skeleton(run.student)
-        freeze_towers(skeleton)
-        student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
-        stage.model(student, run.dtype if run.zero_stage else torch.float32, run.dtype)
-        if config.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
-                recompute_activations(student)
-        teacher: nn.Module | None = student if config.teacher_kind == "self" else None
-        if run.teacher is not None:
-            teacher = stage.model(self._skeleton(run.teacher).requires_grad_(False), run.dtype, run.dtype)
-        return Costs(
-            stage, student, teacher, loss_of(config), NucleusSampling(config.temperature, config.top_p),
-            dtype=run.dtype, under_autocast=not run.zero_stage, packs=on_cpu and config.rollouts_kind == "hf",
-            vocab_size=run.vocab_size, top_k=config.top_k or 0, lengths=run.lengths,
-        )  # fmt: skip
-
-    def _skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
-        return skeleton_of(config, self.run.config.trust_remote_code)
+        return Costs(self.run)

@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
 from local_distill.models.adapters import Adapter
-from local_distill.models.files import open_config
+from local_distill.models.files import open_config, skeleton_of
 from local_distill.models.footprint import Always, Held, Place, Shape, WhileSampling
 from local_distill.models.neutral import context_length_of
 from local_distill.models.quantization import check_dense
 from local_distill.plan.machine import Machine, free_for_a_run
-from local_distill.plan.rehearsal import Lengths
 from local_distill.process.launch import DTYPES, resolve_precision
 from local_distill.rollouts import continuous, hf, vllm_colocated
 from local_distill.teachers import local, zero3
@@ -31,6 +30,19 @@ SAMPLERS: dict[str, tuple[Always, WhileSampling]] = {
     "continuous": (continuous.always, continuous.while_sampling),
     "vllm": (vllm_colocated.always, vllm_colocated.while_sampling),
 }
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The longest rollout has so many tokens."""
+
+    prompt: int
+    completion: int
+
+    @property
+    def whole(self) -> int:
+        """Both together."""
+        return self.prompt + self.completion
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,10 @@ class PlannedRun:
     def vocab_size(self) -> int:
         """Both models have so many tokens."""
         return min(c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None)
+
+    def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:
+        """Build one of its models without memory."""
+        return skeleton_of(config, self.config.trust_remote_code)
 
     def changed(self, **settings: Any) -> PlannedRun:
         """Return the same run with other settings."""

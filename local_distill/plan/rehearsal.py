@@ -7,10 +7,10 @@ GPU's fused kernels keep (queries, keys, values, the output and one number a row
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -22,10 +22,12 @@ from transformers import masking_utils
 
 from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
 from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
-from local_distill.losses.registry import Loss
-from local_distill.models.files import causal_lm
+from local_distill.inputs import loss_of
+from local_distill.models.files import causal_lm, recompute_activations
 from local_distill.models.footprint import DecodingBytes
+from local_distill.models.reach import freeze_towers
 from local_distill.models.scorer import TokenScorer, head_of
+from local_distill.plan.planned_run import PlannedRun
 from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.rollouts.sampling import NucleusSampling
@@ -156,19 +158,6 @@ def _no_packed_rows() -> Iterator[None]:
             masking_utils.find_packed_sequence_indices = find
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """The longest rollout has so many tokens."""
-
-    prompt: int
-    completion: int
-
-    @property
-    def whole(self) -> int:
-        """Both together."""
-        return self.prompt + self.completion
-
-
 class Training(NamedTuple):
     """A micro-batch takes so many bytes. kept: by forward, for backward. work: head, loss and backward, at most."""
 
@@ -177,34 +166,44 @@ class Training(NamedTuple):
 
 
 class Costs:
-    """The phases of one student's and one teacher's run are rehearsed for what they cost.
-
-    stage: where both are, fake; the student with its adapter. teacher: None for one that is elsewhere, the student for
-    its own base. loss, choose: for samples that are the student's own. dtype: of the products, under autocast for
-    a student with float32 weights. packs: linear layers are packed while sampling, as on a processor.
+    """The phases of a run are rehearsed for what they cost.
 
     Each is rehearsed for 2 and for 3 rollouts, and more grow in proportion; one alone is rehearsed as well, for it has
-    no padding, and attention no mask.
+    no padding, and attention no mask. Samples are the student's own.
     """
 
-    def __init__(
-        self, stage: Stage, student: nn.Module, teacher: nn.Module | None, loss: Loss, choose: NucleusSampling, *,
-        dtype: torch.dtype, under_autocast: bool, packs: bool, vocab_size: int, top_k: int, lengths: Lengths,
-    ) -> None:  # fmt: skip
-        self._stage = stage
-        self._student = TokenScorer(student, vocab_size)
+    def __init__(self, run: PlannedRun) -> None:
+        config, self._stage = run.config, Stage(run.machine.device)
+        student, teacher = self._models(run)
+        self._student = TokenScorer(student, run.vocab_size)
         self._teacher: Any = None
         if teacher is not None:
             own_base = teacher is student
-            self._teacher = BaseOfStudent(self._student) if own_base else TokenScorer(teacher, vocab_size).eval()
+            self._teacher = BaseOfStudent(self._student) if own_base else TokenScorer(teacher, run.vocab_size).eval()
             self._teacher_network = causal_lm(teacher)
-        self._loss, self._choose = loss, choose
-        self._dtype, self._under_autocast, self._packs = dtype, under_autocast, packs
-        self._vocab_size, self._top_k, self._lengths = vocab_size, top_k, lengths
+        self._loss, self._choose = loss_of(config), NucleusSampling(config.temperature, config.top_p)
+        self._low_precision = not run.zero_stage and run.dtype != torch.float32  # by autocast from float32 weights
+        self._packs = run.machine.device == "cpu" and config.rollouts_kind == "hf"
+        self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.top_k or 0, run.lengths
         self._known: dict[object, Any] = {}
         for parameter in student.parameters():
             if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
+
+    def _models(self, run: PlannedRun) -> tuple[nn.Module, nn.Module | None]:
+        """Make the student with its adapter, and the teacher: none if it is elsewhere, the student for its own base."""
+        skeleton = run.skeleton(run.student)
+        freeze_towers(skeleton)
+        student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
+        self._stage.model(student, run.dtype if run.zero_stage else torch.float32, run.dtype)
+        if run.config.gradient_checkpointing:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
+                recompute_activations(student)
+        if run.teacher is None:
+            return student, student if run.config.teacher_kind == "self" else None
+        frozen = run.skeleton(run.teacher).requires_grad_(False)
+        return student, self._stage.model(frozen, run.dtype, run.dtype)
 
     def sampling(self, rollouts: int, group_size: int) -> DecodingBytes:
         """Rehearse our own loop, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
@@ -331,8 +330,7 @@ class Costs:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Count fp16 as bf16, which is as large."""
-        low = self._under_autocast and self._dtype != torch.float32
-        return torch.autocast(DEVICE.type, torch.bfloat16) if low else nullcontext()
+        return torch.autocast(DEVICE.type, torch.bfloat16) if self._low_precision else nullcontext()
 
     def _batch(self, rows: int) -> TokenBatch:
         ids = torch.zeros(rows, self._lengths.whole, dtype=torch.long)

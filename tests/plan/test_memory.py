@@ -11,8 +11,7 @@ from local_distill.models.files import skeleton_of
 from local_distill.models.footprint import shape_of
 from local_distill.plan.machine import GIB, Machine, cuda_libraries
 from local_distill.plan.memory import Memory
-from local_distill.plan.planned_run import PlannedRun
-from local_distill.plan.rehearsal import Lengths
+from local_distill.plan.planned_run import Lengths, PlannedRun
 from tests.plan.shapes import QWEN3, qwen3
 from tests.tiny_models import llama_config
 
