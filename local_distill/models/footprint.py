@@ -92,6 +92,20 @@ class Held:
     passing_is_certain: bool = False
 
 
+@dataclass(frozen=True)
+class TeacherMemory:
+    """A teacher states what it takes of memory.
+
+    held: counts its weights; None where it has none of its own in these processes, and ``instead`` says in words where
+    it is. shared: each process holds a share. is_student: it scores with the student's weights.
+    """
+
+    held: Callable[[TrainConfig, Shape, Place], Held] | None
+    instead: str = ""
+    shared: bool = False
+    is_student: bool = False
+
+
 class DecodingBytes(NamedTuple):
     """Our own loop decodes in so many bytes. copies: of weights. cache: keys and values at the last token. work: all
     else, at most."""
@@ -118,9 +132,17 @@ class ToSample:
 
 
 Parts = tuple[Part, ...]
-Always = Callable[[TrainConfig, ToSample], Parts]
-"""Say what a sampler holds in all phases."""
-WhileSampling = Callable[[TrainConfig, ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
-"""Say what a sampler holds as long as it samples, and what comes and goes then.
 
-It is told how many rollouts are sampled at a time, and may ask what our own loop would take for them."""
+
+@dataclass(frozen=True)
+class SamplerMemory:
+    """A sampler states what it takes of memory.
+
+    sampling: counts what it holds as long as it samples, and what comes and goes then. It is told how many rollouts are
+    sampled at a time, and may ask what our own loop would take for them. always: counts what it holds in all phases.
+    own_loop: it is our own loop, which takes ``--sampling_batch_size`` and packs weights on a processor.
+    """
+
+    sampling: Callable[[TrainConfig, ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
+    always: Callable[[TrainConfig, ToSample], Parts] = lambda *_: ()
+    own_loop: bool = False

@@ -137,7 +137,7 @@ def _lora(change: Change) -> Change | None:
 
 def _shard_teacher(change: Change) -> Change | None:
     run = change.run
-    if run.machine.processes == 1 or run.config.teacher_kind != "local":
+    if run.machine.processes == 1 or not _is_held_whole(run):
         return None
     settings = {"teacher_ds_zero3": True, "teacher_backend": "auto"}
     settings |= {"teacher_offload": "none", "teacher_quantization": "none"}
@@ -146,10 +146,14 @@ def _shard_teacher(change: Change) -> Change | None:
     return change.and_set(f"--teacher_ds_zero3 --top_k {TOP_K}", **settings, top_k=TOP_K, top_k_support="teacher")
 
 
+def _is_held_whole(run: PlannedRun) -> bool:
+    return run.teacher is not None and not run.teacher_memory.shared
+
+
 def _hold_teacher(flags: str, settings: dict[str, str], change: Change) -> Change | None:
     """Hold the teacher in another way, where one GPU holds it whole."""
     run, config = change.run, change.run.config
-    if run.machine.device != "cuda" or run.machine.processes > 1 or config.teacher_kind != "local":
+    if run.machine.device != "cuda" or run.machine.processes > 1 or not _is_held_whole(run):
         return None
     if all(getattr(config, name) == value for name, value in settings.items()):
         return None

@@ -33,9 +33,7 @@ def facts(plan: Plan) -> list[str]:
     run, student, teacher = plan.run, plan.memory.student, plan.memory.teacher
     trained = f", {billions(student.trained)} of an adapter trained" if student.adapter else ", all trained"
     sharded = f" (ZeRO-{run.zero_stage})" if run.zero_stage else ""
-    held = f"{billions(teacher.shape.parameters)}, {teacher.how}" if teacher else "not in this process"
-    if run.config.teacher_kind == "self":
-        held = "the student without its adapter"
+    held = f"{billions(teacher.shape.parameters)}, {teacher.how}" if teacher else run.teacher_memory.instead
     return [
         f"student {billions(student.shape.parameters)}{trained}{sharded}; teacher {held}; "
         f"products in {str(run.dtype).removeprefix('torch.')}",
@@ -79,7 +77,7 @@ def verdict(plan: Plan) -> list[str]:
             f"largest micro-batch that fits: {plan.most_rows * plan.run.lengths.whole} tokens "
             f"({plan.most_rows} of the longest rollouts)"
         )
-    if plan.most_rollouts and plan.run.config.rollouts_kind == "hf":
+    if plan.most_rollouts and plan.run.sampler_memory.own_loop:
         lines.append(f"largest sampling batch that fits: {plan.most_rollouts} rollouts")
     if plan.run.machine.glibc:
         lines.append("~ allocator is what glibc's heap loses; tcmalloc's loses next to nothing (docs/plan.md)")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
-from local_distill.plan.planned_run import SAMPLERS, TEACHERS, PlannedRun
+from local_distill.plan.planned_run import PlannedRun
 from local_distill.plan.rehearsal import Costs, Training
 from local_distill.training.optimizer import LARGEST_BUCKET
 
@@ -143,11 +143,11 @@ class Memory:
     @cached_property
     def teacher(self) -> Held | None:
         """The teacher's weights are counted; None where there are none in this process."""
-        run = self.run
-        if run.teacher is None:
+        run, held = self.run, self.run.teacher_memory.held
+        if held is None or run.teacher is None:
             return None
         place = Place(run.machine.device, run.machine.processes, run.dtype.itemsize)
-        return TEACHERS[run.config.teacher_kind](run.config, shape_of(run.skeleton(run.teacher)), place)
+        return held(run.config, shape_of(run.skeleton(run.teacher)), place)
 
     def phases(self, rollouts: int, rows: int) -> tuple[Phase, ...]:
         """Count all phases, with so many rollouts sampled at a time, and so many in a micro-batch."""
@@ -164,8 +164,7 @@ class Memory:
         def decoding() -> DecodingBytes:
             return self._counted(lambda: self._costs.sampling(rollouts, size), DecodingBytes())
 
-        _, count = SAMPLERS[run.config.rollouts_kind]
-        standing, passing = count(run.config, self._to_sample, rollouts, decoding)
+        standing, passing = run.sampler_memory.sampling(run.config, self._to_sample, rollouts, decoding)
         lost = self._allocator(sum(part.bytes for part in passing))
         return Phase("sampling", (*self._resident, *standing), (*passing, lost))
 
@@ -205,8 +204,7 @@ class Memory:
     def _resident(self) -> tuple[Part, ...]:
         """All phases after loading have these."""
         gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
-        always, _ = SAMPLERS[self.run.config.rollouts_kind]
-        sampler = always(self.run.config, self._to_sample)
+        sampler = self.run.sampler_memory.always(self.run.config, self._to_sample)
         return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *sampler
 
     @property

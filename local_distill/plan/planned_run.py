@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,21 +14,16 @@ from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import open_config, skeleton_of
-from local_distill.models.footprint import Always, Held, Place, Shape, WhileSampling
+from local_distill.models.footprint import SamplerMemory, TeacherMemory
 from local_distill.models.neutral import context_length_of
 from local_distill.models.quantization import check_dense
 from local_distill.plan.machine import Machine, free_for_a_run
 from local_distill.process.launch import DTYPES, resolve_precision
 from local_distill.rollouts import continuous, hf, vllm_colocated
-from local_distill.teachers import local, zero3
+from local_distill.teachers import local, server, student_base, zero3
 
-TEACHERS: dict[str, Callable[[TrainConfig, Shape, Place], Held]] = {"local": local.held, "zero3": zero3.held}
-"""Count the teachers whose weights are in these processes."""
-SAMPLERS: dict[str, tuple[Always, WhileSampling]] = {
-    "hf": (lambda *_: (), hf.while_sampling),
-    "continuous": (continuous.always, continuous.while_sampling),
-    "vllm": (vllm_colocated.always, vllm_colocated.while_sampling),
-}
+TEACHERS = {"local": local.MEMORY, "zero3": zero3.MEMORY, "self": student_base.MEMORY, "server": server.MEMORY}
+SAMPLERS = {"hf": hf.MEMORY, "continuous": continuous.MEMORY, "vllm": vllm_colocated.MEMORY}
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,16 @@ class PlannedRun:
         return -(-self.config.batch_size // self.machine.processes) * self.config.group_size
 
     @property
+    def teacher_memory(self) -> TeacherMemory:
+        """The teacher states what it takes."""
+        return TEACHERS[self.config.teacher_kind]
+
+    @property
+    def sampler_memory(self) -> SamplerMemory:
+        """The sampler states what it takes."""
+        return SAMPLERS[self.config.rollouts_kind]
+
+    @property
     def vocab_size(self) -> int:
         """Both models have so many tokens."""
         return min(c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None)
@@ -94,7 +98,7 @@ def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedR
     student = open_config("--student_model", config.student_model, config.trust_remote_code)
     check_dense("--student_model", config.student_model, student, "to be trained")
     teacher = None
-    if config.teacher_kind in TEACHERS:
+    if TEACHERS[config.teacher_kind].held:
         teacher = open_config("--teacher_model", config.teacher_model, config.trust_remote_code)
     contexts = [length for each in (student, teacher) if each is not None and (length := context_length_of(each))]
     if contexts and min(contexts) - config.max_new_tokens < 1:
@@ -117,7 +121,7 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 
     return PlannedRun(
         config,
         inputs.pair.student.config,
-        inputs.pair.teacher.config if config.teacher_kind in TEACHERS else None,
+        inputs.pair.teacher.config if TEACHERS[config.teacher_kind].held else None,
         inputs.lora,
         inputs.precision.dtype,
         plugin.zero_stage if plugin else 0,

@@ -183,7 +183,7 @@ class Costs:
             self._teacher_network = causal_lm(teacher)
         self._loss, self._choose = loss_of(config), NucleusSampling(config.temperature, config.top_p)
         self._low_precision = not run.zero_stage and run.dtype != torch.float32  # by autocast from float32 weights
-        self._packs = run.machine.device == "cpu" and config.rollouts_kind == "hf"
+        self._packs = run.machine.device == "cpu" and run.sampler_memory.own_loop
         self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.top_k or 0, run.lengths
         self._known: dict[object, Any] = {}
         for parameter in student.parameters():
@@ -201,7 +201,7 @@ class Costs:
                 warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
                 recompute_activations(student)
         if run.teacher is None:
-            return student, student if run.config.teacher_kind == "self" else None
+            return student, student if run.teacher_memory.is_student else None
         frozen = run.skeleton(run.teacher).requires_grad_(False)
         return student, self._stage.model(frozen, run.dtype, run.dtype)
 

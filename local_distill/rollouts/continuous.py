@@ -20,7 +20,7 @@ from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
-from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, ToSample
+from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.models.precision import cast, saved_tensors
 from local_distill.rollouts.sampling import NucleusSampling, seed_of
 
@@ -54,6 +54,9 @@ def while_sampling(
     pages = -(-run.longest // PAGE) + 1
     paged = cache / at_once * (run.rollouts if run.device == "cpu" else 1) * pages * PAGE / run.longest
     return (), (Part(CACHE, paged), Part(WORK, work))
+
+
+MEMORY = SamplerMemory(while_sampling, always)
 
 
 class SampledModel:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError
-from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, ToSample
+from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
@@ -27,6 +27,9 @@ def while_sampling(
     del config, run, at_once
     copies, cache, work = decoding()
     return (Part(COPIES, copies),), (Part(CACHE, cache), Part(WORK, work))
+
+
+MEMORY = SamplerMemory(while_sampling, own_loop=True)
 
 
 @dataclass(frozen=True)

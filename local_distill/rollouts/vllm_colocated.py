@@ -22,7 +22,7 @@ from local_distill.batch import Prompt, Rollout, nobody
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
-from local_distill.models.footprint import DecodingBytes, Part, Parts, ToSample
+from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.models.precision import precision_of, saved_tensors
 from local_distill.packages import installed
 from local_distill.rollouts.left_out import bias_against
@@ -52,6 +52,9 @@ def while_sampling(
     if config.rollouts_url or run.device == "cpu":
         return (), ()
     return (Part(ENGINE, config.rollouts_memory_share * run.memory, estimated=True),), ()
+
+
+MEMORY = SamplerMemory(while_sampling, always)
 
 
 def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

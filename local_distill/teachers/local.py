@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from local_distill.batch import HeadStates, Rollout, ScoredBatch, TokenBatch
 from local_distill.config.train_config import TrainConfig
 from local_distill.head.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
-from local_distill.models.footprint import Held, Place, Shape
+from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.quantization import held_packed
 from local_distill.models.scorer import Reading
 from local_distill.teachers.offload import held_offloaded
@@ -29,6 +29,9 @@ def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
     if config.teacher_offload != "none":
         return held_offloaded(shape, place)
     return Held("local", shape, place.item * shape.parameters)
+
+
+MEMORY = TeacherMemory(held)
 
 
 class Scorer(Protocol):

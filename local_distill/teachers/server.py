@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.batch import Rollout, ScoredBatch, TokenBatch
 from local_distill.head.logprobs import TopTokens
+from local_distill.models.footprint import TeacherMemory
 from local_distill.serving.client import HttpClient
 from local_distill.serving.scoring import Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire
@@ -19,6 +20,9 @@ from local_distill.serving.served import FLAG, agree_on_wire
 KEY_VARIABLE = "LOCAL_DISTILL_TEACHER_API_KEY"
 FORGOTTEN_AFTER = 4096
 """Batches after which a rollout that was prepared will not be asked for any more; more than a step has."""
+
+
+MEMORY = TeacherMemory(None, "not in this process")
 
 
 class _Prepared(NamedTuple):

@@ -13,7 +13,10 @@ import torch
 
 from local_distill.batch import HeadStates, TokenBatch
 from local_distill.head.logprobs import read_tokens
+from local_distill.models.footprint import TeacherMemory
 from local_distill.models.scorer import Reading, TokenScorer
+
+MEMORY = TeacherMemory(None, "the student without its adapter", is_student=True)
 
 
 class BaseOfStudent:

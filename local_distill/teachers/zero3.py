@@ -21,7 +21,7 @@ from torch import nn
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
-from local_distill.models.footprint import Held, Place, Shape
+from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
 from local_distill.process.distributed import runs_on_cuda
@@ -59,6 +59,9 @@ def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
     most = min(float(live) if isinstance(live, int | float) else LIVE_PARAMETERS, shape.parameters - shape.head)
     gathered = most + shape.head if place.processes > 1 else 0.0
     return Held("zero3", shape, place.item * shape.parameters / place.processes, place.item * gathered)
+
+
+MEMORY = TeacherMemory(held, shared=True)
 
 
 @contextmanager

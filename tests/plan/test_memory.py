@@ -1,6 +1,8 @@
 """Weights, gradients and moments by arithmetic done again here; the rest from one part of the program to the other."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from local_distill.commands.plan import PlanSettings
 from local_distill.models.adapters import LoraSettings
 from local_distill.models.files import skeleton_of
 from local_distill.models.footprint import shape_of
+from local_distill.plan import planned_run
 from local_distill.plan.machine import GIB, Machine, cuda_libraries
 from local_distill.plan.memory import Memory
 from local_distill.plan.planned_run import Lengths, PlannedRun
@@ -183,3 +186,11 @@ def test_the_heap_of_glibc_loses_half_of_what_comes_and_goes_in_training():
     assert [other.training(2).of("allocator"), glibc.sampling(2).of("allocator"), glibc.scoring(2).of("allocator")] == [
         0, 0, 0,
     ]  # fmt: skip
+
+
+def test_the_plan_compares_no_name_of_a_backend_but_asks_what_each_states():
+    names = {*planned_run.TEACHERS, *planned_run.SAMPLERS}
+    for file in Path(planned_run.__file__).parent.glob("*.py"):
+        compared = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Compare)]
+        words = {n.value for node in compared for n in ast.walk(node) if isinstance(n, ast.Constant)}
+        assert not words & names, file
