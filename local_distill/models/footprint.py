@@ -119,10 +119,11 @@ class DecodingBytes(NamedTuple):
 class ToSample:
     """A process samples with this student, on this device, so many rollouts.
 
-    weights: bytes of the student's weights in the precision of the products; as_masters: they are trained as float32
-    masters of it. device, memory: what it has. rollouts: of a step. longest: tokens of the longest of them.
+    config: the run's. weights: bytes of the student's weights in the precision of the products; as_masters: they are
+    trained as float32 masters of it. device, memory: what it has. rollouts: of a step. longest: tokens of the longest.
     """
 
+    config: TrainConfig
     weights: float
     as_masters: bool
     device: str
@@ -143,6 +144,6 @@ class SamplerMemory:
     own_loop: it is our own loop, which takes ``--sampling_batch_size`` and packs weights on a processor.
     """
 
-    sampling: Callable[[TrainConfig, ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
-    always: Callable[[TrainConfig, ToSample], Parts] = lambda *_: ()
+    sampling: Callable[[ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
+    always: Callable[[ToSample], Parts] = lambda _: ()
     own_loop: bool = False

@@ -164,7 +164,7 @@ class Memory:
         def decoding() -> DecodingBytes:
             return self._counted(lambda: self._costs.sampling(rollouts, size), DecodingBytes())
 
-        standing, passing = run.sampler_memory.sampling(run.config, self._to_sample, rollouts, decoding)
+        standing, passing = run.sampler_memory.sampling(self._to_sample, rollouts, decoding)
         lost = self._allocator(sum(part.bytes for part in passing))
         return Phase("sampling", (*self._resident, *standing), (*passing, lost))
 
@@ -204,15 +204,15 @@ class Memory:
     def _resident(self) -> tuple[Part, ...]:
         """All phases after loading have these."""
         gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
-        sampler = self.run.sampler_memory.always(self.run.config, self._to_sample)
+        sampler = self.run.sampler_memory.always(self._to_sample)
         return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *sampler
 
     @property
     def _to_sample(self) -> ToSample:
         run, student = self.run, self.student
         masters = not student.adapter and student.item < MASTER
-        weights, machine = student.item * student.shape.parameters, run.machine
-        return ToSample(weights, masters, machine.device, machine.memory, run.rollouts, run.lengths.whole)
+        weights, there = student.item * student.shape.parameters, run.machine
+        return ToSample(run.config, weights, masters, there.device, there.memory, run.rollouts, run.lengths.whole)
 
     @property
     def _scores(self) -> Part:

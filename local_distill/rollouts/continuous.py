@@ -17,7 +17,6 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers import __version__ as transformers_version
 
 from local_distill.batch import Prompt, Rollout, nobody
-from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
@@ -39,17 +38,13 @@ def check_seeded() -> None:
         )
 
 
-def always(config: TrainConfig, run: ToSample) -> Parts:
+def always(run: ToSample) -> Parts:
     """Count the copy that is sampled from; an adapter's base is in the precision of the products already."""
-    del config
     return (Part(COPIES, run.weights),) if run.as_masters else ()
 
 
-def while_sampling(
-    config: TrainConfig, run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]
-) -> tuple[Parts, Parts]:
+def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
     """Count keys and values in pages: of all rollouts on a processor; a GPU's cache takes what is free, so of one."""
-    del config
     _, cache, work = decoding()
     pages = -(-run.longest // PAGE) + 1
     paged = cache / at_once * (run.rollouts if run.device == "cpu" else 1) * pages * PAGE / run.longest

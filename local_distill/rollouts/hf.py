@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, nobody
-from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
@@ -20,11 +19,9 @@ from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
 from local_distill.training.out_of_memory import is_out_of_memory, release_memory
 
 
-def while_sampling(
-    config: TrainConfig, run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]
-) -> tuple[Parts, Parts]:
+def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
     """Count what the loop holds at its last token, as rehearsed."""
-    del config, run, at_once
+    del run, at_once
     copies, cache, work = decoding()
     return (Part(COPIES, copies),), (Part(CACHE, cache), Part(WORK, work))
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, nobody
-from local_distill.config.train_config import TrainConfig
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
@@ -37,21 +36,19 @@ CPU_CACHE = 4 * 2**30
 NamedWeights = Iterable[tuple[str, Tensor]]
 
 
-def always(config: TrainConfig, run: ToSample) -> Parts:
+def always(run: ToSample) -> Parts:
     """Count the engine on a processor, where it cannot sleep. Nothing of it is here behind ``--rollouts_url``."""
-    if config.rollouts_url or run.device != "cpu":
+    if run.config.rollouts_url or run.device != "cpu":
         return ()
     return (Part(ENGINE, run.weights + CPU_CACHE, estimated=True),)
 
 
-def while_sampling(
-    config: TrainConfig, run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]
-) -> tuple[Parts, Parts]:
+def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
     """Count the share of a GPU that the engine fills while it is awake."""
     del at_once, decoding
-    if config.rollouts_url or run.device == "cpu":
+    if run.config.rollouts_url or run.device == "cpu":
         return (), ()
-    return (Part(ENGINE, config.rollouts_memory_share * run.memory, estimated=True),), ()
+    return (Part(ENGINE, run.config.rollouts_memory_share * run.memory, estimated=True),), ()
 
 
 MEMORY = SamplerMemory(while_sampling, always)
