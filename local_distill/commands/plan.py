@@ -28,7 +28,7 @@ _plan = partial(option, "plan")
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(TrainConfig):
-    """A run and the machine that it is planned for. Raises UserError when they contradict each other."""
+    """A plan is asked of a run and a machine. Raises UserError when they contradict each other."""
 
     gpus: int | None = _plan(
         "GPUs of the run, one process for each. Default: 1, or with no --gpu_memory this machine's."

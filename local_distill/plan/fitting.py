@@ -1,4 +1,4 @@
-"""Whether a run fits its machine, and how much of it at a time does."""
+"""A plan finds out whether a run fits its machine, and how much of it at a time does."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ class Plan:
 
     @property
     def run(self) -> PlannedRun:
-        """The plan is of this run."""
+        """Return the run that is planned."""
         return self.memory.run
 
     @property
     def available(self) -> float:
-        """One process has so many bytes."""
+        """Return the bytes that one process has."""
         return self.run.machine.memory
 
     @property
     def fits(self) -> bool:
-        """Whether the run fits as it would begin."""
+        """Tell whether the run fits as it would begin."""
         return not self.over
 
     @property
     def over(self) -> tuple[Phase, ...]:
-        """These phases want more than there is."""
+        """Return the phases that want more than there is."""
         return tuple(phase for phase in self.phases if phase.bytes > self.available)
 
 
@@ -80,7 +80,7 @@ def make_plan(memory: Memory) -> Plan:
 
 
 def fits_at_all(memory: Memory) -> bool:
-    """Whether a run fits with one rollout at a time."""
+    """Tell whether a run fits with one rollout at a time."""
     with_one = (partial(phase, 1) for phase in (memory.training, memory.scoring, memory.sampling))
     phases: tuple[Callable[[], Phase], ...] = (memory.loading, memory.standing, *with_one)
     return all(phase().bytes <= memory.run.machine.memory for phase in phases)
@@ -138,7 +138,7 @@ def micro_batch_tokens(
     tried = activation_bytes(scorer) if memory.not_counted else Kept(0.0, 0.0)
 
     def needed(rows: int) -> float:
-        """Bytes that such a micro-batch, all scores of a step and the first update take besides what is there."""
+        """Return what such a micro-batch, all scores of a step and the first update take besides what is there."""
         kept = tried.fixed + rows * longest * tried.per_token
         training = to_come.gradients + to_come.moments + kept + memory.training(rows).passing_bytes
         return max(training, to_come.moments + memory.scoring(rows).passing_bytes)

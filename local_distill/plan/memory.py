@@ -10,7 +10,7 @@ from typing import TypeVar
 from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
 from local_distill.plan.planned_run import PlannedRun
-from local_distill.plan.rehearsal import Costs, Training
+from local_distill.plan.rehearsal import Costs, TrainingBytes
 from local_distill.training.optimizer import LARGEST_BUCKET
 
 T = TypeVar("T")
@@ -41,22 +41,22 @@ class Phase:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All parts that take anything, in the order in which they are shown."""
+        """Return all parts that take anything, in the order in which they are shown."""
         return tuple(part for part in self.standing + self.passing if part.bytes > 0)
 
     @property
     def bytes(self) -> float:
-        """All parts take so much together."""
+        """Return the bytes of all parts together."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def passing_bytes(self) -> float:
-        """What comes and goes takes so much."""
+        """Return the bytes of what comes and goes."""
         return sum(part.bytes for part in self.passing)
 
     @property
     def certain_bytes(self) -> float:
-        """All parts that are not estimated take so much."""
+        """Return the bytes of all parts that are not estimated."""
         return sum(part.bytes for part in self.parts if not part.estimated)
 
     def of(self, name: str) -> float:
@@ -82,7 +82,7 @@ class StudentWeights:
 
     @property
     def loaded(self) -> Part:
-        """Weights come from their files in float32, all but a base under an adapter."""
+        """Return the weights as they come from their files: all in float32, but a base under an adapter."""
         frozen = self.item * self.shape.parameters if self.adapter else MASTER * (self.shape.parameters - self.trained)
         return Part(STUDENT, frozen + MASTER * self.trained)
 
@@ -95,7 +95,7 @@ class StudentWeights:
 
     @property
     def gradients_stay(self) -> bool:
-        """Gradients of several processes are there from the beginning to the end, unless they are shared out."""
+        """Tell whether gradients are always there: those of several processes are, unless they are shared out."""
         return self.processes > 1 and self.stage < 2
 
     def gradients(self) -> Part:
@@ -128,7 +128,7 @@ class Memory:
 
     @cached_property
     def student(self) -> StudentWeights:
-        """The student is counted with what trains it."""
+        """Count the student's weights and what trains them."""
         run, skeleton = self.run, self.run.skeleton(self.run.student)
         shape = shape_of(skeleton)
         if run.adapter:
@@ -142,7 +142,7 @@ class Memory:
 
     @cached_property
     def teacher(self) -> Held | None:
-        """The teacher's weights are counted; None where there are none in this process."""
+        """Count the teacher's weights; None where there are none in this process."""
         run, held = self.run, self.run.teacher_memory.held
         if held is None or run.teacher is None:
             return None
@@ -178,7 +178,7 @@ class Memory:
         """Count forward and backward of a micro-batch, with all gradients there; or ZeRO's update, if that is more."""
         student, found = self.student, self._counted(lambda: self._costs.training(rows), None)
         if found is None:
-            found = self._tried(lambda: self._costs.training_head(rows), Training())
+            found = self._tried(lambda: self._costs.training_head(rows), TrainingBytes())
         parts: tuple[Part, ...] = Part(ACTIVATIONS, found.kept), Part(WORK, found.work)
         if student.stage:
             parts = *parts, Part("ZeRO-2 buckets", student.buckets(), estimated=True)
@@ -202,7 +202,7 @@ class Memory:
 
     @property
     def _resident(self) -> tuple[Part, ...]:
-        """All phases after loading have these."""
+        """Return what is there in all phases after loading."""
         gradients = (self.student.gradients(),) if self.student.gradients_stay else ()
         sampler = self.run.sampler_memory.always(self._to_sample)
         return self._libraries, *self.student.resident(), *self._teacher_weights, *gradients, *sampler

@@ -28,20 +28,20 @@ SAMPLERS = {"hf": hf.MEMORY, "continuous": continuous.MEMORY, "vllm": vllm_coloc
 
 @dataclass(frozen=True)
 class Lengths:
-    """The longest rollout has so many tokens."""
+    """The longest rollout has a prompt and a completion of so many tokens."""
 
     prompt: int
     completion: int
 
     @property
     def whole(self) -> int:
-        """Both together."""
+        """Return the tokens of both together."""
         return self.prompt + self.completion
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A planned run has a machine.
+    """A planned run is all that its memory depends on.
 
     student, teacher: of transformers; no teacher where it is elsewhere, or the student itself. adapter: the student's.
     dtype: of the products. zero_stage: of DeepSpeed's ZeRO, which shards the student; 0 without it. lengths: of the
@@ -59,22 +59,22 @@ class PlannedRun:
 
     @property
     def rollouts(self) -> int:
-        """The busiest process has so many rollouts of a step."""
+        """Return the rollouts of a step that the busiest process has."""
         return -(-self.config.batch_size // self.machine.processes) * self.config.group_size
 
     @property
     def teacher_memory(self) -> TeacherMemory:
-        """The teacher states what it takes."""
+        """Return what the teacher states of its memory."""
         return TEACHERS[self.config.teacher_kind]
 
     @property
     def sampler_memory(self) -> SamplerMemory:
-        """The sampler states what it takes."""
+        """Return what the sampler states of its memory."""
         return SAMPLERS[self.config.rollouts_kind]
 
     @property
     def vocab_size(self) -> int:
-        """Both models have so many tokens."""
+        """Return the number of tokens that both models have."""
         return min(c.get_text_config().vocab_size for c in (self.student, self.teacher) if c is not None)
 
     def skeleton(self, config: PretrainedConfig) -> PreTrainedModel:

@@ -40,8 +40,8 @@ DEVICE = torch.device("cpu")
 """All tensors of a rehearsal say that they are here."""
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A tally counts the storages that are made while it is on, from their first tensor to their last.
+class StorageCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Storages that are made while it is on are counted from their first tensor to their last.
 
     now: bytes of those that there are. peak: the most there were.
     """
@@ -123,10 +123,10 @@ class Stage:
                     setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
         return skeleton
 
-    def rehearse(self, act: Callable[Concatenate[Tally, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what ``act`` says of the tally of what it does."""
-        with self._fake, chunks_of_device(self._device), _no_packed_rows(), Tally() as tally:
-            return act(tally, *args, **kwargs)
+    def rehearse(self, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what ``act`` says of the storages that it makes."""
+        with self._fake, chunks_of_device(self._device), _no_packed_rows(), StorageCount() as storages:
+            return act(storages, *args, **kwargs)
 
 
 def _fake_parameter(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
@@ -158,7 +158,7 @@ def _no_packed_rows() -> Iterator[None]:
             masking_utils.find_packed_sequence_indices = find
 
 
-class Training(NamedTuple):
+class TrainingBytes(NamedTuple):
     """A micro-batch takes so many bytes. kept: by forward, for backward. work: head, loss and backward, at most."""
 
     kept: float = 0.0
@@ -222,16 +222,16 @@ class Costs:
         kept, peak = self._body(self._score_body, rollouts)
         return max(peak, kept + self._found(self._score_head, rollouts * self._lengths.completion))
 
-    def training(self, rollouts: int) -> Training:
+    def training(self, rollouts: int) -> TrainingBytes:
         """Rehearse a micro-batch of so many of the longest rollouts."""
         self._student.train()
         kept, peak = self._body(self._train_body, rollouts)
         forward, backward = self._found(self._train_head, rollouts * self._lengths.completion)
-        return Training(kept, max(forward, peak - kept + backward))
+        return TrainingBytes(kept, max(forward, peak - kept + backward))
 
-    def training_head(self, rollouts: int) -> Training:
+    def training_head(self, rollouts: int) -> TrainingBytes:
         """Rehearse head and loss alone, of a model whose body cannot be."""
-        return Training(0.0, max(self._found(self._train_head, rollouts * self._lengths.completion)))
+        return TrainingBytes(0.0, max(self._found(self._train_head, rollouts * self._lengths.completion)))
 
     def answers(self) -> float:
         """Return the bytes of a completion token's scores, which all are held from scoring to the end of training."""
@@ -241,13 +241,13 @@ class Costs:
             return numbers + head.shape[1] * head.element_size()
         return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == "top" else 0)
 
-    def _found(self, act: Callable[Concatenate[Tally, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _found(self, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rehearse ``act``, once for the same arguments."""
         if (act, args) not in self._known:
             self._known[act, args] = self._stage.rehearse(act, *args, **kwargs)
         return cast(T, self._known[act, args])
 
-    def _body(self, act: Callable[[Tally, int], tuple[float, float]], rollouts: int) -> tuple[float, float]:
+    def _body(self, act: Callable[[StorageCount, int], tuple[float, float]], rollouts: int) -> tuple[float, float]:
         """Return what ``act`` finds, (kept, peak), for any number of rollouts."""
         if rollouts == 1:
             return self._found(act, 1)
@@ -255,70 +255,70 @@ class Costs:
         kept, peak = (_in_proportion(rollouts, two, three) for two, three in pairs)
         return kept, peak
 
-    def _train_body(self, tally: Tally, rows: int) -> tuple[float, float]:
+    def _train_body(self, storages: StorageCount, rows: int) -> tuple[float, float]:
         """Return (bytes that forward keeps, most of them while it and backward run), head and loss left out."""
         with self._autocast():
             loss = self._student(self._batch(rows), _sum_of_states)
-        kept = tally.now
+        kept = storages.now
         loss.backward()
-        return kept, tally.peak
+        return kept, storages.peak
 
-    def _train_head(self, tally: Tally, tokens: int) -> tuple[float, float]:
+    def _train_head(self, storages: StorageCount, tokens: int) -> tuple[float, float]:
         """Return (most bytes in forward, most in backward) of head and loss, the hidden states left out."""
         head = head_of(causal_lm(self._student.model), self._vocab_size)
         hidden = torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
         read = self._loss.reading(self._scored(tokens), 0)
-        before = tally.now
+        before = storages.now
         with self._autocast():
             total, _ = read(hidden, head, torch.zeros(tokens, dtype=torch.long))
-        forward = tally.peak - before
-        tally.forget_peak()
+        forward = storages.peak - before
+        storages.forget_peak()
         total.backward()  # type: ignore[no-untyped-call]
-        return forward, tally.peak - before
+        return forward, storages.peak - before
 
     @torch.no_grad()
-    def _score_body(self, tally: Tally, rows: int) -> tuple[float, float]:
+    def _score_body(self, storages: StorageCount, rows: int) -> tuple[float, float]:
         states = self._teacher.states(self._batch(rows))
-        kept, peak = tally.now, tally.peak
+        kept, peak = storages.now, storages.peak
         del states
         return kept, peak
 
     @torch.no_grad()
-    def _score_head(self, tally: Tally, tokens: int) -> float:
+    def _score_head(self, storages: StorageCount, tokens: int) -> float:
         if self._loss.needs == "whole":
             return 0.0
-        states, before = self._states(tokens), tally.now
+        states, before = self._states(tokens), storages.now
         targets = torch.zeros(tokens, dtype=torch.long)
         reading = read_tokens(states.hidden, states.head, targets)
         top = read_top_tokens(states.hidden, states.head, self._top_k) if self._loss.needs == "top" else None
         del reading, top  # both are there until now
-        return tally.peak - before
+        return storages.peak - before
 
-    def _prefill(self, tally: Tally, prompts: int, group_size: int) -> float:
+    def _prefill(self, storages: StorageCount, prompts: int, group_size: int) -> float:
         """Return the most bytes while prompts are read, and their keys and values given to each rollout of a group."""
         with self._decoding():
             cache, logits = self._read_prompts(prompts, self._lengths.prompt)
             copies = torch.zeros(prompts * group_size, dtype=torch.long)
             cache.take_rows(copies)
             self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
-            return tally.peak
+            return storages.peak
 
-    def _decode(self, tally: Tally, rows: int) -> DecodingBytes:
+    def _decode(self, storages: StorageCount, rows: int) -> DecodingBytes:
         """Draw the last token, when keys and values are longest; ``work`` is with the copies and the cache."""
         with self._decoding():
             cache, last = self._read_prompts(rows, self._lengths.whole - 1)
-            copies = tally.now - cache.nbytes - last.untyped_storage().nbytes()
-            tally.forget_peak()
+            copies = storages.now - cache.nbytes - last.untyped_storage().nbytes()
+            storages.forget_peak()
             logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
             self._choose(logits, torch.zeros(rows, dtype=torch.float64))
-            return DecodingBytes(copies, cache.nbytes, tally.peak)
+            return DecodingBytes(copies, cache.nbytes, storages.peak)
 
     def _read_prompts(self, rows: int, length: int) -> tuple[TokenCache, Tensor]:
         cache = TokenCache.of(self._student.model)
         return cache, self._next_logits(torch.zeros(rows, length, dtype=torch.long), length, cache)
 
     def _next_logits(self, ids: Tensor, length: int, cache: TokenCache) -> Tensor:
-        """ids: (rows, new tokens). length: tokens with these."""
+        """Return the logits after new tokens ``ids``, (rows, n), of texts that have ``length`` tokens with them."""
         mask = torch.ones(len(ids), length, dtype=torch.long)
         return next_logits(self._student.model, ids, mask, cache, self._vocab_size)
 

@@ -8,7 +8,7 @@ from local_distill.head import logprobs
 from local_distill.head.logprobs import Head, TopTokens, read_tokens, read_top_tokens
 from local_distill.losses.registry import make_loss
 from local_distill.models.comparison import compare_whole
-from local_distill.plan.rehearsal import Tally
+from local_distill.plan.rehearsal import StorageCount
 
 V, H, ROWS, TOP = 4000, 8, 64, 5
 
@@ -21,9 +21,9 @@ def small_chunks(monkeypatch):
 
 def chunk_tensors(act):
     """Most that there are at a time, in tensors of a chunk's (ROWS, V) float32."""
-    with Tally() as tally:
+    with StorageCount() as storages:
         act()
-    return tally.peak / (4 * ROWS * V)
+    return storages.peak / (4 * ROWS * V)
 
 
 def head(softcap=None):

@@ -73,12 +73,12 @@ def test_forward_and_backward_take_what_is_counted(family, dtype, checkpointing,
     model = stage.model(adapted(skeleton_of(config, False)), torch.float32, torch.float32)
     fake = TokenScorer(model, V).train()
 
-    def rehearsed(tally):
+    def rehearsed(storages):
         tokens = batch(4)
-        before = tally.now
-        tally.forget_peak()
+        before = storages.now
+        storages.forget_peak()
         forward_and_backward(fake, tokens, dtype)
-        return tally.peak - before
+        return storages.peak - before
 
     assert stage.rehearse(rehearsed) == pytest.approx(peak, rel=0.08)  # kernels have scratch of their own
 
@@ -87,12 +87,12 @@ def test_what_was_there_before_is_not_counted_and_what_is_gone_is_given_back():
     stage = Stage("cpu")
     model = stage.model(torch.nn.Linear(100, 100, bias=False, device="meta"), torch.float32, torch.float32)
 
-    def act(tally):
+    def act(storages):
         view = model.weight.t()[:50]
         copies = [torch.empty(1000) for _ in range(3)]
-        held = tally.now
+        held = storages.now
         del copies
-        return view.shape, held, tally.now, tally.peak
+        return view.shape, held, storages.now, storages.peak
 
     assert stage.rehearse(act) == ((50, 100), 12_000, 0, 12_000)
 
@@ -152,8 +152,8 @@ def test_two_rehearsals_at_once_leave_transformers_as_it_was():
 
 
 def test_what_is_asked_of_a_value_is_answered_with_no():
-    def act(tally):
-        del tally
+    def act(storages):
+        del storages
         return bool(torch.ones(3).sum() > 0), float(torch.ones(3).sum()), int(torch.ones(1, dtype=torch.long))
 
     assert Stage("cpu").rehearse(act) == (False, 0.0, 0)

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from local_distill.batch import TokenBatch
 from local_distill.models.adapters import LoraSettings, add_lora, load_lora
 from local_distill.models.scorer import TokenScorer
-from local_distill.plan.rehearsal import Tally
+from local_distill.plan.rehearsal import StorageCount
 from local_distill.process.distributed import on_main_process
 from local_distill.runs.checkpoints import open_checkpoint
 from local_distill.serving.client import HttpClient
@@ -100,12 +100,12 @@ def published(
         if kind == "lora"
         else WeightsPublisher(*shared, model=model, base="base", dtype=torch.bfloat16)
     )
-    with Tally() as tally:
+    with StorageCount() as storages:
         publisher.publish()
     where = Path(str(next(iter(server.adapters.values()), server.loaded)))
     client.close()
     server.close()
-    return tally.peak, where
+    return storages.peak, where
 
 
 def main(stage: int, kind: str, folder: Path) -> None:
@@ -119,10 +119,10 @@ def main(stage: int, kind: str, folder: Path) -> None:
     found: dict[str, object] = {"trained": sum(sizes), "largest": max(sizes)}
 
     found["to_come"] = updates.to_come()
-    with Tally() as tally:
+    with StorageCount() as storages:
         half(updates, process, last=False)
         accelerator.wait_for_everyone()  # gloo's thread lets go of what it sent last
-    found["gradients"] = tally.now
+    found["gradients"] = storages.now
     half(updates, process, last=True)
     updates.apply(0.0, loss_is_finite=True)
     updates.backward(updates.student(batch_of(process), loss_of) * (math.nan if process else 1.0), last=True)
@@ -139,9 +139,9 @@ def main(stage: int, kind: str, folder: Path) -> None:
     updates.apply(1e-2, loss_is_finite=True)
 
     settings = GenerationConfig(eos_token_id=0), {}, folder, 1
-    with Tally() as tally, OnDevice() as gathered:
+    with StorageCount() as storages, OnDevice() as gathered:
         Checkpointer(accelerator, updates, model, make_tokenizer(), *settings).save(2)
-    found["saving"], found["gathered"] = tally.peak, gathered.most
+    found["saving"], found["gathered"] = storages.peak, gathered.most
     masters = {name: safe_get_full_fp32_param(p) for name, p in trained(model).items()}
     found["publishing"], where = published(updates, accelerator, model, folder, kind)
     if process == 0:
