@@ -15,7 +15,7 @@ from local_distill.config.train_fields import SAMPLED_LOSSES
 from local_distill.inputs import Inputs, learning_rates
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.process.launch import launch_in_words, sums_in_words
-from local_distill.report.page import told_of
+from local_distill.report.page import report_of_ended_run
 from local_distill.runs.environment import write_environment
 from local_distill.runs.folder import RunFolder
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
@@ -54,7 +54,7 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
         print(f"{ended}; to go on, launch again:")
         settings = shlex.quote(str(folder / SETTINGS_FILE))
         print(f"  python -m local_distill.train_on_policy_local --config {settings} --resume")
-        print(told_of(folder))
+        print(report_of_ended_run(folder))
         return result
     tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {
@@ -70,7 +70,7 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
         print(f"{folder / COMPLETIONS_FILE}: has no evaluation before training, so there is nothing to compare with")
     show_summary(result.before, result.after, facts)
     write_summary(folder, result.before, result.after, facts)
-    print(told_of(folder))
+    print(report_of_ended_run(folder))
     return result
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from local_distill.report.reading import Record, Run
+from local_distill.report.reading import Record, ReportedRun
 
 Column = list[float | None]
 
@@ -82,7 +82,7 @@ COUNTED = frozenset(("step", "tokens", "seconds/step"))
 """What the x axis shows already."""
 
 
-def charts_of(runs: Sequence[Run]) -> list[Chart]:
+def charts_of(runs: Sequence[ReportedRun]) -> list[Chart]:
     """The charts that have anything to show; metrics that belong to none get one each, at the end."""
     records = [record for run in runs for record in (*run.steps, *run.evaluations)]
     measured = {name: True for record in records for name, value in record.items() if value}
@@ -95,7 +95,7 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
     return [chart for chart in (*charts, *others) if chart.lines]
 
 
-def columns_of(run: Run) -> dict[str, dict[str, Column]]:
+def columns_of(run: ReportedRun) -> dict[str, dict[str, Column]]:
     """ "train" and "eval", each with the columns "step", "tokens", "seconds" (both since the start) and every metric.
 
     A number that is missing or not finite is None.

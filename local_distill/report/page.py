@@ -22,7 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from local_distill import __version__
 from local_distill.errors import UserError
 from local_distill.report.curves import charts_of, columns_of
-from local_distill.report.reading import Run, read_run
+from local_distill.report.reading import ReportedRun, read_run
 from local_distill.report.tables import completions_by_prompt, environment_rows, outcome_of, settings_rows
 from local_distill.report.tokens import Texts, evaluations_of
 
@@ -33,7 +33,7 @@ STYLES = ("vendor/uPlot.min.css", "page.css")
 _NO_MARKUP = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
 
-def write_report(runs: Sequence[Run], target: Path) -> Path:
+def write_report(runs: Sequence[ReportedRun], target: Path) -> Path:
     """Write the page about these runs. Returns its path. Raises UserError when it cannot be written there."""
     try:
         target.write_text(render(runs), encoding="utf-8", newline="\n")
@@ -42,7 +42,7 @@ def write_report(runs: Sequence[Run], target: Path) -> Path:
     return target
 
 
-def told_of(folder: Path) -> str:
+def report_of_ended_run(folder: Path) -> str:
     """Write the report of a run that has just ended into its folder. Returns what to tell of that.
 
     A run is worth more than a page about it, so whatever goes wrong here is told in one line, with how to try again.
@@ -54,7 +54,7 @@ def told_of(folder: Path) -> str:
         return f"report: could not be written ({reason}); try again: local-distill report {shlex.quote(str(folder))}"
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[ReportedRun]) -> str:
     """The page about one run, or several to compare."""
     scripts = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
     styles = "\n".join(map(_asset, STYLES))
@@ -77,7 +77,7 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def data_json(runs: Sequence[Run]) -> str:
+def data_json(runs: Sequence[ReportedRun]) -> str:
     """What the page's scripts draw, as JSON that may stand inside a script element."""
     texts = Texts()
     told: list[dict[str, Any]] = [

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
+from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, check_kinds, read_settings, read_starts
-from local_distill.runs.records import is_step, read_metrics, read_samples
+from local_distill.runs.records import is_step, read_evaluations, read_metrics
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What the files of one run say.
 
     steps: the metrics of each training step, by "step"; evaluations: those on held-out prompts, "eval/…".
-    samples: the lines of completions.jsonl, each a "step" with its "completions". settings: of config.yaml.
+    samples: the evaluations of completions.jsonl, with their completions. settings: of config.yaml.
     starts: what it ran on, each time that it was started; empty where the run left no word of that.
     """
 
@@ -30,17 +31,17 @@ class Run:
     path: Path
     steps: Sequence[Record]
     evaluations: Sequence[Record]
-    samples: Sequence[Record]
+    samples: Sequence[Evaluation]
     settings: Mapping[str, Any]
     starts: Sequence[Mapping[str, Any]]
 
     @property
     def has_tokens(self) -> bool:
         """Whether its completions were written token by token."""
-        return any(completion.get("pieces") for sample in self.samples for completion in sample["completions"])
+        return any(completion.pieces for sample in self.samples for completion in sample.completions)
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(paths: Sequence[str]) -> list[ReportedRun]:
     """The runs in these folders. Raises UserError for a folder that is no run, or is given twice."""
     folders = [Path(path).expanduser() for path in paths]
     for folder in folders:
@@ -53,28 +54,25 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     ]
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
+def read_run(folder: Path, name: str | None = None) -> ReportedRun:
     """The run in ``folder``. Raises UserError when it is none, or when one of its files cannot be read."""
     if not (folder / METRICS_FILE).exists():
         what = f"no {METRICS_FILE} in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as runs/<date-time>")
     check_kinds(folder)
-    metrics = _in_order(read_metrics(folder / METRICS_FILE))
+    # Of two about the same step and the same thing, the later one, as for the evaluations below.
+    last = {(record["step"], is_step(record)): record for record in read_metrics(folder / METRICS_FILE)}
+    metrics = sorted(last.values(), key=lambda record: record["step"])
     if not metrics:
         raise UserError(f"{folder / METRICS_FILE}: nothing measured yet; wait for the run's first step")
-    samples = folder / COMPLETIONS_FILE
-    return Run(
+    completions = folder / COMPLETIONS_FILE
+    samples = {each.step: each for each in read_evaluations(completions)} if completions.exists() else {}
+    return ReportedRun(
         name=name or folder.resolve().name,
         path=folder,
         steps=[record for record in metrics if is_step(record)],
         evaluations=[record for record in metrics if not is_step(record)],
-        samples=_in_order([record for record, _ in read_samples(samples)]) if samples.exists() else [],
+        samples=sorted(samples.values(), key=lambda each: each.step),
         settings=read_settings(folder),
         starts=read_starts(folder),
     )
-
-
-def _in_order(records: Sequence[Record]) -> list[Record]:
-    """By their steps; of two about the same step and the same thing, the later one."""
-    last = {(record["step"], is_step(record)): record for record in records}
-    return sorted(last.values(), key=lambda record: record["step"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
-from local_distill.report.reading import Record, Run
+from local_distill.report.reading import Record, ReportedRun
 from local_distill.wording import clean, duration, number, percent, with_error
 
 ABSENT = "–"
@@ -68,7 +69,7 @@ class Shown:
     measured: str
 
 
-def outcome_of(run: Run) -> Outcome:
+def outcome_of(run: ReportedRun) -> Outcome:
     """How the run ended, as far as its files tell."""
     first: Record = next((each for each in run.evaluations if each["step"] == 0), {})
     last = run.evaluations[-1] if run.evaluations else first
@@ -93,7 +94,7 @@ def outcome_of(run: Run) -> Outcome:
     )
 
 
-def settings_rows(runs: Sequence[Run]) -> list[Row]:
+def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     """Every setting of the runs, those that somebody gave first."""
     names = dict.fromkeys(
         [field.name for field in fields(TrainConfig)] + [name for run in runs for name in run.settings]
@@ -106,7 +107,7 @@ def settings_rows(runs: Sequence[Run]) -> list[Row]:
     return sorted(rows, key=lambda row: (not row.given, row.name not in NAMED_APART))
 
 
-def environment_rows(runs: Sequence[Run]) -> list[Row]:
+def environment_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     """What the runs ran on; "old → new" where a run went on with something else."""
     starts = [[dict(_flat(start)) for start in run.starts] for run in runs]
     names = dict.fromkeys(name for run in starts for start in run for name in start)
@@ -134,24 +135,20 @@ def _over_starts(name: str, starts: Sequence[Mapping[str, str]]) -> str:
     return " → ".join(changes) or ABSENT
 
 
-def completions_by_prompt(runs: Sequence[Run]) -> dict[str, list[Shown]]:
+def completions_by_prompt(runs: Sequence[ReportedRun]) -> dict[str, list[Shown]]:
     """For each held-out prompt, what each run made of it before its first step and after its last."""
     shown: dict[str, list[Shown]] = {}
     for run in runs:
         for sample in (*run.samples[:1], *run.samples[1:][-1:]):
-            for completion in sample["completions"]:
-                shown.setdefault(clean(completion["prompt"]), []).append(_shown(run.name, sample["step"], completion))
+            when = "before" if sample.step == 0 else f"after {sample.step} step{'s' if sample.step > 1 else ''}"
+            for each in sample.completions:
+                divergence = ABSENT if math.isnan(each.reverse_kl) else number(each.reverse_kl)
+                measured = f"{each.tokens} tokens, reverse KL {divergence}"
+                shown.setdefault(clean(each.prompt), []).append(Shown(run.name, when, clean(each.text), measured))
     return shown
 
 
-def _shown(run: str, step: int, completion: Record) -> Shown:
-    divergence = completion.get("reverse_kl")
-    measured = f"{completion['tokens']} tokens, reverse KL {ABSENT if divergence is None else number(divergence)}"
-    when = "before" if step == 0 else f"after {step} step{'s' if step > 1 else ''}"
-    return Shown(run=run, when=when, text=clean(completion["text"]), measured=measured)
-
-
-def _model(run: Run, setting: str) -> str:
+def _model(run: ReportedRun, setting: str) -> str:
     given = run.settings.get(setting)
     if given or setting != "teacher_model":
         return str(given or ABSENT)
@@ -176,7 +173,7 @@ def _written(record: Mapping[str, Any], name: str, write: Any) -> str:
     return ABSENT if value is None else str(write(value))
 
 
-def _total(run: Run, name: str) -> float:
+def _total(run: ReportedRun, name: str) -> float:
     return sum(float(record.get(name) or 0) for record in run.steps)
 
 

@@ -6,7 +6,8 @@ import unicodedata
 from typing import Any
 
 from local_distill.report.curves import finite
-from local_distill.report.reading import Run
+from local_distill.report.reading import ReportedRun
+from local_distill.runs.evaluations import Completion
 from local_distill.wording import JOINERS
 
 DIGITS = 4
@@ -29,36 +30,32 @@ class Texts:
         return list(self._numbers)
 
 
-def evaluations_of(run: Run, texts: Texts) -> list[dict[str, Any]]:
+def evaluations_of(run: ReportedRun, texts: Texts) -> list[dict[str, Any]]:
     """The evaluations that show tokens, oldest first: {"step", "completions"}, each of those columns of T tokens.
 
     text: numbers of texts. student, teacher: log-probs of the token; reverse_kl: all nats, None where unknown.
     top: for each token a flat list: number of a text, its log-prob, and so on, the teacher's likeliest first.
     """
     return [
-        {"step": sample["step"], "completions": [_completion(each, texts) for each in sample["completions"]]}
+        {"step": sample.step, "completions": [_completion(each, texts) for each in sample.completions]}
         for sample in run.samples
-        if any(each.get("pieces") for each in sample["completions"])
+        if any(each.pieces for each in sample.completions)
     ]
 
 
-def _completion(completion: dict[str, Any], texts: Texts) -> dict[str, Any]:
-    pieces = completion.get("pieces") or []
+def _completion(completion: Completion, texts: Texts) -> dict[str, Any]:
+    pieces = completion.pieces
     return {
-        "prompt": texts.number(completion["prompt"]),
-        "mean": finite(completion.get("reverse_kl")),
-        "finish": completion.get("finish"),
-        "text": [texts.number(piece["text"]) for piece in pieces],
-        **{name: [_nats(piece[name]) for piece in pieces] for name in ("student", "teacher", "reverse_kl")},
-        "top": [_flat(piece["top"], texts) for piece in pieces],
+        "prompt": texts.number(completion.prompt),
+        "mean": finite(completion.reverse_kl),
+        "finish": completion.finish,
+        "text": [texts.number(piece.text) for piece in pieces],
+        **{name: [_nats(getattr(piece, name)) for piece in pieces] for name in ("student", "teacher", "reverse_kl")},
+        "top": [[part for text, nats in piece.top for part in (texts.number(text), _nats(nats))] for piece in pieces],
     }
 
 
-def _flat(top: list[list[Any]], texts: Texts) -> list[float | None]:
-    return [part for text, nats in top for part in (texts.number(text), _nats(nats))]
-
-
-def _nats(value: float | None) -> float | None:
+def _nats(value: float) -> float | None:
     number = finite(value)
     return None if number is None else round(number, DIGITS)
 

@@ -127,24 +127,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_samples(path: Path) -> list[tuple[dict[str, Any], Evaluation]]:
-    """The records of a completions.jsonl, each with the evaluation that it holds, in the order of the lines.
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """The evaluations of a completions.jsonl, in the order of its lines; null reads as NaN.
 
     Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
-    samples = []
+    evaluations = []
     for line, record in read_records(path):
         try:
-            samples.append((record, _evaluation(record)))
+            evaluations.append(_evaluation(record))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}: no evaluation ({what}) in {_shown(line)}; repair or remove that line") from error
-    return samples
-
-
-def read_evaluations(path: Path) -> list[Evaluation]:
-    """The evaluations of a completions.jsonl, oldest first; null reads as NaN. Raises UserError as ``read_samples``."""
-    return [evaluation for _, evaluation in read_samples(path)]
+    return evaluations
 
 
 def training_totals(path: Path) -> tuple[int, float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from local_distill.commands import main
-from local_distill.report.page import render, told_of
+from local_distill.report.page import render, report_of_ended_run
 from local_distill.report.reading import read_run, read_runs
 from local_distill.runs.jsonl import to_json
 from tests.report.runs import ATTACK, make_evaluation, write_run
@@ -151,9 +151,9 @@ def test_the_command_writes_into_the_run_or_where_it_is_told(tmp_path, monkeypat
 
 def test_a_report_that_cannot_be_written_is_told_in_one_line_and_no_more(tmp_path):
     folder = write_run(tmp_path / "run")
-    assert told_of(folder) == f"report: {folder / 'report.html'}"
+    assert report_of_ended_run(folder) == f"report: {folder / 'report.html'}"
     (folder / "metrics.jsonl").unlink()
-    told = told_of(folder)
+    told = report_of_ended_run(folder)
     assert told.count("\n") == 0
     assert f"local-distill report {folder}" in told
 

@@ -18,7 +18,7 @@ def test_steps_and_evaluations_are_told_apart(tmp_path: Path) -> None:
     assert [record["step"] for record in run.evaluations] == [0, 2, 4]
     assert all("loss" in record for record in run.steps)
     assert all("eval/reverse_kl" in record for record in run.evaluations)
-    assert [sample["step"] for sample in run.samples] == [0, 2, 4]
+    assert [sample.step for sample in run.samples] == [0, 2, 4]
     assert run.has_tokens
     assert run.settings["teacher_model"] == "large"
     assert len(run.starts) == 2
@@ -31,7 +31,7 @@ def test_a_killed_run_reads_up_to_its_last_whole_line(tmp_path: Path) -> None:
             file.write('{"step": 5, "text": "天'.encode()[:-1])
     run = read_run(folder)
     assert run.steps[-1]["step"] == 4
-    assert run.samples[-1]["step"] == 4
+    assert run.samples[-1].step == 4
 
 
 def test_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
