@@ -54,13 +54,13 @@ def train(config: TrainConfig) -> TrainResult:
             models = open_models(launch)
             steps = build(launch, models)
             result = run(launch, steps)
-        del models, steps  # else they would outlive the clearing up that is to find them
+        del models, steps  # they hold an end of the link between the processes, which part now
         launch.accelerator.end_training()
     return result
 
 
 def longest_wait(config: TrainConfig) -> timedelta:
-    """How long one process may lawfully be waited for by the others: what settings bound, and an hour for the rest.
+    """Return how long one process may lawfully be waited for: what settings bound, and an hour for the rest.
 
     Requests to a server may follow each other where they are more than may be under way, and weights go before them.
     """

@@ -6,6 +6,7 @@ After an error that all were told of, the same two processes go on with the next
 """
 
 import errno
+import gc
 import os
 import sys
 import time
@@ -14,8 +15,10 @@ from datetime import timedelta
 from unittest.mock import patch
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 
 from local_distill import build
 from local_distill import train_on_policy_local as entry
@@ -51,6 +54,18 @@ def slow(then):
         return checked(config)
 
     with patch.object(build, "check_inputs", check), then:
+        yield
+
+
+@contextmanager
+def parting():
+    """A run that ends well says what is still there of data parallelism when its processes part, which they do not."""
+
+    def end(_accelerator):
+        left = sum(type(each) is DistributedDataParallel for each in gc.get_objects())
+        print(f"parting: process {RANK} keeps {left} wrapped", flush=True)
+
+    with patch.object(Accelerator, "end_training", end):
         yield
 
 
@@ -94,6 +109,7 @@ def main():
             code = exit_code_of(lambda: entry.train(config).exit_code)
             print(f"{name}: process {RANK} ended with {code}", flush=True)
 
+    run("parting", parting())
     run("saving", slow(fails("local_distill.training.checkpoint.save_torch_state_dict", OSError(errno.ENOSPC, ""))))
     run("record", fails("local_distill.runs.records.JsonlWriter.write", RunError("no metrics")))
     run("log", fails("local_distill.runs.records.RunFiles.__init__", UserError("no log")))

@@ -30,6 +30,13 @@ def test_a_process_is_waited_for_longer_than_torch_would(said):
     assert "step-1: cannot be written" in said, "it was there"
 
 
+def test_data_parallelism_ends_before_the_processes_part(said):
+    """What it holds of their link would be the last of it, and its end would wait for a thread that waits for it."""
+    for process in range(2):
+        assert f"parting: process {process} keeps 0 wrapped" in said
+        assert f"parting: process {process} ended with 0" in said
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
