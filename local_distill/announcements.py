@@ -82,7 +82,7 @@ def write_settings(config: TrainConfig, folder: Path) -> None:
 
 
 def teacher_in_words(config: TrainConfig) -> str:
-    """Who is learned from."""
+    """Return who is learned from, in a few words."""
     if config.teacher_kind == "self":
         return "itself without its adapter"
     where = f" at {config.teacher_url}" if config.teacher_url else ""
@@ -101,7 +101,7 @@ def off_policy_note(config: TrainConfig) -> str:
 
 
 def unused_lora_note(config: TrainConfig) -> str:
-    """A word on settings of an adapter that there will not be, or nothing."""
+    """Return a word on settings of an adapter that there will not be, or nothing."""
     unused = [f.name for f in fields(config) if f.name.startswith("lora_") and getattr(config, f.name) != f.default]
     if not unused or (config.use_lora and not config.init_adapter):
         return ""
@@ -111,7 +111,7 @@ def unused_lora_note(config: TrainConfig) -> str:
 
 
 def schedule_note(config: TrainConfig, folder: RunFolder) -> str:
-    """A word on a learning rate that jumps, as the schedule is stretched to other steps than before, or nothing."""
+    """Return a word on a learning rate that jumps where the schedule is stretched to other steps, or nothing."""
     if folder.checkpoint is None or config.schedule_steps is not None:
         return ""
     before = read_settings(folder.checkpoint.path.resolve().parent)

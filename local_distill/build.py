@@ -58,7 +58,7 @@ READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; gr
 
 @dataclass(frozen=True)
 class Models:
-    """Both models in their places.
+    """Both models are in their places.
 
     student: not wrapped for training. teacher, judge: who is learned from, as training and as evaluation read it.
     ahead: what was started before any weights were loaded. log: of the run, open.
@@ -184,7 +184,7 @@ def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
 
 
 def load_student(inputs: Inputs, folder: RunFolder) -> nn.Module:
-    """The model to train, from the checkpoint where there is one: fp32 masters, or a frozen base and an adapter."""
+    """Load the model to train: fp32 masters, or a frozen base with an adapter; from the checkpoint if there is one."""
     config, files = inputs.config, inputs.pair.student
     model: nn.Module
     if inputs.lora:
@@ -212,7 +212,7 @@ def try_student(launch: Launch, student: TokenScorer) -> None:
 def make_evaluator(
     launch: Launch, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
 ) -> Evaluator:
-    """Evaluation on the prompts that were held out, in batches no larger than training's."""
+    """Return what evaluates on the prompts that were held out, in batches no larger than training's."""
     config, inputs, accelerator = launch.inputs.config, launch.inputs, launch.accelerator
     if not inputs.prompts.held_out:
         return NoEvaluation()
@@ -236,7 +236,7 @@ def make_evaluator(
 
 
 def make_schedule(config: TrainConfig, folder: RunFolder) -> Schedule:
-    """The steps to do; a run that was stopped before an evaluation that was due begins with it."""
+    """Return the steps to do; a run that was stopped before an evaluation that was due begins with it."""
     schedule = Schedule(folder.first_step, folder.first_step == 0, config.steps, config.eval_every, config.save_every)
     if folder.checkpoint is None or not schedule.evaluates_after(folder.first_step):
         return schedule
@@ -245,7 +245,7 @@ def make_schedule(config: TrainConfig, folder: RunFolder) -> Schedule:
 
 
 def make_profiler(launch: Launch, log: RunLog) -> Profiler:
-    """Who watches the first steps, in the first process alone."""
+    """Return what watches the first steps, in the first process alone."""
     config, folder = launch.inputs.config, launch.folder
     if not config.profile or not launch.accelerator.is_main_process:
         return NoProfiler()

@@ -48,7 +48,7 @@ from local_distill.training.optimizer import learning_rate_at
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is made of, all but weights.
+    """A run is made of these, and of weights.
 
     teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole.
     """
@@ -63,12 +63,12 @@ class Inputs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt that there is, and of the longest completion, together."""
+        """Return the tokens of the longest prompt that there is and the longest completion together."""
         return self.prompts.longest + self.config.max_new_tokens
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For people; some may be empty."""
+        """Return what people should know of the models; some may be empty."""
         student = self.pair.student
         unsampled = unsampled_tokens_note(student.tokenizer, self.pair.vocab_size)
         experts = frozen_experts_note(self.lora.put_shapes_on(student.skeleton())) if self.lora else ""
@@ -76,7 +76,7 @@ class Inputs:
 
     @cached_property
     def saved_generation(self) -> GenerationConfig:
-        """What is saved with the student, which stops on all the tokens that it was trained to stop on."""
+        """Return what is saved with the student, which stops on all the tokens that it was trained to stop on."""
         generation = copy.deepcopy(self.pair.student.generation)
         generation.eos_token_id = list(self.pair.stops.ids)
         own = self.pair.student.tokenizer.pad_token_id
@@ -85,7 +85,7 @@ class Inputs:
 
     @cached_property
     def fixed_settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one it goes on with."""
+        """Return what a resumed run must have in common with the one it goes on with."""
         return {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.metadata["fixed"]}
 
 
@@ -241,7 +241,7 @@ def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
 
 
 def open_lora(config: TrainConfig) -> Adapter | None:
-    """The student's adapter: a new one, one that was trained before, or none."""
+    """Return the student's adapter: a new one, one that was trained before, or none."""
     if not config.use_lora:
         return None
     if config.init_adapter:
@@ -267,7 +267,7 @@ def loss_of(config: TrainConfig) -> Loss:
 
 
 def learning_rates(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    """The rate of each 0-based step of a run to ``steps``."""
+    """Return the learning rate of each 0-based step of a run to ``steps``."""
     return partial(
         learning_rate_at,
         peak=config.learning_rate or 0.0,

@@ -33,7 +33,7 @@ SELF = "self"
 
 @dataclass(frozen=True)
 class Opened:
-    """All of a chat but its weights. teacher: another model, None for none or for the student's own base."""
+    """A chat is made of these, and of weights. teacher: another model, None for none or for the student's own base."""
 
     student: Trained
     teacher: Trained | None
@@ -75,7 +75,7 @@ def chat(settings: ChatSettings) -> int:
 
 
 def open_chat(settings: ChatSettings) -> Opened:
-    """Raises UserError for what does not fit together."""
+    """Open everything but the weights. Raises UserError for what does not fit together."""
     device = chosen_device(settings.device)
     precision = resolve_precision(settings.dtype, device.type == "cuda")
     student = open_trained("MODEL", settings.model, settings.trust_remote_code, settings.step)
@@ -110,7 +110,7 @@ def open_chat(settings: ChatSettings) -> Opened:
 
 
 def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tuple[Voice, Voice | None]:
-    """The student, and its teacher where there is one. longest: tokens of an answer; see check_sampling."""
+    """Load the student, and its teacher where there is one. longest: tokens of an answer; see check_sampling."""
 
     def voice(name: str, trained: Trained) -> Voice:
         model = trained.load(opened.precision.dtype, opened.device)
@@ -126,7 +126,7 @@ def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tupl
 
 
 def chosen_device(name: str) -> torch.device:
-    """Raises UserError for a device that is not there."""
+    """Return the device to compute on. Raises UserError for one that is not there."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return found or torch.device("cpu")

@@ -27,7 +27,7 @@ DESCRIPTION = "On-policy distillation of a student model from a teacher model."
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainFields):
-    """The settings of one run. Raises UserError when they contradict each other."""
+    """One run is set up by these. Raises UserError when they contradict each other."""
 
     def __post_init__(self) -> None:
         if self.learning_rate is None:
@@ -37,5 +37,5 @@ class TrainConfig(TrainFields):
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
-    """The settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
+    """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
     return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION)

@@ -53,8 +53,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class EvalInputs:
-    """teacher: None without one, or for one behind a server or under the adapters. verifier: None where no task has
-    answers."""
+    """An evaluation is made of these, and of weights.
+
+    verifier: None where no task has answers. teacher: None without one, or for one behind a server or under an
+    adapter.
+    """
 
     settings: EvalSettings
     precision: Precision
@@ -65,7 +68,7 @@ class EvalInputs:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What the answers depend on, the questions themselves included."""
+        """Return what the answers depend on, the questions themselves included."""
         flags = {f.name: getattr(self.settings, f.name) for f in fields(self.settings) if f.metadata["fixed"]}
         said = hashlib.sha256()
         for task in self.tasks:
@@ -77,13 +80,13 @@ class EvalInputs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and completion together."""
+        """Return the tokens of the longest prompt and completion together."""
         prompts = (prompt for each in self.subjects for rows in each.prompts.values() for prompt in rows)
         return self.settings.max_new_tokens + max((len(prompt.ids) for prompt in prompts), default=0)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For people."""
+        """Return what people should know of models and questions."""
         stops = (f"{each.name}: {each.pair.stops.note}" for each in self.subjects if each.pair.stops.note)
         templates = (f"{each.name}: {note}" for each in self.subjects for note in each.renderer.notes)
         notes = [self.precision.note, *stops, *templates, *(note for task in self.tasks for note in task.notes)]
@@ -147,7 +150,7 @@ def _name(path: str, trained: Trained) -> str:
 
 
 def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> Subject:
-    """The model before it is asked anything. Raises UserError where it does not fit its teacher or our sampling."""
+    """Return the model before it is asked anything. Raises UserError where its teacher or our sampling does not fit."""
     if not settings.samples_by_server:
         check_has_cache(trained.files)
     pair = pair_of(trained.files, teacher)
@@ -165,7 +168,7 @@ def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: 
 
 
 def _ask_all(task: Task, readers: Sequence[Subject], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:
-    """The questions that can be put to every model, and each of them as each model reads it.
+    """Return the questions that can be put to every model, and each of them as each model reads it.
 
     Raises UserError for one that leaves no room for an answer.
     """

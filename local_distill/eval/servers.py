@@ -20,7 +20,7 @@ from local_distill.teachers.server import ServerTeacher, open_server_teacher
 
 
 class AsServed:
-    """Publishes nothing: servers answer from the weights that they were started with. See Publisher."""
+    """Nothing is published: servers answer from the weights that they were started with. See Publisher."""
 
     def __init__(self, served_model: str) -> None:
         self.served_model = served_model
@@ -45,7 +45,7 @@ class AsServed:
 def served_sampler(
     settings: EvalSettings, subject: Subject, *, longest: int, say: Callable[[str], None], closing: ExitStack
 ) -> Callable[..., Any]:
-    """Makes engines that sample from the servers. Raises UserError when they serve something else."""
+    """Return what makes engines that sample from the servers. Raises UserError when they serve something else."""
     client = HttpClient(
         comma_separated(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
         **_patience(settings), say=say,
@@ -63,7 +63,7 @@ def served_teacher(
     settings: EvalSettings, subject: Subject, *, longest: int, device: torch.device, say: Callable[[str], None],
     closing: ExitStack,
 ) -> ServerTeacher:  # fmt: skip
-    """The teacher behind --teacher_url. Raises UserError when it is not there, or has other tokens."""
+    """Return the teacher behind --teacher_url. Raises UserError when it is not there, or has other tokens."""
     teacher = open_server_teacher(
         comma_separated(settings.teacher_url),
         model=settings.teacher_model,

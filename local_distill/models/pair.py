@@ -25,13 +25,13 @@ class ModelPair:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that both models can hold, or None where neither sets a limit."""
+        """Return how many tokens both models can hold, or None where neither sets a limit."""
         lengths = [files.context_length for files in (self.student, self.teacher)]
         return min((length for length in lengths if length), default=None)
 
     @property
     def rows(self) -> int:
-        """Rows of the student's output head; those behind ``vocab_size`` are never sampled."""
+        """Return the rows of the student's output head; those behind ``vocab_size`` are never sampled."""
         return int(self.student.config.get_text_config().vocab_size)
 
 

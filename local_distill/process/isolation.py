@@ -47,7 +47,7 @@ def process_left_as_found() -> Iterator[None]:
 
 @contextmanager
 def _set_aside(shared: dict[str, Any]) -> Iterator[None]:
-    """accelerate keeps one state for the whole process, in which another precision cannot be asked for."""
+    """Leave aside accelerate's one state for the process, in which another precision cannot be asked for."""
     found = dict(shared)
     shared.clear()
     try:
@@ -59,7 +59,7 @@ def _set_aside(shared: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Errors alone, and no progress bars; of DeepSpeed, no word on the accelerator that it does not find."""
+    """Let libraries tell errors alone, show no bars, and, DeepSpeed, not say which accelerator it does not find."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     if not torch.accelerator.is_available():

@@ -24,15 +24,26 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: of frozen weights and matrix products. mixed: what accelerate calls it. note: for people, or empty."""
+    """A run computes in it.
+
+    dtype: of frozen weights and matrix products. mixed: what accelerate calls it. note: for people, or empty.
+    """
 
     dtype: torch.dtype
     mixed: str
     note: str = ""
 
+    @property
+    def name(self) -> str:
+        """Return what ``--dtype`` calls it."""
+        return self.mixed.replace("no", "fp32")
+
 
 def resolve_precision(name: str, on_cuda: bool | None = None) -> Precision:
-    """``--dtype`` on this hardware. on_cuda: where the launch does not say. Raises UserError where it cannot be had."""
+    """Return what ``--dtype`` means on this hardware. on_cuda: where the launch does not say.
+
+    Raises UserError where it cannot be had.
+    """
     on_cuda = runs_on_cuda() if on_cuda is None else on_cuda
     if name == "auto":
         name = "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -98,22 +109,22 @@ def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision
     enabled = {key for key in ("bf16", "fp16") if settings.get(key, {}).get("enabled") is True}
     if enabled != {precision.mixed}:
         raise UserError(
-            f"--dtype: {precision.mixed.replace('no', 'fp32')} does not match the DeepSpeed configuration, which "
+            f"--dtype: {precision.name} does not match the DeepSpeed configuration, which "
             f"enables {' and '.join(sorted(enabled)) or 'neither bf16 nor fp16'}; make them agree on bf16 or fp16"
         )
 
 
 def launch_in_words(accelerator: Accelerator, precision: Precision) -> str:
-    """What was launched: ``2 processes with DeepSpeed ZeRO-2, bf16, on cuda``."""
+    """Return what was launched in words: ``2 processes with DeepSpeed ZeRO-2, bf16, on cuda``."""
     plugin, number = accelerator.state.deepspeed_plugin, accelerator.num_processes
     kind = f"DeepSpeed ZeRO-{plugin.zero_stage}" if plugin else "data parallelism"
     processes = f"{number} processes" if number > 1 else "1 process"
     processes += f" with {kind}" if number > 1 or plugin else ""
-    return f"{processes}, {precision.mixed.replace('no', 'fp32')}, on {accelerator.device.type}"
+    return f"{processes}, {precision.name}, on {accelerator.device.type}"
 
 
 def precision_of_sums(settings: Mapping[str, Any]) -> str | None:
-    """In which a DeepSpeed configuration adds up micro-batches' gradients; None where it leaves that open.
+    """Return in which precision DeepSpeed's file adds up micro-batches' gradients; None where it leaves that open.
 
     DeepSpeed's own choice would be the student's precision: in bf16 the sum of 32 micro-batches is off by 0.7 %.
     """
@@ -122,7 +133,7 @@ def precision_of_sums(settings: Mapping[str, Any]) -> str | None:
 
 
 def sums_in_words(accelerator: Accelerator) -> str:
-    """A word on the precision in which gradients are summed, where DeepSpeed's file does not ask for the exact one."""
+    """Return a word on the precision of sums of gradients, where DeepSpeed's file does not ask for the exact one."""
     plugin = accelerator.state.deepspeed_plugin
     given = precision_of_sums(plugin.deepspeed_config) if plugin else "fp32"
     if given is None:

@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def first_step(self) -> int:
-        """Steps done before."""
+        """Return the number of steps done before."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
@@ -85,7 +85,7 @@ def open_run_folder(
 
 
 def _folder_of_step(step: Path, given: Path | None, holding: ExitStack) -> tuple[Path, Checkpoint]:
-    """Where a run goes on from a step that the user named: its own folder, or the given one; and its checkpoint."""
+    """Return where a run goes on from a step that the user named, in its own folder or the given one."""
     if not step.is_dir():
         raise UserError(f"--resume {step}: no such folder; give a {PREFIX}N folder, or --resume alone")
     if any(step.glob(f"{PREFIX}*")):
@@ -137,7 +137,7 @@ def _not_writable(folder: Path, error: OSError) -> UserError:
 
 
 def make_dated_folder(parent: Path) -> Path:
-    """``parent/2026-11-24-161500``, new and empty; with -2 behind it, or -3 …, where that second has one already.
+    """Make ``parent/2026-11-24-161500``; with -2 behind it, or -3 …, where that second has one already.
 
     Raises OSError where it cannot be made.
     """

@@ -48,7 +48,7 @@ BYTES_PER_TRAINED_PARAMETER, BYTES_PER_WEIGHT = 12, 4
 
 @dataclass(frozen=True)
 class Checkpointer:
-    """Writes ``output_dir/step-N`` and keeps the newest ``keep`` of them.
+    """A run is kept as ``output_dir/step-N``, the newest ``keep`` of them.
 
     model: the student without its training wrapper, transformers or peft. settings: see Checkpoint.
     """
@@ -76,7 +76,7 @@ class Checkpointer:
         self._on_disk(final, aside, partial(self._write_rest, aside, final, step, self.updates.optimizer_state()))
 
     def _on_disk(self, final: Path, aside: Path, write: Callable[[], None]) -> None:
-        """``write`` on the main process; where it fails nothing is left of ``aside``. Collective."""
+        """Run ``write`` on the main process; where it fails nothing is left of ``aside``. Collective."""
 
         def attempt() -> None:
             with writing(final):
@@ -112,7 +112,7 @@ class Checkpointer:
 
 
 def moments_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """AdamW's state by parameter name, on the CPU. Raises UserError for a damaged file."""
+    """Return AdamW's state by parameter name, on the CPU. Raises UserError for a damaged file."""
     state: dict[str, Tensor] = {}
     for file in sorted((checkpoint.path / TRAINER).glob("optimizer*.safetensors")):
         try:
@@ -123,7 +123,7 @@ def moments_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
-    """Size of one checkpoint, from the shapes of the trained parameters, and of all others that it holds."""
+    """Return the size of one checkpoint, from the shapes of the parameters that are trained and of the others."""
     model = student.skeleton()
     if adapter:
         return adapter.number_of_parameters(model) * BYTES_PER_TRAINED_PARAMETER
@@ -184,7 +184,7 @@ def _save_model(
     folder: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase,
     generation: GenerationConfig,
 ) -> None:  # fmt: skip
-    """What from_pretrained reads, of transformers or peft."""
+    """Write what from_pretrained reads, of transformers or peft."""
     model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
     generation.save_pretrained(folder)
@@ -199,7 +199,7 @@ def _discard(folder: Path) -> None:
 
 
 def _clear_leftovers(output_dir: Path) -> None:
-    """What a run that was killed while saving or deleting left behind."""
+    """Remove what a run that was killed while saving or deleting left behind."""
     for pattern in (PARTIAL, DISCARDED):
         for leftover in output_dir.glob(f"{pattern}{PREFIX}*"):
             _remove(leftover)
