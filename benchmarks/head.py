@@ -18,7 +18,7 @@ import time
 import torch
 from torch import Tensor
 
-from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TokenBatch
 from local_distill.head.divergences import reverse_kl
 from local_distill.head.logprobs import Head, chunks
 from local_distill.losses.registry import SampledTokenLoss, WholeDistributionLoss
@@ -106,10 +106,10 @@ def ours(args: argparse.Namespace, hidden: Tensor, weight: Tensor, teacher: Head
     tokens = TokenBatch(targets, targets, targets, targets, zeros, (len(targets),))
     if args.loss == "policy_gradient":
         loss = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0)
-        batch = ScoredBatch(tokens, zeros)
+        batch = ScoredBatch(tokens, SampledLogprobs(zeros))
         loss.reading(batch, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
     else:
-        batch = ScoredBatch(tokens, zeros, states=teacher)
+        batch = ScoredBatch(tokens, teacher)
         whole = WholeDistributionLoss(reverse_kl)
         whole.reading(batch, 0)(hidden, Head(weight, args.vocab), targets).total.backward()
 

@@ -7,8 +7,9 @@ never changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:  # who reads the files of a run need not wait for torch
     import torch
@@ -113,6 +114,42 @@ class TokenBatch:
         )
 
 
+class TeacherView(IntEnum):
+    """How much of a teacher's distribution is given, or needed; one who gives more gives the less as well."""
+
+    tokens = 1
+    top_tokens = 2
+    whole_distribution = 3
+
+
+@dataclass(frozen=True)
+class SampledLogprobs:
+    """What a teacher thinks of the tokens that were sampled.
+
+    logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``TokenBatch.targets``. entropy: (N,) nats, of the
+        distributions that those stand in, where the teacher can tell.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+
+    def of(self, part: slice) -> SampledLogprobs:
+        """Return what there is of some of the tokens."""
+        return SampledLogprobs(self.logprobs[part], None if self.entropy is None else self.entropy[part])
+
+
+@dataclass(frozen=True)
+class TopLogprobs(SampledLogprobs):
+    """The same, and at each position the teacher's likeliest tokens."""
+
+    top: TopTokens = field(kw_only=True)
+
+    def of(self, part: slice) -> TopLogprobs:
+        """Return what there is of some of the tokens."""
+        sampled = super().of(part)
+        return TopLogprobs(sampled.logprobs, sampled.entropy, top=self.top.of(part))
+
+
 @dataclass(frozen=True)
 class HeadStates:
     """What a model's whole distribution at every position is computed from, a chunk at a time.
@@ -123,51 +160,48 @@ class HeadStates:
     hidden: Tensor
     head: Head
 
+    def of(self, part: slice) -> HeadStates:
+        """Return what there is of some of the tokens."""
+        return HeadStates(self.hidden[part], self.head)
+
+
+TeacherSignal = SampledLogprobs | HeadStates
+"""A teacher's opinion of a batch, in one of three forms; see TeacherView."""
+Signal = TypeVar("Signal", bound=TeacherSignal)
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
     """A token batch with the teacher's opinion of it.
 
-    teacher_logprobs: (N,) float32 nats, q_t, temperature 1, aligned with ``tokens.targets``; and
-        teacher_entropy: (N,) nats, of the distributions those stand in, where the teacher can tell.
-    top: the teacher's likeliest tokens as well, where they were asked for.
-    states: the teacher's whole distribution, instead of all these.
-    anchor: (N,) float32 nats, what ratios are taken against where that is not the sampler.
+    old_logprobs: (N,) float32 nats, of the student before its first update of the step, where ratios are taken
+        against those and not against what the tokens were drawn with.
     """
 
     tokens: TokenBatch
-    teacher_logprobs: Tensor | None = None
-    teacher_entropy: Tensor | None = None
-    top: TopTokens | None = None
-    states: HeadStates | None = None
-    anchor: Tensor | None = None
+    signal: TeacherSignal
+    old_logprobs: Tensor | None = None
 
     @property
     def behaviour(self) -> Tensor:
         """b_t (N,): the log-probs that ratios are taken against."""
-        return self.tokens.sampler_logprobs if self.anchor is None else self.anchor
+        return self.tokens.sampler_logprobs if self.old_logprobs is None else self.old_logprobs
 
-    @property
-    def sampled_logprobs(self) -> Tensor:
-        """``teacher_logprobs``, for those who asked the teacher for them."""
-        assert self.teacher_logprobs is not None
-        return self.teacher_logprobs
+    def signal_as(self, kind: type[Signal]) -> Signal:
+        """Return the signal in the form that a loss needs. Raises TypeError where the teacher gave another."""
+        if not isinstance(self.signal, kind):
+            raise TypeError(f"the teacher gave {type(self.signal).__name__}, the loss needs {kind.__name__}")
+        return self.signal
 
     def rows(self, start: int, end: int) -> ScoredBatch:
         """Rollouts ``start`` to ``end`` alone."""
         part = self.tokens.tokens_of(start, end)
-        return ScoredBatch(
-            tokens=self.tokens.rows(start, end),
-            teacher_logprobs=None if self.teacher_logprobs is None else self.teacher_logprobs[part],
-            teacher_entropy=None if self.teacher_entropy is None else self.teacher_entropy[part],
-            top=None if self.top is None else self.top.of(part),
-            states=None if self.states is None else HeadStates(self.states.hidden[part], self.states.head),
-            anchor=None if self.anchor is None else self.anchor[part],
-        )
+        old = None if self.old_logprobs is None else self.old_logprobs[part]
+        return ScoredBatch(self.tokens.rows(start, end), self.signal.of(part), old)
 
 
-def nobody(rollout: Rollout) -> None:
-    """Who is told of a finished rollout where nobody wants to know."""
+def ignore(rollout: Rollout) -> None:
+    """Do nothing with a finished rollout, where nobody waits for it."""
     del rollout
 
 
@@ -175,7 +209,7 @@ class RolloutEngine(Protocol):
     """How the student samples."""
 
     def sample(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order.
 

@@ -27,7 +27,7 @@ from local_distill.eval.held_out_answers import verifier_of
 from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of
 from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.registry import Loss
-from local_distill.losses.sampler_mismatch import WRONG_ENGINE, GapWatch, rounding_of
+from local_distill.losses.sampler_mismatch import WRONG_ENGINE, MismatchWatch, rounding_of
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
 from local_distill.models.reach import freeze_unreached, has_experts
@@ -168,19 +168,20 @@ def open_log(launch: Launch) -> RunLog:
     return open_run_log(
         launch.accelerator, launch.terminal, folder.path, asdict(config),
         resumed_step=folder.first_step if folder.checkpoint else None, wandb_project=config.wandb_project,
-        wandb_name=config.wandb_name, wandb_mode=config.wandb_mode, watchers=[gap_watch(launch.inputs, launch.say)],
+        wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
+        watchers=[mismatch_watch(launch.inputs, launch.say)],
     )  # fmt: skip
 
 
-def gap_watch(inputs: Inputs, say: Callable[[str], None]) -> GapWatch:
+def mismatch_watch(inputs: Inputs, say: Callable[[str], None]) -> MismatchWatch:
     """Who looks at what samples were drawn with, and stops the run unless updates or dropout lie in between."""
     config, dropout = inputs.config, inputs.lora.dropout if inputs.lora else 0.0
     if dropout or config.overlap or config.num_substeps > 1:
-        return GapWatch(say)
+        return MismatchWatch(say)
     if config.rollouts_kind == "hf":
         most = rounding_of(inputs.precision.dtype, has_experts(inputs.pair.student.config))
-        return GapWatch(say, most, OTHER_ENGINE)
-    return GapWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
+        return MismatchWatch(say, most, OTHER_ENGINE)
+    return MismatchWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
 
 
 def load_student(inputs: Inputs, folder: RunFolder) -> nn.Module:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from local_distill.batch import Prompt, RolloutEngine, Teacher
+from local_distill.batch import Prompt, RolloutEngine, Teacher, TeacherView
 from local_distill.config.parsing import comma_separated
 from local_distill.eval.held_out import SHOWN_TOP
 from local_distill.inputs import Launch
-from local_distill.losses.registry import Loss, TeacherView
+from local_distill.losses.registry import Loss
 from local_distill.models.quantization import quantization_config
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
@@ -216,14 +216,18 @@ def open_teacher(launch: Launch, student: TokenScorer, loss: Loss, ahead: Ahead)
             inputs.pair.vocab_size,
             partial(any_process, launch.accelerator),
         )  # fmt: skip
-        reader = TopTokensTeacher(sharded, device, top_k) if loss.needs == "top" else LocalTeacher(sharded, device)
+        reader = (
+            TopTokensTeacher(sharded, device, top_k)
+            if loss.needs == TeacherView.top_tokens
+            else LocalTeacher(sharded, device)
+        )
         return reader, TopTokensTeacher(sharded, device, SHOWN_TOP)
     scorer: WholeScorer = BaseOfStudent(student) if config.teacher_kind == "self" else _load_whole(launch)
     whole = WholeDistributionTeacher(scorer, device)
     readers: dict[TeacherView, Teacher] = {
-        "tokens": LocalTeacher(scorer, device),
-        "top": TopTokensTeacher(scorer, device, top_k),
-        "whole": whole,
+        TeacherView.tokens: LocalTeacher(scorer, device),
+        TeacherView.top_tokens: TopTokensTeacher(scorer, device, top_k),
+        TeacherView.whole_distribution: whole,
     }
     return readers[loss.needs], whole
 

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.losses.registry import Loss, make_loss
-from local_distill.losses.sampler_mismatch import EngineGap
+from local_distill.losses.sampler_mismatch import SamplerMismatch
 from local_distill.models.adapters import (
     Adapter,
     LoraSettings,
@@ -250,7 +250,7 @@ def open_lora(config: TrainConfig) -> Adapter | None:
 
 
 def loss_of(config: TrainConfig) -> Loss:
-    """The loss that the settings ask for; of our own sampling loop the gap is measured where that costs nothing."""
+    """Return the loss of the settings; our own sampling loop's mismatch is measured where that costs nothing."""
     choose = NucleusSampling(config.temperature, config.top_p)
     return make_loss(
         config.loss,
@@ -261,7 +261,7 @@ def loss_of(config: TrainConfig) -> Loss:
         jsd_beta=config.jsd_beta,
         top_k=config.top_k,
         top_k_support=config.top_k_support,
-        gap=EngineGap(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
+        mismatch=SamplerMismatch(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
         stale=config.overlap,
     )
 

@@ -11,13 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from local_distill.batch import HeadStates, ScoredBatch
+from local_distill.batch import (
+    HeadStates,
+    SampledLogprobs,
+    ScoredBatch,
+    TeacherView,
+    TokenBatch,
+    TopLogprobs,
+)
 from local_distill.head.chunked_loss import ChunkLoss, SummedLoss, summed_loss
 from local_distill.head.divergences import (
     Distribution,
@@ -30,7 +37,6 @@ from local_distill.head.divergences import (
 )
 from local_distill.head.logprobs import (
     Head,
-    TopTokens,
     distribution,
     read_tokens,
 )
@@ -43,14 +49,10 @@ from local_distill.losses.sampled_token import (
     reverse_kl_advantages,
     value_and_slope,
 )
-from local_distill.losses.sampler_mismatch import EngineGap
+from local_distill.losses.sampler_mismatch import SamplerMismatch
 
 OVERLAP_TOP = 8
 """Top tokens of student and teacher that are compared for the metric top_overlap."""
-
-
-TeacherView = Literal["tokens", "top", "whole"]
-"""The log-probs of the sampled tokens; those and the likeliest tokens; or the whole distribution."""
 
 
 class LossReading(Protocol):
@@ -68,8 +70,8 @@ class Loss(Protocol):
     """What the teacher must give for it."""
 
     @property
-    def anchored(self) -> bool:
-        """Ratios are taken against the student before its first update of the step, not against the sampler."""
+    def uses_old_logprobs(self) -> bool:
+        """Whether ratios are taken against the student before its first update of the step, not the sampler."""
         ...
 
     def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
@@ -88,47 +90,54 @@ class SampledTokenLoss:
     later: Objective
     coef: float
     discount: float
-    gap: EngineGap | None = None
-    needs: ClassVar[TeacherView] = "tokens"
+    mismatch: SamplerMismatch | None = None
+    needs: ClassVar[TeacherView] = TeacherView.tokens
 
     @property
-    def anchored(self) -> bool:
+    def uses_old_logprobs(self) -> bool:
         """Plain policy gradient has no ratio until the policy moves; then it is measured from where it started."""
         return self.objective is policy_gradient
 
     def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
         """See Loss."""
-        return _SampledTokens(self, self.later if substep else self.objective, batch)
+        objective = self.later if substep else self.objective
+        return _SampledTokens(self, objective, batch.tokens, batch.signal_as(SampledLogprobs), batch.behaviour)
 
 
 @dataclass(frozen=True)
 class _SampledTokens:
     loss: SampledTokenLoss
     objective: Objective
-    batch: ScoredBatch
+    tokens: TokenBatch
+    teacher: SampledLogprobs
+    behaviour: Tensor
 
     def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         delta = None
         if self.loss.discount:  # a token answers for later ones, so all must be known before the first chunk's gradient
-            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.batch.sampled_logprobs
-            delta = discounted(delta, self.batch.tokens.lengths, self.loss.discount)
-        names = ("reverse_kl", "k3", "entropy", "ratio", "ratio_squared", "ratio_clipped", *_gap_names(self.loss.gap))
-        return _with_teacher_entropy(summed_loss(hidden, head, partial(self._chunk, targets, delta), names), self.batch)
+            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.teacher.logprobs
+            delta = discounted(delta, self.tokens.lengths, self.loss.discount)
+        names = (
+            "reverse_kl",
+            "k3",
+            "entropy",
+            "ratio",
+            "ratio_squared",
+            "ratio_clipped",
+            *_mismatch_names(self.loss.mismatch),
+        )
+        return _with_entropy_of(self.teacher, summed_loss(hidden, head, partial(self._chunk, targets, delta), names))
 
     def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
         chosen = targets[part, None]
-        s, q, b = (
-            student.logprobs.gather(1, chosen).squeeze(1),
-            self.batch.sampled_logprobs[part],
-            self.batch.behaviour[part],
-        )
+        s, q, b = student.logprobs.gather(1, chosen).squeeze(1), self.teacher.logprobs[part], self.behaviour[part]
         delta = s - q
         advantages = reverse_kl_advantages(delta if future is None else future[part], self.loss.coef)
         loss, slope = value_and_slope(self.objective, s, advantages, b)
         ratio = (s - b).exp()
         clipped = ((slope == 0) & (advantages != 0)).to(s.dtype)
-        gap = _gap_stats(self.loss.gap, student, self.batch, part)
-        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped, *gap)
+        mismatch = _mismatch_stats(self.loss.mismatch, student, self.tokens, part)
+        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped, *mismatch)
         # ∂s/∂z = onehot(y) − p
         grad = student.probs.mul_(-slope[:, None]).scatter_add_(1, chosen, slope[:, None])
         return ChunkLoss(loss, grad, stats)
@@ -144,24 +153,23 @@ class WholeDistributionLoss:
     divergence: Divergence
     coef: float = 1.0
     student_top_k: int | None = None
-    gap: EngineGap | None = None
-    anchored: ClassVar[bool] = False
-    needs: ClassVar[TeacherView] = "whole"
+    mismatch: SamplerMismatch | None = None
+    uses_old_logprobs: ClassVar[bool] = False
+    needs: ClassVar[TeacherView] = TeacherView.whole_distribution
 
     def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """See Loss; ``batch.states`` must be there."""
+        """See Loss."""
         del substep
-        assert batch.states is not None
-        return partial(self._read, batch, batch.states)
+        return partial(self._read, batch.tokens, batch.signal_as(HeadStates))
 
-    def _read(self, batch: ScoredBatch, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
+    def _read(self, tokens: TokenBatch, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
         del targets
         matrix = teacher.head.matrix(teacher.hidden.dtype)
-        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap", *_gap_names(self.gap))
-        return summed_loss(hidden, head, partial(self._chunk, batch, teacher, matrix), names)
+        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap", *_mismatch_names(self.mismatch))
+        return summed_loss(hidden, head, partial(self._chunk, tokens, teacher, matrix), names)
 
     def _chunk(
-        self, batch: ScoredBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
+        self, tokens: TokenBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
     ) -> ChunkLoss:
         teacher = distribution(states.hidden[part], states.head, matrix)
         stats = (
@@ -169,7 +177,7 @@ class WholeDistributionLoss:
             student.entropy(),
             teacher.entropy(),
             top_overlap(student, teacher.logprobs.topk(OVERLAP_TOP).indices),
-            *_gap_stats(self.gap, student, batch, part),
+            *_mismatch_stats(self.mismatch, student, tokens, part),
         )
         if self.student_top_k is None:
             value, grad = self.divergence(student, teacher)
@@ -189,48 +197,49 @@ class TopTokensLoss:
 
     divergence: Divergence
     coef: float = 1.0
-    gap: EngineGap | None = None
-    anchored: ClassVar[bool] = False
-    needs: ClassVar[TeacherView] = "top"
+    mismatch: SamplerMismatch | None = None
+    uses_old_logprobs: ClassVar[bool] = False
+    needs: ClassVar[TeacherView] = TeacherView.top_tokens
 
     def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """See Loss; ``batch.top`` must be there."""
+        """See Loss."""
         del substep
-        assert batch.top is not None
-        return partial(self._read, batch, batch.top)
+        return partial(self._read, batch.tokens, batch.signal_as(TopLogprobs))
 
-    def _read(self, batch: ScoredBatch, top: TopTokens, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
-        names = ("reverse_kl", "k3", "entropy", "top_overlap", *_gap_names(self.gap))
-        chunk_loss = partial(self._chunk, batch, top, targets)
-        return _with_teacher_entropy(summed_loss(hidden, head, chunk_loss, names), batch)
+    def _read(
+        self, tokens: TokenBatch, teacher: TopLogprobs, hidden: Tensor, head: Head, targets: Tensor
+    ) -> SummedLoss:
+        names = ("reverse_kl", "k3", "entropy", "top_overlap", *_mismatch_names(self.mismatch))
+        del targets
+        return _with_entropy_of(teacher, summed_loss(hidden, head, partial(self._chunk, tokens, teacher), names))
 
-    def _chunk(
-        self, batch: ScoredBatch, top: TopTokens, targets: Tensor, part: slice, student: Distribution
-    ) -> ChunkLoss:
-        support = top.ids[part]
-        delta = student.logprobs.gather(1, targets[part, None]).squeeze(1) - batch.sampled_logprobs[part]
-        gap = _gap_stats(self.gap, student, batch, part)
-        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support), *gap)
-        value, grad = on_support(self.divergence, student, support, Distribution.of(top.logprobs[part]))
+    def _chunk(self, tokens: TokenBatch, teacher: TopLogprobs, part: slice, student: Distribution) -> ChunkLoss:
+        support = teacher.top.ids[part]
+        delta = student.logprobs.gather(1, tokens.targets[part, None]).squeeze(1) - teacher.logprobs[part]
+        mismatch = _mismatch_stats(self.mismatch, student, tokens, part)
+        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support), *mismatch)
+        value, grad = on_support(self.divergence, student, support, Distribution.of(teacher.top.logprobs[part]))
         return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
 
 
-def _gap_names(gap: EngineGap | None) -> tuple[str, ...]:
-    return () if gap is None else gap.names
+def _mismatch_names(mismatch: SamplerMismatch | None) -> tuple[str, ...]:
+    return () if mismatch is None else mismatch.names
 
 
-def _gap_stats(gap: EngineGap | None, student: Distribution, batch: ScoredBatch, part: slice) -> tuple[Tensor, ...]:
-    """What is measured of the engine, where it is asked for."""
-    if gap is None:
+def _mismatch_stats(
+    mismatch: SamplerMismatch | None, student: Distribution, tokens: TokenBatch, part: slice
+) -> tuple[Tensor, ...]:
+    """Return what is measured of the sampler, where it is asked for."""
+    if mismatch is None:
         return ()
-    return gap(student, batch.tokens.targets[part], batch.tokens.sampler_logprobs[part])
+    return mismatch(student, tokens.targets[part], tokens.sampler_logprobs[part])
 
 
-def _with_teacher_entropy(found: SummedLoss, batch: ScoredBatch) -> SummedLoss:
-    """The teacher's own word on its entropy, for losses that do not see its whole distribution."""
-    if batch.teacher_entropy is None:
+def _with_entropy_of(teacher: SampledLogprobs, found: SummedLoss) -> SummedLoss:
+    """Return a loss that does not see the teacher's whole distribution with its own word on its entropy."""
+    if teacher.entropy is None:
         return found
-    return SummedLoss(found.total, {**found.stats, "teacher_entropy": batch.teacher_entropy})
+    return SummedLoss(found.total, {**found.stats, "teacher_entropy": teacher.entropy})
 
 
 def k3(delta: Tensor) -> Tensor:
@@ -256,11 +265,11 @@ def summarise(means: dict[str, float]) -> dict[str, float]:
 
 def make_loss(
     loss: str, *, kl_coef: float, kl_discount: float, ratio_cap: float, ppo_clip: float, jsd_beta: float,
-    top_k: int | None, top_k_support: str, gap: EngineGap | None = None, stale: bool = False,
+    top_k: int | None, top_k_support: str, mismatch: SamplerMismatch | None = None, stale: bool = False,
 ) -> Loss:  # fmt: skip
     """The loss that ``--loss`` and its settings name.
 
-    gap: what measures the engine. stale: the samples are not the student's own but older: policy_gradient then
+    mismatch: what measures the engine. stale: the samples are not the student's own but older: policy_gradient then
     needs the ratio that importance_sampling has.
     """
     weighed = ImportanceSampling(ratio_cap)
@@ -271,12 +280,12 @@ def make_loss(
     }
     if loss in objectives:
         now, later = objectives[loss]
-        return SampledTokenLoss(later if stale else now, later, kl_coef, kl_discount, gap)
+        return SampledTokenLoss(later if stale else now, later, kl_coef, kl_discount, mismatch)
     divergences: dict[str, Divergence] = {
         "reverse_kl": reverse_kl,
         "forward_kl": forward_kl,
         "jsd": JensenShannon(jsd_beta),
     }
     if top_k is not None and top_k_support == "teacher":
-        return TopTokensLoss(divergences[loss], kl_coef, gap)
-    return WholeDistributionLoss(divergences[loss], kl_coef, top_k, gap)
+        return TopTokensLoss(divergences[loss], kl_coef, mismatch)
+    return WholeDistributionLoss(divergences[loss], kl_coef, top_k, mismatch)

@@ -44,13 +44,13 @@ def rounding_of(dtype: torch.dtype, experts: bool = False) -> float:
 
 
 def divergence(drawn_with: Tensor, logprobs: Tensor) -> float:
-    """KL(engine‖training) a token, estimated from the log-probs (n,) of tokens that the engine drew; see EngineGap."""
-    gap = (logprobs - drawn_with).double()
-    return float((torch.expm1(gap) - gap).mean())
+    """Return KL(engine‖training) a token, estimated from the log-probs (n,) of tokens that the engine drew."""
+    log_ratio = (logprobs - drawn_with).double()
+    return float((torch.expm1(log_ratio) - log_ratio).mean())
 
 
 @dataclass(frozen=True)
-class EngineGap:
+class SamplerMismatch:
     """as_drawn: from log-probs at temperature 1 (n, V) and tokens (n,), what they are drawn with by training's
     account (n,): the sampling temperature and top-p applied."""
 
@@ -60,12 +60,12 @@ class EngineGap:
     def __call__(self, student: Distribution, targets: Tensor, drawn_with: Tensor) -> tuple[Tensor, Tensor]:
         """At every position: r − 1 − log r with r = p_training / p_engine, whose mean over the engine's own samples is
         KL(engine‖training); and max(r, 1/r). A token at the nucleus's very edge, in on one side only, is left out."""
-        gap = self.as_drawn(student.logprobs, targets) - drawn_with
-        gap = gap.where(gap.isfinite(), 0.0)
-        return torch.expm1(gap) - gap, gap.abs().exp()
+        log_ratio = self.as_drawn(student.logprobs, targets) - drawn_with
+        log_ratio = log_ratio.where(log_ratio.isfinite(), 0.0)
+        return torch.expm1(log_ratio) - log_ratio, log_ratio.abs().exp()
 
 
-class GapWatch:
+class MismatchWatch:
     """A sink of the log that tells people, once, when engine and trainer drift apart.
 
     most: nats a token above which something is wrong; infinite where the student has moved since, or is another one in

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vecdot
 
-from local_distill.batch import HeadStates, ScoredBatch
+from local_distill.batch import HeadStates, ScoredBatch, TopLogprobs
 from local_distill.head.logprobs import (
     Head,
     distribution,
@@ -48,14 +48,15 @@ def compare(student: nn.Module, batch: ScoredBatch, k: int = 0) -> Comparison:
 
     k: how many of the teacher's likeliest tokens to give at each position, fewer where it gives fewer.
     """
-    if batch.states is not None:
-        whole: Comparison = student(batch.tokens, partial(compare_whole, batch.states, k))
+    teacher = batch.signal
+    if isinstance(teacher, HeadStates):
+        whole: Comparison = student(batch.tokens, partial(compare_whole, teacher, k))
         return whole
-    s, q = student(batch.tokens).logprobs, batch.sampled_logprobs
-    if batch.top is None:
+    s, q = student(batch.tokens).logprobs, teacher.logprobs
+    if not isinstance(teacher, TopLogprobs):
         return Comparison(s, q, s - q, batch.tokens.targets.new_empty(len(q), 0), q.new_empty(len(q), 0))
-    known = min(k, batch.top.ids.shape[1])  # the last of its log-probs is that of all other tokens
-    return Comparison(s, q, s - q, batch.top.ids[:, :known], batch.top.logprobs[:, :known])
+    known = min(k, teacher.top.ids.shape[1])  # the last of its log-probs is that of all other tokens
+    return Comparison(s, q, s - q, teacher.top.ids[:, :known], teacher.top.logprobs[:, :known])
 
 
 @torch.no_grad()

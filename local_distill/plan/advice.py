@@ -8,6 +8,7 @@ from functools import partial
 
 from accelerate import Accelerator
 
+from local_distill.batch import TeacherView
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, loss_of
 from local_distill.models.footprint import billions
@@ -141,7 +142,7 @@ def _shard_teacher(change: Change) -> Change | None:
         return None
     settings = {"teacher_ds_zero3": True, "teacher_backend": "auto"}
     settings |= {"teacher_offload": "none", "teacher_quantization": "none"}
-    if loss_of(run.config).needs != "whole":
+    if loss_of(run.config).needs < TeacherView.whole_distribution:
         return change.and_set("--teacher_ds_zero3", **settings)
     return change.and_set(f"--teacher_ds_zero3 --top_k {TOP_K}", **settings, top_k=TOP_K, top_k_support="teacher")
 

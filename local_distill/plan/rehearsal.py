@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # where to
 from torch.utils._python_dispatch import TorchDispatchMode  # the same
 from transformers import masking_utils
 
-from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
 from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
 from local_distill.inputs import loss_of
 from local_distill.models.files import causal_lm, recompute_activations
@@ -236,10 +236,10 @@ class Costs:
     def answers(self) -> float:
         """Return the bytes of a completion token's scores, which all are held from scoring to the end of training."""
         numbers = 4 + 4 * 8  # the batch itself: the sampler's log-prob, three indices and the mask
-        if self._loss.needs == "whole" and self._teacher is not None:
+        if self._loss.needs == TeacherView.whole_distribution and self._teacher is not None:
             head = self._teacher_network.get_output_embeddings().weight
             return numbers + head.shape[1] * head.element_size()
-        return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == "top" else 0)
+        return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == TeacherView.top_tokens else 0)
 
     def _found(self, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rehearse ``act``, once for the same arguments."""
@@ -285,12 +285,16 @@ class Costs:
 
     @torch.no_grad()
     def _score_head(self, storages: StorageCount, tokens: int) -> float:
-        if self._loss.needs == "whole":
+        if self._loss.needs == TeacherView.whole_distribution:
             return 0.0
         states, before = self._states(tokens), storages.now
         targets = torch.zeros(tokens, dtype=torch.long)
         reading = read_tokens(states.hidden, states.head, targets)
-        top = read_top_tokens(states.hidden, states.head, self._top_k) if self._loss.needs == "top" else None
+        top = (
+            read_top_tokens(states.hidden, states.head, self._top_k)
+            if self._loss.needs == TeacherView.top_tokens
+            else None
+        )
         del reading, top  # both are there until now
         return storages.peak - before
 
@@ -343,11 +347,13 @@ class Costs:
     def _scored(self, tokens: int) -> ScoredBatch:
         """Make what the loss is given besides the student."""
         numbers, places = torch.zeros(tokens), torch.zeros(tokens, dtype=torch.long)
-        top = None
-        if self._loss.needs == "top":
-            top = TopTokens(torch.zeros(tokens, self._top_k, dtype=torch.long), torch.zeros(tokens, self._top_k + 1))
         batch = TokenBatch(places[None], places[None], places, places, numbers, (tokens,))
-        return ScoredBatch(batch, numbers, numbers, top, self._states(tokens) if self._loss.needs == "whole" else None)
+        if self._loss.needs == TeacherView.whole_distribution:
+            return ScoredBatch(batch, self._states(tokens))
+        if self._loss.needs == TeacherView.tokens:
+            return ScoredBatch(batch, SampledLogprobs(numbers, numbers))
+        top = TopTokens(torch.zeros(tokens, self._top_k, dtype=torch.long), torch.zeros(tokens, self._top_k + 1))
+        return ScoredBatch(batch, TopLogprobs(numbers, numbers, top=top))
 
     def _states(self, tokens: int) -> HeadStates:
         head = head_of(self._teacher_network, self._vocab_size)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
@@ -119,7 +119,7 @@ class ContinuousRollouts:
         self._process = process
 
     def sample(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._group_size)]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
@@ -79,7 +79,7 @@ class HFRollouts:
         self._say = say
 
     def sample(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         rows = [

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
-from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.process.distributed import on_every_process
 
 Numbered = Sequence[tuple[int, Prompt]]
@@ -20,7 +20,7 @@ class ServedEngine(Protocol):
         """Send it the newest weights; collective."""
         ...
 
-    def draw(self, prompts: Numbered, step: int, finished: Callable[[Rollout], None] = nobody) -> list[Rollout]:
+    def draw(self, prompts: Numbered, step: int, finished: Callable[[Rollout], None] = ignore) -> list[Rollout]:
         """Sample with the weights that it has; from any thread."""
         ...
 
@@ -43,7 +43,7 @@ class OverlappedRollouts:
         self._background = ThreadPoolExecutor(1, "sampling ahead")
         self._ahead: tuple[int, int, Future[list[Rollout]]] | None = None
 
-    def sample(self, prompts: Numbered, step: int, finished: Callable[[Rollout], None] = nobody) -> list[Rollout]:
+    def sample(self, prompts: Numbered, step: int, finished: Callable[[Rollout], None] = ignore) -> list[Rollout]:
         """The rollouts of ``step``, drawn ahead where they were; then the next step's are begun. See RolloutEngine."""
         drawn_at, rollouts = self._version(), None
         if self._ahead is not None and self._ahead[0] == step:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
@@ -217,7 +217,7 @@ class ColocatedVLLMRollouts:
         self._seed = seed
 
     def sample(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         wanted = [(at, prompt, member) for at, prompt in prompts for member in range(self._group_size)]

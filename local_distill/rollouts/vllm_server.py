@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batch import Prompt, Rollout, nobody
+from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
 from local_distill.models.tokenization import PROBES
 from local_distill.rollouts.left_out import bias_against
@@ -65,7 +65,7 @@ class VLLMServerRollouts:
         self._sampling = _sampling_parameters(choose, max_new_tokens, stop_ids, bias_against(vocab_size, rows))
 
     def sample(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order, from the newest weights; collective."""
         self.refresh()
@@ -76,7 +76,7 @@ class VLLMServerRollouts:
         self._publisher.publish()
 
     def draw(
-        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = nobody
+        self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """The same from the weights that the servers have; from any thread.
 

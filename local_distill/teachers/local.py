@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from local_distill.batch import HeadStates, Rollout, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, Rollout, SampledLogprobs, ScoredBatch, TokenBatch, TopLogprobs
 from local_distill.config.train_config import TrainConfig
 from local_distill.head.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
 from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
@@ -66,7 +66,7 @@ class LocalTeacher:
     def score(self, batch: TokenBatch) -> ScoredBatch:
         """See Teacher; the batch comes back on ``device``."""
         tokens = batch.to(self._device)
-        return ScoredBatch(tokens, *self._scorer(tokens))
+        return ScoredBatch(tokens, SampledLogprobs(*self._scorer(tokens)))
 
 
 class TopTokensTeacher(LocalTeacher):
@@ -81,7 +81,7 @@ class TopTokensTeacher(LocalTeacher):
         """See Teacher."""
         tokens = batch.to(self._device)
         reading, top = self._scorer(tokens, self._read)
-        return ScoredBatch(tokens, reading.logprobs, reading.entropy, top=top)
+        return ScoredBatch(tokens, TopLogprobs(*reading, top=top))
 
     def _read(self, hidden: Tensor, head: Head, targets: Tensor) -> tuple[TokenReading, TopTokens]:
         return read_tokens(hidden, head, targets), read_top_tokens(hidden, head, self._k)
@@ -98,4 +98,4 @@ class WholeDistributionTeacher(LocalTeacher):
     def score(self, batch: TokenBatch) -> ScoredBatch:
         """See Teacher."""
         tokens = batch.to(self._device)
-        return ScoredBatch(tokens, states=self._states(tokens))
+        return ScoredBatch(tokens, self._states(tokens))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batch import Rollout, ScoredBatch, TokenBatch
+from local_distill.batch import Rollout, SampledLogprobs, ScoredBatch, TokenBatch, TopLogprobs
 from local_distill.head.logprobs import TopTokens
 from local_distill.models.footprint import TeacherMemory
 from local_distill.serving.client import HttpClient
@@ -66,12 +66,11 @@ class ServerTeacher:
         under_way = {question: self._take(question) for question in dict.fromkeys(questions)}
         self._forget()
         scores = [under_way[question].result() for question in questions]
-        logprobs = torch.cat([torch.empty(0), *(each.logprobs for each in scores)])
-        return ScoredBatch(
-            batch.to(self._device),
-            teacher_logprobs=logprobs.to(self._device),
-            top=self._joined([each.top for each in scores if each.top is not None]) if self._top_k else None,
-        )
+        logprobs = torch.cat([torch.empty(0), *(each.logprobs for each in scores)]).to(self._device)
+        signal = SampledLogprobs(logprobs)
+        if self._top_k:
+            signal = TopLogprobs(logprobs, top=self._joined([each.top for each in scores if each.top is not None]))
+        return ScoredBatch(batch.to(self._device), signal)
 
     def close(self) -> None:
         """Let go of the servers; requests under way are given up."""

@@ -56,7 +56,7 @@ class Learner:
         # Dropout in an adapter is the only chance in here; seeded by the step, a resumed run repeats it.
         torch.manual_seed(((self._seed * 1_000_003 + step) * 4096 + self._accelerator.process_index) % 2**63)
         rate = self._learning_rate(step)
-        substeps = self._anchored(substeps)
+        substeps = self._with_old_logprobs(substeps)
         totals: dict[str, float] = {}
         skipped, grad_norm = 0, 0.0
         self._updates.student.train()
@@ -108,19 +108,21 @@ class Learner:
             tally.add({"loss": loss.detach(), **stats})
         return tally.over_processes(accelerator) | {"tokens": tokens}
 
-    def _anchored(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
+    def _with_old_logprobs(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
         """The batches, with what the ratios of their loss are taken against.
 
-        What the tokens were drawn with; or, for a loss that is anchored and moves more than once, the
+        What the tokens were drawn with; or, for a loss that uses the old log-probs and moves more than once, the
         student before its first update: so the ratio is one until the policy moves, and the first
         substep and the later ones follow the same objective.
         """
-        if not self._loss.anchored or len(substeps) == 1:
+        if not self._loss.uses_old_logprobs or len(substeps) == 1:
             return substeps
         student = self._updates.student
         student.eval()
         with torch.no_grad():
-            return [[replace(batch, anchor=student(batch.tokens).logprobs) for batch in each] for each in substeps]
+            return [
+                [replace(batch, old_logprobs=student(batch.tokens).logprobs) for batch in each] for each in substeps
+            ]
 
     def _count_skipped(self, applied: bool) -> None:
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1

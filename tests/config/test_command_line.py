@@ -6,6 +6,7 @@ import json
 import pytest
 
 from local_distill.announcements import write_settings
+from local_distill.batch import TeacherView
 from local_distill.config.parsing import LATEST, describe, read_yaml, setting_types
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import UserError
@@ -125,7 +126,7 @@ def test_choices_are_what_the_code_accepts():
         for loss in choices["loss"]
         for support in choices["top_k_support"]
     ]
-    assert {loss.needs for loss in losses} == {"tokens", "top", "whole"}
+    assert {loss.needs for loss in losses} == set(TeacherView)
     rates = {name: learning_rate_at(4, peak=1.0, total=8, warmup=2, scheduler=name) for name in choices["lr_scheduler"]}
     assert len(set(rates.values())) == len(rates) == 3
     for name, each in choices.items():

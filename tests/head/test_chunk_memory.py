@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
 from local_distill.head import logprobs
 from local_distill.head.logprobs import Head, TopTokens, read_tokens, read_top_tokens
 from local_distill.losses.registry import make_loss
@@ -37,7 +37,10 @@ def trained(loss, chunks, softcap=None):
         torch.zeros(n), (n,),
     )  # fmt: skip
     top = TopTokens(torch.arange(TOP).repeat(n, 1), torch.full((n, TOP + 1), -1.8))
-    batch = ScoredBatch(tokens, torch.zeros(n), torch.zeros(n), top, HeadStates(torch.randn(n, H), head()))
+    signal = TopLogprobs(torch.zeros(n), torch.zeros(n), top=top)
+    if loss.needs == TeacherView.whole_distribution:
+        signal = HeadStates(torch.randn(n, H), head())
+    batch = ScoredBatch(tokens, signal)
     states, ours = torch.randn(n, H, requires_grad=True), head(softcap)
     return chunk_tensors(lambda: loss.reading(batch, 0)(states, ours, tokens.targets))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TokenBatch
 from local_distill.head.chunked_loss import ChunkLoss, summed_loss
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
 from local_distill.head.logprobs import Head, read_tokens
@@ -45,7 +45,7 @@ def test_a_small_gradient_survives_fp16():
         (hidden.detach() + torch.randint(-1, 2, (N, V), generator=gen) / 64).half(), Head(torch.eye(V).half(), V)
     )
     tokens = TokenBatch(hidden, hidden, hidden, torch.zeros(N), torch.zeros(N), (N,))
-    case = Case(hidden, Head(weight, V), near, ScoredBatch(tokens, states=near), torch.zeros(N))
+    case = Case(hidden, Head(weight, V), near, tokens, SampledLogprobs(torch.zeros(N)), None, torch.zeros(N))
     coef, scale = 1e-4, 65536.0
     found = torch.autograd.grad(case.run(WholeDistributionLoss(reverse_kl, coef)).total * scale, case.leaves)
     expected = torch.autograd.grad(coef * scale * dense_whole(case, "reverse_kl").sum(), case.leaves)
@@ -79,7 +79,7 @@ def test_padding_rows_of_the_vocabulary_take_no_part():
 )
 def test_no_positions_give_zero_and_zero_gradients(loss):
     case = make_case(n=0)
-    case = replace(case, batch=replace(case.batch, tokens=replace(case.batch.tokens, lengths=(0,))))
+    case = replace(case, tokens=replace(case.tokens, lengths=(0,)))
     found = case.run(loss)
     found.total.backward()
     assert found.total == 0
@@ -118,7 +118,8 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_made(kind, monkeypatch):
 
     def work():
         tokens = TokenBatch(hidden, hidden, hidden, targets, torch.zeros(n), (n,))
-        batch = ScoredBatch(tokens, *read_tokens(teacher.hidden, teacher.head, targets), states=teacher)
+        sampled = SampledLogprobs(*read_tokens(teacher.hidden, teacher.head, targets))
+        batch = ScoredBatch(tokens, teacher if kind == "whole" else sampled)
         loss.reading(batch, 0)(hidden, Head(weight, vocab), targets).total.backward()
 
     assert largest_tensor(work) == max(rows * vocab, vocab * H, n * H)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from local_distill.batch import HeadStates, ScoredBatch, TokenBatch
+from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
-from local_distill.head.logprobs import Head, read_tokens, read_top_tokens
+from local_distill.head.logprobs import Head, TopTokens, read_tokens, read_top_tokens
 from local_distill.losses.registry import (
     SampledTokenLoss,
     TopTokensLoss,
@@ -29,7 +29,9 @@ class Case:
     hidden: torch.Tensor
     head: Head
     teacher: HeadStates
-    batch: ScoredBatch
+    tokens: TokenBatch
+    sampled: SampledLogprobs
+    top: TopTokens
     behaviour: torch.Tensor
 
     @property
@@ -37,9 +39,13 @@ class Case:
         return [x for x in (self.hidden, self.head.weight, self.head.bias) if x is not None and x.requires_grad]
 
     def run(self, loss, substep=0):
-        return loss.reading(replace(self.batch, anchor=self.behaviour), substep)(
-            self.hidden, self.head, self.batch.tokens.targets
-        )
+        signals = {
+            TeacherView.tokens: self.sampled,
+            TeacherView.top_tokens: TopLogprobs(self.sampled.logprobs, self.sampled.entropy, top=self.top),
+            TeacherView.whole_distribution: self.teacher,
+        }
+        batch = ScoredBatch(self.tokens, signals[loss.needs], self.behaviour)
+        return loss.reading(batch, substep)(self.hidden, self.head, self.tokens.targets)
 
 
 def make_case(dtype=torch.float64, *, bias=False, scale=1.0, softcap=None, tied=False, n=N):
@@ -57,10 +63,10 @@ def make_case(dtype=torch.float64, *, bias=False, scale=1.0, softcap=None, tied=
     tokens = TokenBatch(*(torch.zeros(1, 1, dtype=torch.long),) * 2, torch.zeros(n), targets, torch.zeros(n), LENGTHS)
     reading = read_tokens(teacher.hidden, teacher.head, targets)
     top = read_top_tokens(teacher.hidden, teacher.head, K)
-    batch = ScoredBatch(tokens, *reading, states=teacher, top=top)
+    sampled = SampledLogprobs(*reading)
     behaviour = dense_logprobs(hidden, Head(weight, V, offset, scale, softcap))[torch.arange(n), targets].detach()
     behaviour = (behaviour + torch.randn(n, generator=gen, dtype=torch.float64) * 0.4).to(reading.logprobs.dtype)
-    return Case(hidden, Head(weight, V, offset, scale, softcap), teacher, batch, behaviour)
+    return Case(hidden, Head(weight, V, offset, scale, softcap), teacher, tokens, sampled, top, behaviour)
 
 
 def dense_logprobs(hidden, head):
@@ -112,9 +118,9 @@ def dense_whole(case, name, support=None):
 
 def dense_sampled(case, kind, coef=1.0, discount=0.0):
     """The sampled-token losses, token by token."""
-    targets = case.batch.tokens.targets
+    targets = case.tokens.targets
     s = dense_logprobs(case.hidden, case.head)[torch.arange(len(targets)), targets]
-    delta = (s - case.batch.teacher_logprobs.double()).detach()
+    delta = (s - case.sampled.logprobs.double()).detach()
     advantages, start = torch.zeros_like(delta), 0
     for length in LENGTHS:
         for t in range(start, start + length):
@@ -207,7 +213,7 @@ def test_low_precision_stays_near_the_float64_oracle(name, dtype):
     if name == "policy_gradient":
         loss, expected = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0), dense_sampled(case, name)
     elif name.endswith("top"):
-        case = replace(case, batch=replace(case.batch, top=read_top_tokens(case.teacher.hidden, case.teacher.head, K)))
+        case = replace(case, top=read_top_tokens(case.teacher.hidden, case.teacher.head, K))
         loss, expected = TopTokensLoss(JensenShannon(0.5)), dense_whole(case, "jsd 0.5", "teacher")
     else:
         loss, expected = WholeDistributionLoss(DIVERGENCES[name]), dense_whole(case, name)
@@ -222,7 +228,7 @@ def test_equal_models_are_at_no_distance_and_feel_no_pull(name):
     case = make_case(torch.float32)
     same = HeadStates(case.hidden.detach(), Head(case.head.weight.detach(), V))
     top = read_top_tokens(same.hidden, same.head, K)
-    case = replace(case, batch=replace(case.batch, states=same, top=top))
+    case = replace(case, teacher=same, top=top)
     for loss in (WholeDistributionLoss(DIVERGENCES[name]), TopTokensLoss(DIVERGENCES[name])):
         found = case.run(loss)
         assert abs(found.total) < 1e-6 * N
@@ -243,7 +249,7 @@ def test_the_tail_of_a_peaked_distribution_keeps_its_digits():
 def test_stats_are_what_their_names_say():
     case = make_case()
     p, q = dense_logprobs(case.hidden, case.head), dense_logprobs(case.teacher.hidden, case.teacher.head)
-    index = torch.arange(N), case.batch.tokens.targets
+    index = torch.arange(N), case.tokens.targets
     delta = (p[index] - q[index]).detach()
     ratio = (p[index].detach() - case.behaviour).exp()
     entropies = {"entropy": -(p.exp() * p).sum(1), "teacher_entropy": -(q.exp() * q).sum(1)}
@@ -297,19 +303,19 @@ def test_settings_choose_the_loss(settings, expected):
     }  # fmt: skip
     found = make_loss(**{**defaults, **settings})
     if isinstance(found, SampledTokenLoss):
-        assert (found.later.cap, found.anchored) == (3.0, True)
+        assert (found.later.cap, found.uses_old_logprobs) == (3.0, True)
         found = replace(found, later="weighed")
     assert found == expected
     sampled = {name: make_loss(**{**defaults, "loss": name}) for name in ("importance_sampling", "ppo")}
     assert sampled["importance_sampling"].objective.cap == 3.0
     assert sampled["ppo"].objective.clip == sampled["ppo"].later.clip == 0.1
-    assert not any(loss.anchored for loss in sampled.values())
+    assert not any(loss.uses_old_logprobs for loss in sampled.values())
 
 
 def test_samples_that_are_old_get_the_ratio_that_corrects_for_it():
     settings = {"kl_coef": 1.0, "kl_discount": 0.0, "ratio_cap": 3.0, "ppo_clip": 0.2, "jsd_beta": 0.5, "top_k": None}
     fresh, old = (make_loss("policy_gradient", **settings, top_k_support="teacher", stale=s) for s in (False, True))
-    assert (fresh.objective, fresh.anchored) == (policy_gradient, True)
+    assert (fresh.objective, fresh.uses_old_logprobs) == (policy_gradient, True)
     assert isinstance(old.objective, ImportanceSampling)
     assert old.objective is old.later
-    assert not old.anchored, "the ratio is taken against what the tokens were drawn with"
+    assert not old.uses_old_logprobs, "the ratio is taken against what the tokens were drawn with"

@@ -12,8 +12,8 @@ from local_distill.losses.sampler_mismatch import (
     KL,
     MOST_KL,
     RATIO,
-    EngineGap,
-    GapWatch,
+    MismatchWatch,
+    SamplerMismatch,
     divergence,
     rounding_of,
 )
@@ -33,7 +33,7 @@ def random_logprobs(rows, seed=0):
 def test_no_gap_where_the_engine_draws_as_training_would(choose):
     logprobs = random_logprobs(64)
     tokens, drawn_with = choose(logprobs, torch.rand(64, dtype=torch.float64))
-    kl, ratio = EngineGap(choose.logprobs_of)(Distribution.of(logprobs), tokens, drawn_with)
+    kl, ratio = SamplerMismatch(choose.logprobs_of)(Distribution.of(logprobs), tokens, drawn_with)
     torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-9, rtol=0)
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
 
@@ -42,7 +42,7 @@ def test_its_mean_over_the_engine_s_samples_is_the_divergence_from_engine_to_tra
     """Enumerated: Σ_v m_v · gap(v) is KL(m‖s) to rounding, and a swap of the two would be another number."""
     engine, training = random_logprobs(1), (random_logprobs(1) + 0.3 * random_logprobs(1, seed=1)).log_softmax(1)
     every = torch.arange(V)
-    kl, ratio = EngineGap(NucleusSampling(1.0, 1.0).logprobs_of)(
+    kl, ratio = SamplerMismatch(NucleusSampling(1.0, 1.0).logprobs_of)(
         Distribution.of(training.expand(V, V)), every, engine.squeeze(0)
     )
     exact = (engine.exp() * (engine - training)).sum()
@@ -57,13 +57,13 @@ def test_a_token_outside_the_nucleus_on_one_side_is_left_out():
     choose = NucleusSampling(1.0, 0.5)
     logprobs = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64).log()
     assert choose.logprobs_of(logprobs, torch.tensor([1])).item() == -torch.inf
-    kl, ratio = EngineGap(choose.logprobs_of)(Distribution.of(logprobs), torch.tensor([1]), torch.tensor([-1.2]))
+    kl, ratio = SamplerMismatch(choose.logprobs_of)(Distribution.of(logprobs), torch.tensor([1]), torch.tensor([-1.2]))
     assert (kl.item(), ratio.item()) == (0.0, 1.0)
 
 
 def test_people_are_told_once():
     told = []
-    watch = GapWatch(told.append)
+    watch = MismatchWatch(told.append)
     watch.step(1, {KL: MOST_KL / 2, RATIO: 1.2})
     watch.step(2, {"loss": 1.0})
     assert told == []
@@ -76,7 +76,7 @@ def test_people_are_told_once():
 
 def test_a_run_is_stopped_where_more_is_apart_than_can_be_explained():
     told = []
-    watch = GapWatch(told.append, most=0.1, instead="do something else")
+    watch = MismatchWatch(told.append, most=0.1, instead="do something else")
     watch.step(1, {KL: 0.1})
     watch.step(2, {KL: float("nan")})  # updates that are not finite are the learner's
     with pytest.raises(RunError, match=r"step 3: .* 0\.11 nats .* do something else"):
@@ -128,7 +128,7 @@ def test_a_token_whose_experts_change_places_stops_no_run_and_a_wrong_dense_mode
     drawn_with, logprobs = torch.full((64,), -2.0), torch.full((64,), -2.0)
     logprobs[3] += 0.5
     gap = divergence(drawn_with, logprobs)
-    GapWatch(print, rounding_of(torch.float32, experts=True)).step(1, {KL: gap})
+    MismatchWatch(print, rounding_of(torch.float32, experts=True)).step(1, {KL: gap})
     with pytest.raises(RunError):
-        GapWatch(print, rounding_of(torch.float32, experts=False)).step(1, {KL: gap})
+        MismatchWatch(print, rounding_of(torch.float32, experts=False)).step(1, {KL: gap})
     assert rounding_of(torch.bfloat16, experts=True) == rounding_of(torch.bfloat16)

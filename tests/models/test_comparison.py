@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from local_distill.batch import ScoredBatch, TopLogprobs
 from local_distill.head import logprobs
 from local_distill.head.logprobs import Head, TopTokens
 from local_distill.models.comparison import compare, compare_whole
@@ -27,7 +28,7 @@ def test_a_whole_distribution_is_compared_as_defined_a_few_rows_at_a_time(settin
     seen, plain = [], Head.logits
     monkeypatch.setattr(Head, "logits", lambda self, states, m: seen.append(len(states)) or plain(self, states, m))
     case = make_case(**settings)
-    targets = case.batch.tokens.targets
+    targets = case.tokens.targets
     found = compare_whole(case.teacher, 5, case.hidden, case.head, targets)
     assert max(seen) == min(rows, N)
 
@@ -47,7 +48,7 @@ def test_a_whole_distribution_is_compared_as_defined_a_few_rows_at_a_time(settin
 
 def test_every_rollout_gets_its_own_tokens():
     case = make_case()
-    found = compare_whole(case.teacher, 2, case.hidden, case.head, case.batch.tokens.targets)
+    found = compare_whole(case.teacher, 2, case.hidden, case.head, case.tokens.targets)
     parts = found.split(LENGTHS)
     assert [len(part.student) for part in parts] == list(LENGTHS)
     for column in range(5):
@@ -61,27 +62,28 @@ def test_a_teacher_without_its_whole_distribution_gives_what_it_has(k, given):
     s = torch.linspace(-3, -1, N, dtype=torch.float64)
 
     def student(tokens):
-        assert tokens is case.batch.tokens
+        assert tokens is case.tokens
         return logprobs.TokenReading(s, s)
 
-    batch = replace(case.batch, states=None)
+    teacher = TopLogprobs(case.sampled.logprobs, top=case.top)
+    batch = ScoredBatch(case.tokens, teacher)
     found = compare(student, batch, k)
-    torch.testing.assert_close(found.reverse_kl, s - batch.teacher_logprobs)
-    torch.testing.assert_close(found.teacher, batch.teacher_logprobs)
-    assert found.likeliest.tolist() == batch.top.ids[:, :given].tolist()
-    torch.testing.assert_close(found.likeliest_logprobs, batch.top.logprobs[:, :given])
+    torch.testing.assert_close(found.reverse_kl, s - teacher.logprobs)
+    torch.testing.assert_close(found.teacher, teacher.logprobs)
+    assert found.likeliest.tolist() == teacher.top.ids[:, :given].tolist()
+    torch.testing.assert_close(found.likeliest_logprobs, teacher.top.logprobs[:, :given])
 
-    unknowing = compare(student, replace(batch, top=None), k)
+    unknowing = compare(student, ScoredBatch(case.tokens, case.sampled), k)
     assert unknowing.likeliest.shape == unknowing.likeliest_logprobs.shape == (N, 0)
 
 
 def test_no_more_tokens_than_there_are():
     case = make_case()
     few = replace(case.head, vocab_size=3), replace(case.teacher, head=replace(case.teacher.head, vocab_size=3))
-    found = compare_whole(few[1], 5, case.hidden, few[0], case.batch.tokens.targets % 3)
+    found = compare_whole(few[1], 5, case.hidden, few[0], case.tokens.targets % 3)
     assert found.likeliest.sort(1)[0].tolist() == [[0, 1, 2]] * N
-    assert isinstance(case.batch.top, TopTokens)
-    assert partial(compare_whole, few[1], 0)(case.hidden, few[0], case.batch.tokens.targets % 3).likeliest.shape == (
+    assert isinstance(case.top, TopTokens)
+    assert partial(compare_whole, few[1], 0)(case.hidden, few[0], case.tokens.targets % 3).likeliest.shape == (
         N,
         0,
     )

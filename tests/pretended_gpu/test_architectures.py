@@ -56,6 +56,6 @@ def test_weights_that_visit_the_gpu(name):
     with torch.no_grad():
         expected = TokenScorer(model, V)(batch).logprobs
     gpu = torch.device("cuda")
-    found = LocalTeacher(offloaded(TokenScorer(model, V), gpu), gpu).score(batch).teacher_logprobs
+    found = LocalTeacher(offloaded(TokenScorer(model, V), gpu), gpu).score(batch).signal.logprobs
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 import local_distill.engines
 import local_distill.inputs
+from local_distill.batch import TeacherView
 from local_distill.losses.registry import make_loss
-from local_distill.losses.sampler_mismatch import EngineGap
+from local_distill.losses.sampler_mismatch import SamplerMismatch
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.sampling import NucleusSampling
@@ -40,7 +41,7 @@ LOSSES = [
 ]
 SETTINGS = {
     "kl_coef": 0.5, "kl_discount": 0.9, "ratio_cap": 10.0, "ppo_clip": 0.2, "jsd_beta": 0.3, "top_k": None,
-    "top_k_support": "teacher", "gap": EngineGap(NucleusSampling(0.8, 0.9).logprobs_of),
+    "top_k_support": "teacher", "mismatch": SamplerMismatch(NucleusSampling(0.8, 0.9).logprobs_of),
 }  # fmt: skip
 RUN = [
     "--steps", "2", "--batch_size", "2", "--group_size", "2", "--max_new_tokens", "6", "--max_prompt_tokens", "90",
@@ -63,9 +64,9 @@ def updated(loss, cpu):
     assert device.type == ("cpu" if cpu else "cuda")
     student, judge = (TokenScorer(make_model(llama_config(), seed).to(device), V) for seed in (1, 2))
     teachers = {
-        "tokens": LocalTeacher,
-        "top": functools.partial(TopTokensTeacher, k=K),
-        "whole": WholeDistributionTeacher,
+        TeacherView.tokens: LocalTeacher,
+        TeacherView.top_tokens: functools.partial(TopTokensTeacher, k=K),
+        TeacherView.whole_distribution: WholeDistributionTeacher,
     }
     teacher = teachers[loss.needs](judge, device)
     updates = make_updates(accelerator, student, weight_decay=0.1, max_grad_norm=1.0)

@@ -64,9 +64,9 @@ def opened(server, tokenizer, **settings):
 
 def test_log_probs_are_ours_and_a_shift_by_one_is_seen(teacher_server, tokenizer, batch, expected):
     teacher = opened(teacher_server, tokenizer)
-    found = teacher.score(batch).teacher_logprobs
+    found = teacher.score(batch).signal.logprobs
     teacher.close()
-    ours = expected.teacher_logprobs
+    ours = expected.signal.logprobs
     assert len(found) == batch.num_tokens > 50
     assert (found - ours).abs().mean() < BOUND
     assert (found.roll(1) - ours).abs().mean() > CLEARLY
@@ -79,13 +79,13 @@ def test_likeliest_tokens_and_the_rest_are_ours(teacher_server, tokenizer, rollo
         teacher.prepare(each)
     scored = teacher.score(batch)
     teacher.close()
-    assert (scored.teacher_logprobs - expected.teacher_logprobs).abs().mean() < BOUND
-    assert scored.top.logprobs.exp().sum(1) == pytest.approx(1.0, abs=1e-4)
-    shared = (scored.top.ids[:, :, None] == expected.top.ids[:, None, :]).any(2).float().mean()
+    assert (scored.signal.logprobs - expected.signal.logprobs).abs().mean() < BOUND
+    assert scored.signal.top.logprobs.exp().sum(1) == pytest.approx(1.0, abs=1e-4)
+    shared = (scored.signal.top.ids[:, :, None] == expected.signal.top.ids[:, None, :]).any(2).float().mean()
     assert shared > 0.9, "the ends of both lists may differ"
-    assert (scored.top.ids[:, 0] == expected.top.ids[:, 0]).float().mean() > 0.9
-    certain = expected.top.logprobs[:, -1] > -6  # in bfloat16 a smaller rest is mostly rounding
-    rests = (scored.top.logprobs[:, -1] - expected.top.logprobs[:, -1])[certain]
+    assert (scored.signal.top.ids[:, 0] == expected.signal.top.ids[:, 0]).float().mean() > 0.9
+    certain = expected.signal.top.logprobs[:, -1] > -6  # in bfloat16 a smaller rest is mostly rounding
+    rests = (scored.signal.top.logprobs[:, -1] - expected.signal.top.logprobs[:, -1])[certain]
     assert rests.abs().mean() < 2 * BOUND
     assert len(rests) > 20
 
@@ -98,7 +98,7 @@ def test_a_server_that_is_killed_and_comes_back_leaves_no_gap(teacher_server, to
     ]
     said = []
     teacher = opened(teacher_server, tokenizer, say=said.append)
-    before = teacher.score(batch).teacher_logprobs
+    before = teacher.score(batch).signal.logprobs
     try:
         for each in long:
             teacher.prepare(each)
@@ -107,15 +107,15 @@ def test_a_server_that_is_killed_and_comes_back_leaves_no_gap(teacher_server, to
         teacher_server.start(wait=False)  # not from a thread, with whose end the server would end
         scored = teacher.score(collate(long, tokenizer.eos_token_id))
         again = teacher.score(collate(long, tokenizer.eos_token_id))
-        after_it = teacher.score(batch).teacher_logprobs
+        after_it = teacher.score(batch).signal.logprobs
     finally:
         teacher.close()
     assert any("tried again for" in line for line in said), "it was killed in the middle"
     assert said[-1].endswith("answers again")
-    assert len(scored.teacher_logprobs) == sum(len(r.completion) for r in long)
-    assert (scored.teacher_logprobs - again.teacher_logprobs).abs().mean() < BOUND
+    assert len(scored.signal.logprobs) == sum(len(r.completion) for r in long)
+    assert (scored.signal.logprobs - again.signal.logprobs).abs().mean() < BOUND
     assert (after_it - before).abs().mean() < BOUND
-    assert (after_it - expected.teacher_logprobs).abs().mean() < BOUND
+    assert (after_it - expected.signal.logprobs).abs().mean() < BOUND
 
 
 def after(rollout):

@@ -33,10 +33,10 @@ def test_readings_are_those_of_the_plain_teacher(name, dtype):
         found = TopTokensTeacher(passing, CPU, 5).score(batch)
         for part in ("teacher_logprobs", "teacher_entropy"):
             assert torch.equal(getattr(found, part), getattr(expected, part)), again
-        assert torch.equal(found.top.ids, expected.top.ids)
-        assert torch.equal(found.top.logprobs, expected.top.logprobs)
-    assert torch.equal(LocalTeacher(passing, CPU).score(batch).teacher_logprobs, expected.teacher_logprobs)
-    expected, found = (WholeDistributionTeacher(each, CPU).score(batch).states for each in (plain, passing))
+        assert torch.equal(found.signal.top.ids, expected.signal.top.ids)
+        assert torch.equal(found.signal.top.logprobs, expected.signal.top.logprobs)
+    assert torch.equal(LocalTeacher(passing, CPU).score(batch).signal.logprobs, expected.signal.logprobs)
+    expected, found = (WholeDistributionTeacher(each, CPU).score(batch).signal for each in (plain, passing))
     assert torch.equal(found.hidden, expected.hidden)
     assert torch.equal(found.head.weight, expected.head.weight)
     assert not found.hidden.requires_grad

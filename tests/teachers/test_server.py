@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from local_distill.batch import TopLogprobs
 from local_distill.errors import UserError
 from local_distill.models.scorer import TokenScorer
 from local_distill.serving.client import HttpClient, ServerError
@@ -81,10 +82,10 @@ def in_this_process(model, rollouts=ROLLOUTS):
 
 
 def assert_same(scored, expected):
-    torch.testing.assert_close(scored.teacher_logprobs, expected.teacher_logprobs, rtol=0, atol=1e-5)
-    if scored.top is not None:
-        assert torch.equal(scored.top.ids, expected.top.ids)
-        torch.testing.assert_close(scored.top.logprobs, expected.top.logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scored.signal.logprobs, expected.signal.logprobs, rtol=0, atol=1e-5)
+    if isinstance(scored.signal, TopLogprobs):
+        assert torch.equal(scored.signal.top.ids, expected.signal.top.ids)
+        torch.testing.assert_close(scored.signal.top.logprobs, expected.signal.top.logprobs, rtol=0, atol=1e-5)
 
 
 @KINDS
@@ -95,8 +96,8 @@ def test_scores_are_those_of_the_same_weights_in_this_process(model, tokenizer, 
         batch = collate(ROLLOUTS, EOS)
         scored = teacher.score(batch)
         assert_same(scored, expected)
-        assert scored.teacher_logprobs.dtype == torch.float32
-        assert (scored.top is None) == (top_k == 0)
+        assert scored.signal.logprobs.dtype == torch.float32
+        assert isinstance(scored.signal, TopLogprobs) == (top_k > 0)
         assert len(server.scored) == 6, "equal rows share a request, an empty completion needs none"
         # Any order, any cut.
         assert_same(teacher.score(collate(ROLLOUTS[::-1], EOS)), in_this_process(model, ROLLOUTS[::-1]))
@@ -107,9 +108,9 @@ def test_scores_are_those_of_the_same_weights_in_this_process(model, tokenizer, 
 @KINDS
 def test_one_token_further_is_clearly_wrong(model, tokenizer, kind):
     """What the comparison above would say of a shift by one."""
-    expected = in_this_process(model).teacher_logprobs
+    expected = in_this_process(model).signal.logprobs
     with serving(model, tokenizer, kind=kind) as server, teacher_at(server.url, kind=kind) as teacher:
-        found = teacher.score(collate(ROLLOUTS, EOS)).teacher_logprobs
+        found = teacher.score(collate(ROLLOUTS, EOS)).signal.logprobs
     assert (found.roll(1) - expected).abs().mean() > 0.5
 
 
@@ -119,10 +120,10 @@ def test_nothing_to_score_needs_no_server(rollouts):
         for each in rollouts:
             teacher.prepare(each)
         scored = teacher.score(collate(rollouts, EOS))
-    assert scored.teacher_logprobs.shape == (0,)
-    assert scored.top.ids.shape == (0, K)
-    assert scored.top.logprobs.shape == (0, K + 1)
-    assert scored.top.ids.dtype == torch.long
+    assert scored.signal.logprobs.shape == (0,)
+    assert scored.signal.top.ids.shape == (0, K)
+    assert scored.signal.top.logprobs.shape == (0, K + 1)
+    assert scored.signal.top.ids.dtype == torch.long
 
 
 def test_questions_are_the_rollouts():

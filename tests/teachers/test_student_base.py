@@ -35,9 +35,11 @@ def test_it_scores_as_a_base_that_was_loaded_apart(student):
     adapted, base = student
     batch = collate(ROLLOUTS, 0)
     found, expected = LocalTeacher(BaseOfStudent(adapted), CPU).score(batch), LocalTeacher(base, CPU).score(batch)
-    torch.testing.assert_close(found.teacher_logprobs, expected.teacher_logprobs, rtol=0, atol=1e-6)
-    assert (adapted(batch).logprobs - found.teacher_logprobs).abs().max() > 0.1, "the adapter makes a difference"
-    top, expected_top = (TopTokensTeacher(each, CPU, 5).score(batch).top for each in (BaseOfStudent(adapted), base))
+    torch.testing.assert_close(found.signal.logprobs, expected.signal.logprobs, rtol=0, atol=1e-6)
+    assert (adapted(batch).logprobs - found.signal.logprobs).abs().max() > 0.1, "the adapter makes a difference"
+    top, expected_top = (
+        TopTokensTeacher(each, CPU, 5).score(batch).signal.top for each in (BaseOfStudent(adapted), base)
+    )
     assert torch.equal(top.ids, expected_top.ids)
 
 

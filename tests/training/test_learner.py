@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from local_distill.batch import ScoredBatch
+from local_distill.batch import SampledLogprobs, ScoredBatch, TeacherView
 from local_distill.errors import UserError
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
 from local_distill.losses.registry import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
@@ -45,9 +45,9 @@ class Training:
         loss = loss or sampled(policy_gradient)
         judge = TokenScorer(teacher, V)
         self.teacher = {
-            "tokens": lambda: LocalTeacher(judge, self.accelerator.device),
-            "top": lambda: TopTokensTeacher(judge, self.accelerator.device, 7),
-            "whole": lambda: WholeDistributionTeacher(judge, self.accelerator.device),
+            TeacherView.tokens: lambda: LocalTeacher(judge, self.accelerator.device),
+            TeacherView.top_tokens: lambda: TopTokensTeacher(judge, self.accelerator.device, 7),
+            TeacherView.whole_distribution: lambda: WholeDistributionTeacher(judge, self.accelerator.device),
         }[loss.needs]()
         self.updates = make_updates(self.accelerator, self.scorer, weight_decay=0.0, max_grad_norm=clip)
         self.learner = Learner(
@@ -225,7 +225,7 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
     by_hand = Training(make_model(llama_config(), 1), teacher)
     first, second = [[by_hand.teacher.score(b) for b in batches] for batches in plan()]
     with torch.no_grad():
-        second = [replace(b, anchor=by_hand.scorer(b.tokens).logprobs) for b in second]
+        second = [replace(b, old_logprobs=by_hand.scorer(b.tokens).logprobs) for b in second]
     by_hand.learner.update([first], 0)
     sums = by_hand.learner._backward_all(second, substep=1)
     by_hand.updates.apply(1e-2, math.isfinite(sums["loss"]))
@@ -240,7 +240,7 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
 def test_a_bad_update_is_skipped_and_several_in_a_row_stop_the_run():
     training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2))
     good = training.teacher.score(collate(ROLLOUTS, 0))
-    bad = ScoredBatch(good.tokens, torch.full_like(good.teacher_logprobs, -math.inf))
+    bad = ScoredBatch(good.tokens, SampledLogprobs(torch.full_like(good.signal.logprobs, -math.inf)))
     before = training.weights()
     for _ in range(MAX_SKIPPED - 1):
         assert training.learner.update([[bad]], 0)["skipped"] == 1.0
