@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.models.hub_cache import OWN, check_caches
+from local_distill.models.loading_errors import OWN, check_caches
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = ("vllm", "bitsandbytes", "lm_eval", "scipy", "sklearn", "kernels", "liger_kernel", "mlflow")

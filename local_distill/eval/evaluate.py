@@ -32,8 +32,8 @@ from local_distill.eval.questions_and_model import EvalInputs, Subject, check_in
 from local_distill.eval.results import differences, measure, to_record
 from local_distill.eval.score_table import show
 from local_distill.eval.servers import served_sampler, served_teacher
-from local_distill.models.scorer import TokenScorer, check_head
-from local_distill.models.start_checks import check_scorer
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_head, check_scorer
 from local_distill.monitor.terminal import open_console
 from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.signals import Stopped

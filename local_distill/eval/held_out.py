@@ -15,7 +15,7 @@ from local_distill.batch import Prompt, Rollout, RolloutEngine, Teacher
 from local_distill.eval.statistics import mean_over_questions, ratio_of_sums
 from local_distill.eval.verifying import Verifier
 from local_distill.models.comparison import Comparison, compare
-from local_distill.models.pieces import texts_of
+from local_distill.models.tokenization import texts_of
 from local_distill.process.distributed import gather_lists, on_every_process
 from local_distill.runs.evaluations import Completion, Evaluation, Piece
 from local_distill.training.batching import MicroBatches, collate, share_of_process

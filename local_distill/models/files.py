@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,9 +27,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
+from local_distill.models.file_settings import context_length_of, make_neutral, make_savable, read_generation
 from local_distill.models.loading_errors import in_one_line, local_folder
-from local_distill.models.neutral import context_length_of, make_neutral
-from local_distill.models.saved_settings import make_savable, read_generation
 from local_distill.models.tying import tie_as_loaded, untie_as_filed
 from local_distill.runs.manifest import check_as_written
 from local_distill.runs.whole_files import expanded
@@ -207,6 +208,33 @@ def body_of(network: PreTrainedModel) -> PreTrainedModel:
         embedding = network.get_input_embeddings()
         body = next(child for child in network.children() if any(part is embedding for part in child.modules()))
     return body
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model itself, its weights as if it had been loaded in ``dtype``.
+
+    ``model.to(dtype)`` rounds more: the frequencies of rotary embeddings, 0.004 to 0.018 nats off in bf16, and what
+    the architecture asks to be kept, such as the biases of DeepSeek's router.
+    """
+    for name, tensor in saved_tensors(model):
+        tensor.data = tensor.data.to(precision_of(model, name, tensor, dtype))
+    return model
+
+
+def saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then the buffers that are part of a checkpoint; the others are computed from the configuration."""
+    yield from model.named_parameters()
+    saved = model.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+
+
+def precision_of(model: PreTrainedModel, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What a tensor of the model has when it is loaded in ``dtype``."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    kept = set(model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
+    kept |= set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    return torch.float32 if any(re.search(each.replace("*", ".*"), name) for each in kept) else dtype
 
 
 def recompute_activations(model: nn.Module) -> None:

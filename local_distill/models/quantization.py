@@ -12,9 +12,9 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from local_distill.errors import UserError
+from local_distill.models.file_settings import with_parts
 from local_distill.models.footprint import Held, Place, Shape
 from local_distill.models.loading_errors import reason_of
-from local_distill.models.saved_settings import with_parts
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from local_distill.batch import HeadStates, TokenBatch
-from local_distill.errors import UserError
 from local_distill.head.logprobs import Head, read_tokens
 from local_distill.models.files import body_of, causal_lm
 from local_distill.models.reach import waiting_experts
@@ -82,36 +81,3 @@ def head_of(network: PreTrainedModel, vocab_size: int) -> Head:
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     return Head(output.weight, vocab_size, output.bias, scale, softcap)
-
-
-@torch.no_grad()
-def check_head(scorer: TokenScorer, flag: str) -> None:
-    """Compare the scorer with the model's own logits on a few tokens, in the model's own precision.
-
-    An architecture that treats its logits in a way that ``head_of`` does not know would train on
-    plausible nonsense. Raises UserError instead.
-    """
-    network = causal_lm(scorer.model)
-    if not isinstance(network.get_output_embeddings(), nn.Linear):
-        raise UserError(
-            f"{flag}: the output head is a {type(network.get_output_embeddings()).__name__}, needs to be a plain "
-            "linear layer; leave the head out of --lora_target_modules, or choose another model"
-        )
-    device = network.get_output_embeddings().weight.device
-    ids = torch.arange(1, 9, device=device)[None]
-    lengths = (7,)
-    batch = TokenBatch(
-        ids, torch.ones_like(ids), torch.arange(7, device=device), ids[0, 1:], torch.zeros(7, device=device), lengths
-    )
-    logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
-    expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
-    found = scorer(batch).logprobs.double()
-    if not expected.isfinite().all():
-        raise UserError(f"{flag}: its weights give NaN or infinite log-probs; the files are damaged, fetch them again")
-    # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.
-    tolerance = 1e-3 if logits.abs().max() < 1 or network.dtype == torch.float32 else 0.25
-    if not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
-        raise UserError(
-            f"{flag}: {type(network).__name__} treats its logits in a way that is not supported (log-probs off by "
-            f"{(found - expected).abs().max().item():.3g} nats); choose another architecture"
-        )

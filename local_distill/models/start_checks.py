@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from local_distill.batch import TokenBatch
 from local_distill.errors import UserError
 from local_distill.head.logprobs import Head, float32_products
 from local_distill.models.files import causal_lm
-from local_distill.models.scorer import ADAPTER, TokenScorer, check_head
+from local_distill.models.scorer import ADAPTER, TokenScorer
 
 LONG, SHORT, SHORTER = 8, 5, 3
 """Tokens of two rows that are read together, and of the beginning of the shorter one."""
@@ -25,6 +25,39 @@ def check_scorer(scorer: TokenScorer, flag: str) -> None:
     """
     check_head(scorer, flag)
     scorer.needs_mask = _needs_mask(scorer, flag)
+
+
+@torch.no_grad()
+def check_head(scorer: TokenScorer, flag: str) -> None:
+    """Compare the scorer with the model's own logits on a few tokens, in the model's own precision.
+
+    An architecture that treats its logits in a way that ``head_of`` does not know would train on
+    plausible nonsense. Raises UserError instead.
+    """
+    network = causal_lm(scorer.model)
+    if not isinstance(network.get_output_embeddings(), nn.Linear):
+        raise UserError(
+            f"{flag}: the output head is a {type(network.get_output_embeddings()).__name__}, needs to be a plain "
+            "linear layer; leave the head out of --lora_target_modules, or choose another model"
+        )
+    device = network.get_output_embeddings().weight.device
+    ids = torch.arange(1, 9, device=device)[None]
+    lengths = (7,)
+    batch = TokenBatch(
+        ids, torch.ones_like(ids), torch.arange(7, device=device), ids[0, 1:], torch.zeros(7, device=device), lengths
+    )
+    logits = scorer.model(input_ids=ids, use_cache=False).logits[0, :-1, : scorer.vocab_size].double()
+    expected = logits.log_softmax(-1).gather(1, batch.targets[:, None]).squeeze(1)
+    found = scorer(batch).logprobs.double()
+    if not expected.isfinite().all():
+        raise UserError(f"{flag}: its weights give NaN or infinite log-probs; the files are damaged, fetch them again")
+    # One ulp of a low-precision logit of 32 is 0.25 in bf16; a missing scale or cap is off by whole nats.
+    tolerance = 1e-3 if logits.abs().max() < 1 or network.dtype == torch.float32 else 0.25
+    if not torch.allclose(found, expected, rtol=0.0, atol=tolerance):
+        raise UserError(
+            f"{flag}: {type(network).__name__} treats its logits in a way that is not supported (log-probs off by "
+            f"{(found - expected).abs().max().item():.3g} nats); choose another architecture"
+        )
 
 
 @torch.no_grad()

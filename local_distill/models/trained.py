@@ -16,11 +16,10 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from local_distill.errors import UserError
 from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
 from local_distill.models.adapters import AdapterFiles, open_adapter
-from local_distill.models.files import TOKENIZER_FILES, ModelFiles, open_model
+from local_distill.models.file_settings import read_generation
+from local_distill.models.files import TOKENIZER_FILES, ModelFiles, cast, open_model
 from local_distill.models.loading_errors import in_one_line, local_folder
-from local_distill.models.precision import cast
 from local_distill.models.quantization import check_readable
-from local_distill.models.saved_settings import read_generation
 from local_distill.runs.checkpoints import MADE_IN, PREFIX, step_folders
 from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.manifest import STATE

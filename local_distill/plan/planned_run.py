@@ -13,9 +13,9 @@ from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
 from local_distill.models.adapters import Adapter
+from local_distill.models.file_settings import context_length_of
 from local_distill.models.files import open_config, skeleton_of
 from local_distill.models.footprint import SamplerMemory, TeacherMemory
-from local_distill.models.neutral import context_length_of
 from local_distill.models.quantization import check_dense
 from local_distill.plan.machine import Machine, free_for_a_run
 from local_distill.process.launch import DTYPES, resolve_precision

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.models.hub_cache import check_caches
+from local_distill.models.loading_errors import check_caches
 from local_distill.packages import installed
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
 from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer

@@ -18,9 +18,8 @@ from transformers import __version__ as transformers_version
 
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
-from local_distill.models.files import causal_lm
+from local_distill.models.files import cast, causal_lm, saved_tensors
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
-from local_distill.models.precision import cast, saved_tensors
 from local_distill.rollouts.sampling import NucleusSampling, seed_of
 
 PAGE = 32

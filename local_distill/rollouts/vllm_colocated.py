@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
-from local_distill.models.files import causal_lm
+from local_distill.models.files import causal_lm, precision_of, saved_tensors
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
-from local_distill.models.precision import precision_of, saved_tensors
 from local_distill.packages import installed
 from local_distill.rollouts.left_out import bias_against
 from local_distill.rollouts.sampling import NucleusSampling, seed_of

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.errors import RunError
-from local_distill.models.files import causal_lm
-from local_distill.models.precision import precision_of
+from local_distill.models.files import causal_lm, precision_of
 from local_distill.runs.whole_files import readable_as_others, writing
 from local_distill.serving.answers import member, model_cards
 from local_distill.serving.client import HttpClient, ServerError

@@ -15,7 +15,8 @@ from local_distill.models import gguf_files
 from local_distill.models.adapters import LoraSettings
 from local_distill.models.files import open_model
 from local_distill.models.gguf_files import transformers_read_it_right
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_head
 from local_distill.models.tokenization import check_same_tokens, shared_vocabulary
 from local_distill.training.checkpoint import checkpoint_bytes
 from tests.tiny_models import llama_config, make_model, make_tokenizer

@@ -9,8 +9,8 @@ from transformers import MptConfig, XLNetConfig
 
 from local_distill.errors import UserError
 from local_distill.models.adapters import LoraSettings, add_lora
+from local_distill.models.file_settings import context_length_of
 from local_distill.models.files import open_model, recompute_activations, skeleton_of
-from local_distill.models.neutral import context_length_of
 from local_distill.models.scorer import TokenScorer
 from local_distill.training.batching import collate
 from tests.architectures.zoo import config_of

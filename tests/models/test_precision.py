@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
-from local_distill.models.precision import cast
+from local_distill.models.files import cast
 from local_distill.rollouts.continuous import SampledModel
 from local_distill.rollouts.vllm_colocated import merged_weights
 from tests.tiny_models import llama_config, make_model

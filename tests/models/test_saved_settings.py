@@ -5,8 +5,8 @@ import json
 import pytest
 from transformers import GenerationConfig
 
+from local_distill.models.file_settings import read_generation, savable
 from local_distill.models.files import open_model
-from local_distill.models.saved_settings import read_generation, savable
 from tests.tiny_models import llama_config, make_tokenizer, save_model
 
 IDS = {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 0}

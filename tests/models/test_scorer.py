@@ -7,7 +7,8 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig
 
 from local_distill.errors import UserError
 from local_distill.head.chunked_loss import ChunkLoss, summed_loss
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_head
 from local_distill.training.batching import collate
 from tests.tiny_models import gpt2_config, llama_config, make_model, with_adapter
 from tests.training.test_batching import rollout

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from local_distill.losses.registry import make_loss
-from local_distill.models.scorer import TokenScorer, check_head
+from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import check_head
 from local_distill.teachers import offload
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.teachers.offload import lock_in_memory, offloaded

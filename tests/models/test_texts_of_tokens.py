@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from local_distill.models.pieces import texts_of
+from local_distill.models.tokenization import texts_of
 from tests.tiny_models import IM_END, make_tokenizer
 
 BYTE_LEVEL = make_tokenizer(chat=True, vocab_size=400)
