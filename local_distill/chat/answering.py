@@ -15,7 +15,8 @@ from torch import Tensor
 from local_distill.chat.voices import Reading, Voice
 from local_distill.head.divergences import Distribution, reverse_kl
 from local_distill.models.comparison import Comparison
-from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
+from local_distill.process.seeding import rollout_stream
+from local_distill.rollouts.sampling import NucleusSampling
 
 SHOWN_CHOICES = 5
 """The teacher's likeliest tokens that are kept at each position."""
@@ -51,7 +52,7 @@ def answer(
 
     number: of the answer in its session, which decides the random draws. judge: reads along.
     """
-    uniforms = uniform_stream(sampling.max_new_tokens, sampling.seed, number, 0, 0)
+    uniforms = rollout_stream(sampling.max_new_tokens, sampling.seed, number, 0, 0)
     uniforms = uniforms.to(writer.device, torch.float32 if writer.device.type == "mps" else torch.float64)
     readings = [Reading(voice) for voice in (writer, judge) if voice is not None]
     new = list(prompt)

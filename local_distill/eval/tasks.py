@@ -11,12 +11,12 @@ from typing import Any
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
 from local_distill.eval.verifying import Verifier
+from local_distill.process.seeding import shuffled
 from local_distill.prompts import RawPrompt
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
 from local_distill.prompts.data_sets import HUB_ID, TOOLS_COLUMN, answer_column, has_configurations, kind_of, load_table
 from local_distill.prompts.prompt_files import json_rows, read_prompts_file
 from local_distill.prompts.raw import check_share_of_wrong, read_answer
-from local_distill.prompts.source import shuffled
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "messages")
 PLACE = "{question}"
@@ -151,7 +151,7 @@ def _open(
     table = table.select_columns([each for each in (*found, *({TOOLS_COLUMN} & set(table.column_names))) if each])
     order: Sequence[int] = range(len(table))
     if named and named.dealt:
-        order = shuffled(len(table), f"seed {seed}")[::-1]
+        order = shuffled(len(table), seed)[::-1]
     chosen = order[: limit or (named.most if named else None)]
     if not chosen:
         raise UserError(f"{where}: no question in it; needs at least one row")

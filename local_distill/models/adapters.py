@@ -23,6 +23,7 @@ from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
 from local_distill.models.loading_errors import in_one_line, local_folder, reason_of
 from local_distill.models.reach import towers
+from local_distill.process.seeding import seed_adapter
 from local_distill.runs.manifest import check_as_written
 from local_distill.runs.whole_files import expanded
 
@@ -254,7 +255,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
         target_modules=_target_modules(model, settings.target_modules),
         exclude_modules=_excluded(model),
     )
-    torch.manual_seed(seed)
+    seed_adapter(seed)
     with _peft_without_warnings(), model.device:  # a skeleton's adapter takes no memory either
         try:
             return get_peft_model(model, config).eval()

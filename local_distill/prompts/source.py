@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 
 from local_distill.batch import Prompt
 from local_distill.errors import UserError
+from local_distill.process.seeding import shuffled
 from local_distill.prompts.raw import RawPrompts, check_share_of_wrong
 from local_distill.prompts.rendering import Renderer
 
@@ -160,16 +159,8 @@ class PromptSource:
 
     def _dealt(self, place: int) -> Prompt:
         epoch, index = divmod(place, len(self))
-        order = shuffled(len(self), f"seed {self.seed} epoch {epoch}") if epoch else range(len(self))
+        order = shuffled(len(self), self.seed, epoch) if epoch else range(len(self))
         return self.training[order[index]]
-
-
-@lru_cache(maxsize=4)
-def shuffled(size: int, key: str) -> tuple[int, ...]:
-    """A permutation of range(size), drawn from ``key`` alone."""
-    # Only random() is promised to be the same in every Python version; shuffle() is not.
-    draw = random.Random(key).random
-    return tuple(sorted(range(size), key=[draw() for _ in range(size)].__getitem__))
 
 
 def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tally: _Tally) -> Iterator[Prompt]:
@@ -177,7 +168,7 @@ def _usable(raw: RawPrompts, renderer: Renderer, seed: int, limits: Limits, tall
     # Written prompts are all looked at now, and in the file's order, so that its first mistake is what is reported.
     written = [_fitting(_render(raw, renderer, i, tally), limits) for i in range(len(raw))] if raw.must_fit else None
     seen: set[tuple[int, ...]] = set()
-    for index in shuffled(len(raw), f"seed {seed}"):
+    for index in shuffled(len(raw), seed):
         tally.looked_at += 1
         prompt = _render(raw, renderer, index, tally) if written is None else written[index]
         if prompt is None:

@@ -20,7 +20,8 @@ from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import cast, causal_lm, saved_tensors
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
-from local_distill.rollouts.sampling import NucleusSampling, seed_of
+from local_distill.process.seeding import process_seed
+from local_distill.rollouts.sampling import NucleusSampling
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
@@ -126,7 +127,7 @@ class ContinuousRollouts:
         with self._model.newest() as model:
             batching = ContinuousBatchingConfig(
                 return_logprobs=True,
-                seed=seed_of(self._seed, step, self._process),
+                seed=process_seed(self._seed, step, self._process),
                 **self._cache_size(inputs, model.device),
                 **_attention(model.dtype),
             )

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
+from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
-from local_distill.rollouts.sampling import NucleusSampling, uniform_stream
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.out_of_memory import is_out_of_memory, release_memory
 
 
@@ -83,7 +84,7 @@ class HFRollouts:
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
         rows = [
-            _Row(position, prompt, uniform_stream(self._max_new_tokens, self._seed, step, position, member))
+            _Row(position, prompt, rollout_stream(self._max_new_tokens, self._seed, step, position, member))
             for position, prompt in prompts
             for member in range(self._group_size)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -84,15 +83,3 @@ def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:
         candidates = probs.sort(descending=True).values
     last = (candidates.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=candidates.shape[-1] - 1)
     return candidates.gather(1, last)
-
-
-def uniform_stream(length: int, *key: int) -> Tensor:
-    """(length,) float64 draws from [0, 1) that depend on the key alone: seed, step, position, place in the group."""
-    generator = torch.Generator().manual_seed(seed_of(*key))
-    return torch.rand(length, generator=generator, dtype=torch.float64)
-
-
-def seed_of(*key: int) -> int:
-    """A seed below 2⁶³ that depends on the key alone."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 2**63

@@ -23,8 +23,9 @@ from local_distill.errors import RunError, UserError
 from local_distill.models.files import causal_lm, precision_of, saved_tensors
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.packages import installed
+from local_distill.process.seeding import rollout_seed
 from local_distill.rollouts.left_out import bias_against
-from local_distill.rollouts.sampling import NucleusSampling, seed_of
+from local_distill.rollouts.sampling import NucleusSampling
 
 FLAG = "--rollouts vllm"
 DISCARD_WEIGHTS = 2
@@ -229,7 +230,7 @@ class ColocatedVLLMRollouts:
 
         self._engine.draw(
             [prompt.ids for _, prompt, _ in wanted],
-            [self._settings(seed_of(self._seed, step, position, member)) for position, _, member in wanted],
+            [self._settings(rollout_seed(self._seed, step, position, member)) for position, _, member in wanted],
             complete,
         )
         if lost := len(wanted) - len(done):

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.errors import RunError, UserError
 from local_distill.models.tokenization import PROBES
+from local_distill.process.seeding import rollout_seed
 from local_distill.rollouts.left_out import bias_against
-from local_distill.rollouts.sampling import NucleusSampling, seed_of
+from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.publishing import Publisher
@@ -98,7 +99,7 @@ class VLLMServerRollouts:
             "model": self._publisher.served_model,
             "prompt": list(prompt.ids),
             "cache_salt": self._publisher.salt,  # keys and values of other weights are never looked up
-            "seed": seed_of(self._seed, step, position, member) % LARGEST_SEED,
+            "seed": rollout_seed(self._seed, step, position, member) % LARGEST_SEED,
             **self._sampling,
         }
 

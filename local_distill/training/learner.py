@@ -13,6 +13,7 @@ from local_distill.batch import ScoredBatch
 from local_distill.errors import RunError
 from local_distill.losses.registry import Loss, summarise
 from local_distill.process.distributed import sum_over_processes
+from local_distill.process.seeding import seed_dropout
 from local_distill.training.metrics import Tally, merge, per_token
 from local_distill.training.optimizer import Updates
 from local_distill.training.out_of_memory import HalveMicroBatches, is_out_of_memory
@@ -54,7 +55,7 @@ class Learner:
         Raises DivergedError when MAX_SKIPPED updates in a row were skipped because they were not finite.
         """
         # Dropout in an adapter is the only chance in here; seeded by the step, a resumed run repeats it.
-        torch.manual_seed(((self._seed * 1_000_003 + step) * 4096 + self._accelerator.process_index) % 2**63)
+        seed_dropout(self._seed, step, self._accelerator.process_index)
         rate = self._learning_rate(step)
         substeps = self._with_old_logprobs(substeps)
         totals: dict[str, float] = {}

@@ -13,7 +13,7 @@ from local_distill.eval.held_out import DRAW
 from local_distill.eval.statistics import mean_over_questions, paired_difference
 from local_distill.eval.verifying import ContainsVerifier
 from local_distill.models.trained import Trained
-from local_distill.rollouts.sampling import uniform_stream
+from local_distill.process.seeding import rollout_stream
 from tests.fake_vllm import FakeVLLM
 from tests.serving.protocol_server import serving
 from tests.tiny_models import make_tokenizer
@@ -111,7 +111,7 @@ def sampled(folders):
     tokenizer, exact, drawn = make_tokenizer(), [], []
     for place, question in enumerate(QUESTIONS):
         ids = list(tokenizer(question)["input_ids"])
-        for uniform in uniform_stream(NEW, 0, DRAW, place, 0):
+        for uniform in rollout_stream(NEW, 0, DRAW, place, 0):
             with torch.no_grad():
                 p, q = (m(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1) for m in (student, teacher))
             ids.append(int(torch.searchsorted(p.exp().cumsum(0), uniform, right=True)))
