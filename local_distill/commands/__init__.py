@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from local_distill import __version__
+from local_distill.config.parsing import build_parser, parse
 from local_distill.errors import UserError
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.signals import ending_on_signals
-
-if TYPE_CHECKING:
-    from local_distill.commands.command import Command
 
 COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
@@ -26,6 +26,33 @@ COMMANDS = {
     "export": "merged weights with a model card; GGUF; the hub",
     "completion": "completion for bash, zsh or tcsh",
 }
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb of ``local-distill``, as its module declares it.
+
+    settings: a dataclass of ``option`` and ``argument`` fields. run: takes one and returns the exit code.
+    usage: how it is written, with examples, for ``--help``. description: one sentence.
+    """
+
+    name: str
+    settings: type
+    run: Callable[[Any], int]
+    usage: str
+    description: str
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        """Run it on the words that follow its name. Raises UserError."""
+        return self.run(parse(self.settings, argv, **self._shown))
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of its flags, for shell completion."""
+        return build_parser(self.settings, **self._shown, add_help=False)
+
+    @property
+    def _shown(self) -> dict[str, str]:
+        return {"prog": f"local-distill {self.name}", "usage": self.usage, "description": self.description}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load(name: str) -> Command:
-    """One of the COMMANDS. Raises UserError for any other name."""
+    """Import one of the COMMANDS. Raises UserError for any other name."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -52,17 +79,14 @@ def load(name: str) -> Command:
 
 
 def overview() -> str:
-    """What ``local-distill --help`` shows."""
+    """Return what ``local-distill --help`` shows."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: local-distill COMMAND …",
-            "",
-            "On-policy distillation of language models on your own machines.",
-            "",
-            *lines,
-            "",
-            "local-distill COMMAND --help has examples and all settings.",
-        ]
-    )
+    commands = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return f"""\
+usage: local-distill COMMAND …
+
+On-policy distillation of language models on your own machines.
+
+{commands}
+
+local-distill COMMAND --help has examples and all settings."""

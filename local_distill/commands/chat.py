@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from local_distill.chat.chat_config import ChatSettings
-from local_distill.commands.command import Command
+from local_distill.commands import Command
 
 USAGE = """\
 local-distill chat MODEL [settings]

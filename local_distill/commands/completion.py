@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from local_distill.commands.command import Command
+from local_distill.commands import COMMANDS, Command, load
 from local_distill.config.parsing import argument
 from local_distill.errors import UserError
 
@@ -33,22 +33,15 @@ class CompletionSettings:
 
 
 def run(settings: CompletionSettings) -> int:
-    """Print the script."""
+    """Print the script, made from all commands with all their flags."""
     import shtab
-
-    print(shtab.complete(whole_parser(), shell=settings.shell))
-    return 0
-
-
-def whole_parser() -> argparse.ArgumentParser:
-    """All commands with all their flags."""
-    from local_distill.commands import COMMANDS, load
 
     parser = argparse.ArgumentParser(prog="local-distill")
     commands = parser.add_subparsers()
     for name, what in COMMANDS.items():
         commands.add_parser(name, help=what, parents=[load(name).parser()])
-    return parser
+    print(shtab.complete(parser, shell=settings.shell))
+    return 0
 
 
 COMMAND = Command("completion", CompletionSettings, run, USAGE, "Completion of commands and flags for a shell.")

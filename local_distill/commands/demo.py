@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from local_distill.commands.command import Command
+from local_distill.commands import Command
 from local_distill.config.parsing import option
 from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
@@ -52,14 +52,10 @@ def run(settings: DemoSettings) -> int:
     teacher, student = make_pair(Path(settings.models).expanduser())
     if settings.models_only:
         return 0
-    words = ["--config", str(settings_file(settings.lora)), "--teacher_model", str(teacher)]
+    file = Path(__file__).parent.parent / "demo" / ("demo_lora.yaml" if settings.lora else "demo.yaml")
+    words = ["--config", str(file), "--teacher_model", str(teacher)]
     words += ["--student_model", str(student), *(("--output_dir", settings.output_dir) if settings.output_dir else ())]
     return train(parse_config(words)).exit_code
-
-
-def settings_file(lora: bool) -> Path:
-    """The settings of the demo's run, inside the package."""
-    return Path(__file__).parent.parent / "demo" / ("demo_lora.yaml" if lora else "demo.yaml")
 
 
 COMMAND = Command("demo", DemoSettings, run, USAGE, DESCRIPTION)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from local_distill.commands.command import Command
+from local_distill.commands import Command
 from local_distill.export.export_config import ExportSettings
 
 USAGE = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from local_distill.commands.command import Command
+from local_distill.commands import Command
 from local_distill.config.parsing import option
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError

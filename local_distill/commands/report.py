@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_distill.commands.command import Command
+from local_distill.commands import Command
 from local_distill.config.parsing import argument, option
 
 USAGE = """\
