@@ -195,6 +195,12 @@ def test_fewer_steps_than_are_done_are_refused(refused):
     assert "--steps: 1 given, but run has already done 2" in refused("--output_dir", "run", "--resume", "--steps", "1")
 
 
+def test_a_launch_that_is_refused_puts_no_newer_checkpoint_aside(refused):
+    Path("run/step-3").mkdir()
+    assert "has already done 2" in refused("--resume", "run/step-2", "--steps", "1")
+    assert Path("run/step-3").is_dir()
+
+
 @pytest.mark.parametrize("manifest", ['{"files": {}}', '{"files": []}', '{"files": 3}'])
 def test_a_manifest_that_lists_nothing_vouches_for_nothing(refused, tmp_path, manifest):
     (tmp_path / "run" / "step-2" / "manifest.json").write_text(manifest)
