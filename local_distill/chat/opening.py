@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from local_distill.chat.answering import Sampling
+from local_distill.chat.answering import AnswerSampling, Voice
 from local_distill.chat.conversation import Speech
-from local_distill.chat.lines import piped_lines, typed_lines
 from local_distill.chat.screen import open_screen
-from local_distill.chat.session import COMMANDS, END, Session
-from local_distill.chat.voices import Voice
+from local_distill.chat.session import COMMANDS, END, Session, piped_lines, typed_lines
 from local_distill.errors import UserError
 from local_distill.models.files import turns_after
 from local_distill.models.pair import ModelPair, pair_of
@@ -56,7 +54,7 @@ def chat(settings: ChatSettings) -> int:
         student,
         teacher,
         opened.speech,
-        Sampling(
+        AnswerSampling(
             NucleusSampling(settings.temperature, settings.top_p), settings.max_new_tokens,
             frozenset(opened.pair.stops.ids), settings.seed,
         ),

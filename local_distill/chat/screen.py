@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
@@ -20,45 +21,50 @@ from rich.table import Table
 from rich.text import Text
 
 from local_distill.monitor.terminal import open_console
-from local_distill.wording import clean
+from local_distill.runs.evaluations import Piece
+from local_distill.wording import clean, number
 
 FAINTEST, STRONGEST = 0.05, 5.0
 """Nats of reverse KL between which the colour goes from yellow to red; below the first there is none."""
 YELLOW, RED = (214, 170, 0), (220, 30, 60)
+WORST = 8
+"""Tokens that /why explains."""
+BEFORE = 24
+"""Characters of the text before a token that are shown with it."""
 
 
 class ShowToken(Protocol):
-    """How a token reaches the screen while an answer is written."""
+    """A token reaches the screen through it while an answer is written."""
 
     def __call__(self, column: int, text: str, reverse_kl: float | None) -> None:
-        """The text that a token of the answer in this column completed, and its disagreement."""
+        """Show the text that a token of the answer in this column completed, and its disagreement."""
 
 
 class Screen(Protocol):
-    """What the session writes to."""
+    """A session writes to it."""
 
     console: Console
 
     def answering(self, names: Sequence[str]) -> AbstractContextManager[ShowToken]:
-        """For the time of writing one answer for each name."""
+        """Hold the screen while one answer for each name is written."""
         ...
 
     def note(self, text: str) -> None:
-        """Something that is no answer."""
+        """Show what is no answer."""
         ...
 
     def status(self, text: str) -> None:
-        """How an answer went, for those who watch."""
+        """Say how an answer went, to those who watch."""
         ...
 
 
 def harmless(text: str) -> str:
-    """``clean`` for a part of a text: line ends stay where they are, also at its end."""
+    """Return ``clean`` for a part of a text: line ends stay where they are, also at its end."""
     return "\n".join(clean(line) for line in text.split("\n"))
 
 
 def colour_of(reverse_kl: float | None) -> Style:
-    """From none over yellow to red, by the logarithm; NaN is red."""
+    """Return a colour from none over yellow to red, by the logarithm; NaN is red."""
     if reverse_kl is None or reverse_kl < FAINTEST:
         return Style.null()
     share = min(1.0, math.log(reverse_kl / FAINTEST) / math.log(STRONGEST / FAINTEST))
@@ -68,7 +74,7 @@ def colour_of(reverse_kl: float | None) -> Style:
 
 
 def in_text(text: str, reverse_kl: float | None, numbers: bool) -> Text:
-    """A token's text with its colour and, where ``numbers`` are wanted, its reverse KL behind it."""
+    """Return a token's text with its colour and, where ``numbers`` are wanted, its reverse KL behind it."""
     shown = Text(harmless(text), style=colour_of(reverse_kl))
     if numbers and reverse_kl is not None:
         shown.append(f"[{reverse_kl:.2f}]", style="dim")
@@ -83,16 +89,16 @@ class TerminalScreen:
         self._numbers = numbers
 
     def note(self, text: str) -> None:
-        """A dim line."""
+        """Print a dim line."""
         self.console.print(Text(clean(text), style="dim"))
 
     def status(self, text: str) -> None:
-        """The same."""
+        """Print it as a note."""
         self.note(text)
 
     @contextmanager
     def answering(self, names: Sequence[str]) -> Iterator[ShowToken]:
-        """See Screen."""
+        """Let one answer flow, or put several side by side."""
         if len(names) > 1:
             with self._columns(names) as show:
                 yield show
@@ -109,7 +115,7 @@ class TerminalScreen:
             self._write(Text("\n"))
 
     def _write(self, text: Text) -> None:
-        """Where the last one ended; the terminal itself wraps the lines."""
+        """Go on where the last one ended; the terminal itself wraps the lines."""
         self.console.print(text, end="", soft_wrap=True)
 
     @contextmanager
@@ -131,7 +137,7 @@ class TerminalScreen:
 
 
 class _Newest:
-    """The last lines of something that may be higher than the screen."""
+    """Show the last lines of something that may be higher than the screen."""
 
     def __init__(self, whole: RenderableType) -> None:
         self._whole = whole
@@ -151,15 +157,15 @@ class PlainScreen:
         self._numbers = numbers
 
     def note(self, text: str) -> None:
-        """A line on standard error."""
+        """Print a line on standard error."""
         print(clean(text), file=sys.stderr, flush=True)
 
     def status(self, text: str) -> None:
-        """Nothing: nobody watches."""
+        """Say nothing: nobody watches."""
 
     @contextmanager
     def answering(self, names: Sequence[str]) -> Iterator[ShowToken]:
-        """See Screen; two answers are two lines that begin with their names."""
+        """Write one line an answer; two are two lines that begin with their names."""
         later = [""] * len(names)
 
         def show(column: int, text: str, reverse_kl: float | None) -> None:
@@ -181,6 +187,45 @@ class PlainScreen:
 
 
 def open_screen(numbers: bool) -> Screen:
-    """What suits standard output."""
+    """Return what suits standard output."""
     console = open_console()
     return TerminalScreen(console, numbers) if console.file.isatty() else PlainScreen(console, numbers)
+
+
+def worst_tokens(pieces: Sequence[Piece]) -> Table:
+    """Explain colours: the tokens with the largest reverse KL, each beside the teacher's likeliest tokens there."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("after", "token"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("reverse KL", "student", "teacher"):
+        table.add_column(heading, justify="right")
+    table.add_column("the teacher's choices", overflow="fold")
+    order = sorted(range(len(pieces)), key=lambda i: (-pieces[i].reverse_kl, i))
+    for i in order[:WORST]:
+        piece = pieces[i]
+        before = "".join(each.text for each in pieces[:i])
+        table.add_row(
+            Text(_visible(before[-BEFORE:]), style="dim"),
+            Text(_visible(piece.text), style=colour_of(piece.reverse_kl)),
+            number(piece.reverse_kl),
+            _share(piece.student),
+            _share(piece.teacher),
+            Text("  ".join(f"{_visible(text)} {_share(logprob)}" for text, logprob in piece.top)),
+        )
+    return table
+
+
+def _visible(text: str) -> str:
+    """On one line, with spaces at its ends to be seen."""
+    shown = clean(text.replace("\n", "⏎"))
+    inner = shown.strip(" ")
+    if not inner:
+        return "␣" * len(shown) or "·"
+    start = len(shown) - len(shown.lstrip(" "))
+    return "␣" * start + inner + "␣" * (len(shown) - start - len(inner))
+
+
+def _share(logprob: float) -> str:
+    """A log-prob as a probability: 12 %, 0.3 %, <0.1 %."""
+    percent = 100 * math.exp(logprob)
+    return "<0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 1 else f"{percent:.0f} %"

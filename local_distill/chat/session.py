@@ -1,27 +1,35 @@
-"""The loop of a chat: a line is a question, or a command where it begins with a slash."""
+"""The loop of a chat: a line is a question, or a command where it begins with a slash; and where lines come from."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from local_distill.chat.answering import Sampling, Token, answer
-from local_distill.chat.conversation import Answer, Conversation, Finish, Speech, Turn, finished_answer
-from local_distill.chat.screen import Screen, ShowToken
-from local_distill.chat.text_stream import TextStream
-from local_distill.chat.transcript import save_transcript
-from local_distill.chat.voices import Voice
-from local_distill.chat.worst_tokens import worst_tokens
+from local_distill.chat.answering import AnswerSampling, TextStream, Token, Voice, answer
+from local_distill.chat.conversation import (
+    ChatAnswer,
+    Conversation,
+    Finish,
+    Speech,
+    Turn,
+    finished_answer,
+    save_transcript,
+)
+from local_distill.chat.screen import Screen, ShowToken, worst_tokens
 from local_distill.config.checks import LOWEST_TEMPERATURE
 from local_distill.errors import UserError
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.wording import number
 
 END = "/quit"
+PROMPT = "you> "
+HISTORY_LENGTH = 1000
 
 
 class Session:
@@ -32,7 +40,7 @@ class Session:
     """
 
     def __init__(
-        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: Sampling, screen: Screen,
+        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: AnswerSampling, screen: Screen,
         system_prompt: str | None, forgiving: bool,
     ) -> None:  # fmt: skip
         self._student = student
@@ -46,7 +54,7 @@ class Session:
         self._conversation = Conversation(system_prompt)
 
     def run(self, lines: Iterable[str]) -> None:
-        """Until the lines end, or /quit. Raises UserError for a mistake in a line unless forgiving."""
+        """Read lines until they end, or /quit. Raises UserError for a mistake in a line unless forgiving."""
         for line in lines:
             words = line.strip()
             if words == END:
@@ -84,8 +92,8 @@ class Session:
         self._screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
         self._conversation = self._conversation.with_turn(Turn(question, student, *others))
 
-    def _fitting(self, prompt: Sequence[int]) -> Sampling:
-        """As many new tokens as every model's context has room for. Raises UserError where there is none."""
+    def _fitting(self, prompt: Sequence[int]) -> AnswerSampling:
+        """Return as many new tokens as every model's context has room for. Raises UserError where there is none."""
         voices = [self._student, *([self._teacher] if self._teacher else [])]
         limits = [voice.context_length for voice in voices if voice.context_length is not None]
         room = min(limits, default=len(prompt) + self._sampling.max_new_tokens) - len(prompt)
@@ -100,10 +108,18 @@ class Session:
 
     def _obey(self, words: str) -> None:
         name, _, given = words.partition(" ")
-        command_for(name)(self, given.strip())
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{name}: no such command; {hint}/help lists them")
+        COMMANDS[name].obey(self, given.strip())
 
-    def help(self, text: str) -> None:
+    def help(self) -> None:
         """Show what can be said."""
+        rows = [(f"{name} {command.takes}".strip(), command.what) for name, command in COMMANDS.items()]
+        rows += [(END, "leave; so does Ctrl-D"), ("Ctrl-C", "stop the answer")]
+        width = max(len(name) for name, _ in rows)
+        text = "\n".join(f"  {name:{width}}  {what}" for name, what in rows)
         self._screen.console.print(text, markup=False)
 
     def reset(self) -> None:
@@ -118,7 +134,7 @@ class Session:
         self._screen.note("system prompt set" if text else "no system prompt")
 
     def set_temperature(self, given: str) -> None:
-        """Answers are drawn at this temperature from now on."""
+        """Draw answers at this temperature from now on."""
         try:
             temperature = float(given)
         except ValueError:
@@ -138,7 +154,7 @@ class Session:
         self._screen.note("both answer" if self._both else "the student answers, the teacher reads along")
 
     def why(self) -> None:
-        """The tokens of the last answer on which the teacher disagreed most."""
+        """Show the tokens of the last answer on which the teacher disagreed most."""
         self._need_teacher("/why")
         if not self._conversation.turns:
             raise UserError("/why: nothing was answered yet; ask something")
@@ -179,15 +195,15 @@ class _Writing:
             self._shown += text
             show(self._column, text, reverse_kl)
 
-    def answer(self, speech: Speech, sampling: Sampling, interrupted: bool) -> Answer:
-        """What came of it."""
+    def answer(self, speech: Speech, sampling: AnswerSampling, interrupted: bool) -> ChatAnswer:
+        """Return what came of it."""
         stopped = bool(self.tokens) and self.tokens[-1].id in sampling.stop_ids
         unfinished: Finish = "interrupted" if interrupted and len(self.tokens) < sampling.max_new_tokens else "length"
         return finished_answer(speech.tokenizer, self.tokens, "stop" if stopped else unfinished, self._shown)
 
 
 def _write_all(writings: Sequence[_Writing], show: ShowToken) -> bool:
-    """All answers at once, a token of each in turn. Returns whether Ctrl-C cut them short."""
+    """Write all answers at once, a token of each in turn. Returns whether Ctrl-C cut them short."""
     try:
         for _ in zip_longest(*(each.write(show) for each in writings)):
             pass
@@ -196,7 +212,7 @@ def _write_all(writings: Sequence[_Writing], show: ShowToken) -> bool:
     return False
 
 
-def _status(student: Answer, speed: float) -> str:
+def _status(student: ChatAnswer, speed: float) -> str:
     kl = "" if student.reverse_kl is None else f", reverse KL {number(student.reverse_kl)} nats a token"
     ended = {"stop": "", "length": ", cut at --max_new_tokens", "interrupted": ", interrupted"}[student.finish]
     return f"{student.tokens} tokens{kl}{ended}, {number(speed)} tok/s"
@@ -204,19 +220,15 @@ def _status(student: Answer, speed: float) -> str:
 
 @dataclass(frozen=True)
 class SlashCommand:
-    """takes: what may follow its name. what: for /help. action: with the session and what followed."""
+    """What can be said to the program. takes: what may follow its name. what: for /help."""
 
     takes: str
     what: str
-    action: Callable[[Session, str], None]
-
-    def __call__(self, session: Session, given: str) -> None:
-        """Do it."""
-        self.action(session, given)
+    obey: Callable[[Session, str], None]
 
 
 COMMANDS = {
-    "/help": SlashCommand("", "this", lambda session, _: session.help(overview())),
+    "/help": SlashCommand("", "this", lambda session, _: session.help()),
     "/reset": SlashCommand("", "forget the conversation", lambda session, _: session.reset()),
     "/system": SlashCommand("TEXT", "another system prompt; none without TEXT", Session.set_system_prompt),
     "/temperature": SlashCommand("X", "another temperature", Session.set_temperature),
@@ -226,18 +238,58 @@ COMMANDS = {
 }
 
 
-def command_for(name: str) -> SlashCommand:
-    """Raises UserError for a name that is not known."""
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{name}: no such command; {hint}/help lists them")
-    return COMMANDS[name]
+def typed_lines(completions: Sequence[str]) -> Iterator[str]:
+    """Yield what a person types, with line editing and a history over sessions, until Ctrl-D; Ctrl-C drops the line."""
+    history = _line_editing(completions)
+    try:
+        while True:
+            try:
+                yield input(PROMPT)
+            except KeyboardInterrupt:
+                print()
+            except EOFError:
+                print()
+                return
+    finally:
+        _keep(history)
 
 
-def overview() -> str:
-    """What /help shows."""
-    rows = [(f"{name} {command.takes}".strip(), command.what) for name, command in COMMANDS.items()]
-    rows += [(END, "leave; so does Ctrl-D"), ("Ctrl-C", "stop the answer")]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:{width}}  {what}" for name, what in rows)
+def piped_lines() -> Iterator[str]:
+    """Yield the lines of standard input."""
+    yield from sys.stdin
+
+
+def history_file() -> Path:
+    """Return where typed lines are kept, by the XDG convention."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "local-distill" / "chat_history"
+
+
+def _line_editing(completions: Sequence[str]) -> Path | None:
+    """Returns the history's file; None where Python has no readline, as on Windows, whose console edits by itself."""
+    try:
+        import readline
+    except ImportError:
+        return None
+
+    def complete(text: str, state: int) -> str | None:
+        return [*(word for word in completions if word.startswith(text)), None][state] if text else None
+
+    readline.set_completer_delims(" ")
+    readline.set_completer(complete)
+    readline.parse_and_bind("tab: complete")
+    readline.set_history_length(HISTORY_LENGTH)
+    file = history_file()
+    if file.is_file():
+        readline.read_history_file(file)
+    return file
+
+
+def _keep(history: Path | None) -> None:
+    if history is None:
+        return
+    import readline
+
+    history.parent.mkdir(parents=True, exist_ok=True)
+    readline.write_history_file(history)
+    history.chmod(0o600)  # what was asked is nobody else's business

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from local_distill.batch import Prompt
-from local_distill.chat.answering import Sampling, answer
+from local_distill.chat.answering import AnswerSampling, Reading, TextStream, Voice, answer
 from local_distill.chat.conversation import finished_answer
-from local_distill.chat.text_stream import TextStream
-from local_distill.chat.voices import Reading, Voice
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.sampling import NucleusSampling
@@ -17,7 +15,7 @@ from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokeni
 
 PROMPT = (5, 17, 80, 9, 33)
 CHOOSE = NucleusSampling(0.8, 0.9)
-SAMPLING = Sampling(CHOOSE, 24, frozenset({0}), seed=3)
+SAMPLING = AnswerSampling(CHOOSE, 24, frozenset({0}), seed=3)
 
 
 def voice(config=None, seed=1, **more):
@@ -46,7 +44,7 @@ def test_it_ends_on_a_stop_token_or_at_the_limit():
     student = voice()
     ids = [token.id for token in answer(student, PROMPT, SAMPLING, 0)]
     assert len(ids) == 24
-    stopped = Sampling(CHOOSE, 24, frozenset({ids[6]}), seed=3)
+    stopped = AnswerSampling(CHOOSE, 24, frozenset({ids[6]}), seed=3)
     assert [token.id for token in answer(student, PROMPT, stopped, 0)] == ids[: ids.index(ids[6]) + 1]
 
 

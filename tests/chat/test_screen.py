@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from local_distill.chat.screen import TerminalScreen
-from local_distill.chat.worst_tokens import worst_tokens
+from local_distill.chat.screen import TerminalScreen, worst_tokens
 from local_distill.runs.evaluations import Piece
 
 
