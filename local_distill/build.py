@@ -22,8 +22,7 @@ from local_distill.announcements import announce, conclude
 from local_distill.batch import Teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.engines import Ahead, MakeEngine, Student, open_ahead, open_engine, open_teacher
-from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation
-from local_distill.eval.held_out_answers import verifier_of
+from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation, verifier_of
 from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of
 from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.registry import Loss

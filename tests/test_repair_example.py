@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from local_distill.eval.extracting import words
-from local_distill.eval.verifying import open_verifier
+from local_distill.eval.verifying import open_verifier, words
 from local_distill.prompts.prompt_files import builtin_prompts
 from tests.tiny_models import llama_config, make_tokenizer, save_model
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.batch import Prompt, Rollout, RolloutEngine, Teacher
 from local_distill.errors import UserError
+from local_distill.eval.answers import Answer, Divergence, Journal, OutputFolder
 from local_distill.eval.held_out import DRAW
-from local_distill.eval.output import Answer, Divergence, Journal, OutputFolder
 from local_distill.eval.verifying import Verifier
 from local_distill.models.comparison import compare
 from local_distill.rollouts.sampling import Greedy, NucleusSampling

@@ -17,6 +17,7 @@ from torch import nn
 from local_distill.batch import Teacher
 from local_distill.errors import UserError
 from local_distill.eval import harness
+from local_distill.eval.answers import OutputFolder, date_kept, open_output
 from local_distill.eval.asking import (
     Sampler,
     Scoring,
@@ -27,10 +28,8 @@ from local_distill.eval.asking import (
     missing_divergences,
 )
 from local_distill.eval.eval_config import SELF, EvalSettings
-from local_distill.eval.output import OutputFolder, date_kept, open_output
 from local_distill.eval.questions_and_model import EvalInputs, Subject, check_inputs
-from local_distill.eval.results import differences, measure, to_record
-from local_distill.eval.score_table import show
+from local_distill.eval.scores import differences, measure, show, to_record
 from local_distill.eval.servers import served_sampler, served_teacher
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_head, check_scorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from local_distill.batch import Prompt, Rollout, RolloutEngine, Teacher
 from local_distill.eval.statistics import mean_over_questions, ratio_of_sums
-from local_distill.eval.verifying import Verifier
+from local_distill.eval.verifying import MathVerifier, Verifier, math_verify_is_here
 from local_distill.models.comparison import Comparison, compare
 from local_distill.models.tokenization import texts_of
 from local_distill.process.distributed import gather_lists, on_every_process
@@ -34,12 +35,15 @@ DRAW = -1
 """The step whose random numbers every evaluation draws: no training step's, and the same at each evaluation,
 so that only the student differs."""
 
+LEAST_SHARE = 0.5
+"""Of the prompts that must have an answer, or the accuracy is of too few of them to be followed."""
+
 
 class NoEvaluation:
-    """For a run without held-out prompts."""
+    """A run without held-out prompts has nothing to evaluate."""
 
     def evaluate(self, step: int) -> None:
-        """Nothing to say."""
+        """Measure nothing."""
         del step
 
 
@@ -165,3 +169,25 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], compared: 
 
 def _rounded(numbers: Tensor) -> Any:
     return numbers.double().round(decimals=DECIMALS).tolist()
+
+
+def verifier_of(prompts: Sequence[Prompt], say: Callable[[str], None]) -> tuple[tuple[Prompt, ...], Verifier | None]:
+    """Return the prompts with the answers that can be compared alone, and what compares them, if it is worth it.
+
+    say: told in one line why there is no accuracy, where prompts have answers.
+    """
+    answered = sum(prompt.answer is not None for prompt in prompts)
+    if not answered:
+        return tuple(prompts), None
+    there_are = f"{answered} of {len(prompts)} held-out prompts have answers, but eval/accuracy is not measured"
+    if not math_verify_is_here():
+        say(f"{there_are}: math-verify is not installed; pip install 'local-distill[eval]'")
+        return tuple(prompts), None
+    verifier = MathVerifier()
+    kept = tuple(p if p.answer and verifier.readable(p.answer) else replace(p, answer=None) for p in prompts)
+    readable = sum(prompt.answer is not None for prompt in kept)
+    if readable < LEAST_SHARE * len(prompts):
+        verifier.close()
+        say(f"{there_are}: {readable} of them can be verified, at least half of the prompts must")
+        return tuple(prompts), None
+    return kept, verifier

@@ -1,5 +1,6 @@
 """Is an answer right? As mathematics, as the same words, or as words that are in it.
 
+Below the verifiers stands what of a completion is its answer, and when two texts are the same words.
 Completions are untrusted: no text can hang or end the evaluation. What cannot be read is not right.
 """
 
@@ -7,25 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from local_distill.errors import UserError
-from local_distill.eval.extracting import (
-    after_mark,
-    announced,
-    as_words,
-    last_boxed,
-    marked_number,
-    said,
-    without_commands,
-    without_gaps,
-    words,
-)
 from local_distill.packages import installed
 
 KINDS = ("math", "exact", "contains")
@@ -33,6 +25,19 @@ PATIENCE = 30.0
 """Seconds for one answer: two parses and up to four comparisons, of which each stops itself after 5."""
 START = 60.0
 """Seconds in which the process that compares must have imported sympy."""
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+GSM8K_MARK = "####"
+_ANNOUNCED = re.compile(r"answer\b[*_\s]*(?:is\b|:)[*_\s:]*", re.IGNORECASE)
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(
+    rf"[{_IDEOGRAPH}]|(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?|[^\W_{_IDEOGRAPH}]+(?:['’][^\W_{_IDEOGRAPH}]+)*"
+)
+_IN_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}]*)\}")
+_NUMBER_ALONE = re.compile(r"[*\s$]*-?[*\s$]*\d[\d,]*(?:\.\d+)?[\s%*$.]*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are characters, not braces
+_GAP = re.compile(r"\\,|\\ |~| ")
+_THOUSANDS_APART = re.compile(rf"-?\d{{1,3}}(?:(?:{_GAP.pattern})\d{{3}})+")
+_WORDS_ONLY = re.compile(r"(?:[^\W\d_]{3,}|no)(?:[ -][^\W\d_]+)*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,14 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """One of KINDS."""
+    """A verifier is one of KINDS."""
 
     def readable(self, reference: str) -> bool:
-        """Whether answers can be compared with this one."""
+        """Tell whether answers can be compared with this one."""
         ...
 
     def verdict(self, completion: str, reference: str) -> Verdict:
-        """Of a completion, whatever is in it."""
+        """Judge a completion, whatever is in it."""
         ...
 
     def close(self) -> None:
@@ -60,7 +65,7 @@ class Verifier(Protocol):
 
 
 def open_verifier(kind: str, flag: str = "--answers") -> Verifier:
-    """The verifier of that name. Raises UserError when math-verify is needed and not there."""
+    """Open the verifier of that name. Raises UserError when math-verify is needed and not there."""
     if kind != "math":
         return ExactVerifier() if kind == "exact" else ContainsVerifier()
     if not math_verify_is_here():
@@ -71,44 +76,41 @@ def open_verifier(kind: str, flag: str = "--answers") -> Verifier:
 
 
 def math_verify_is_here() -> bool:
-    """Whether the extra is installed."""
+    """Tell whether the extra is installed."""
     return installed("math_verify")
 
 
-class ExactVerifier:
-    """words(announced(completion)) == words(reference)."""
+class _WordsVerifier:
+    """Texts are compared by their words; nothing is held."""
 
     def readable(self, reference: str) -> bool:
-        """Whether it has words."""
+        """Tell whether it has words."""
         return bool(words(reference))
 
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+class ExactVerifier(_WordsVerifier):
+    """An answer is right where words(announced(completion)) == words(reference)."""
+
     def verdict(self, completion: str, reference: str) -> Verdict:
-        """See Verifier."""
+        """Compare what is announced."""
         found = announced(completion)
         return Verdict(found, words(found) == words(reference))
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-class ContainsVerifier:
-    """words(reference) is a run of whole words of words(completion)."""
-
-    def readable(self, reference: str) -> bool:
-        """Whether it has words."""
-        return bool(words(reference))
+class ContainsVerifier(_WordsVerifier):
+    """An answer is right where words(reference) is a run of whole words of words(completion)."""
 
     def verdict(self, completion: str, reference: str) -> Verdict:
-        """See Verifier."""
+        """Look for the reference."""
         found = f" {words(reference)} " in f" {words(said(completion))} "
         return Verdict(reference if found else "", found)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
 
 class MathVerifier:
-    """Equal as mathematics, by math-verify; a reference in words is compared as words.
+    """An answer is right where it is equal as mathematics, by math-verify; a reference in words is compared as words.
 
     The answer is what is in the last whole \\boxed{…}; else a number alone after the last "####"; else what
     math-verify finds: what is announced ("the answer is …"), or the last expression. patience: seconds for one answer.
@@ -119,12 +121,12 @@ class MathVerifier:
         self._worker: _Worker | None = None
 
     def readable(self, reference: str) -> bool:
-        """Whether it is an expression, or words."""
+        """Tell whether it is an expression, or words."""
         given = after_mark(reference)
         return as_words(given) is not None or bool(self._compare(given, "").get("readable"))
 
     def verdict(self, completion: str, reference: str) -> Verdict:
-        """See Verifier."""
+        """Compare as words where the reference is words, else as mathematics."""
         expected, text = after_mark(reference), said(completion)
         boxed = last_boxed(text)
         if (in_words := as_words(expected)) is not None:
@@ -141,7 +143,7 @@ class MathVerifier:
             self._worker = None
 
     def _compare(self, reference: str, answer: str) -> dict[str, Any]:
-        """What ``math_worker.compare`` says; empty where it took too long or died of it."""
+        """Return what ``math_worker.compare`` says; empty where it took too long or died of it."""
         request = {"reference": _as_latex(reference.replace("−", "-")), "answer": answer}
         if self._worker is None or not self._worker.alive:
             self._worker = _Worker()
@@ -152,7 +154,7 @@ class MathVerifier:
 
 
 def _as_latex(reference: str) -> str:
-    """A reference that is bare LaTeX, as most are, marked as such; without the mark 3\\sqrt{2} would be read as 3."""
+    """Mark a reference that is bare LaTeX, as most are, as such; without the mark 3\\sqrt{2} would be read as 3."""
     marked = reference.count("$") > 1 or any(mark in reference for mark in ("\\boxed", "\\(", "\\["))
     return reference if marked else f"\\boxed{{{reference}}}"
 
@@ -182,11 +184,11 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; the system may have ended it."""
+        """Tell whether it still runs; the system may have ended it."""
         return self._process.poll() is None
 
     def ask(self, request: dict[str, str], seconds: float) -> dict[str, Any] | None:
-        """Its answer; None when it gave none in time, after which it cannot be asked again."""
+        """Return its answer; None when it gave none in time, after which it cannot be asked again."""
         self._socket.settimeout(seconds)
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -202,3 +204,73 @@ class _Worker:
         self._process.wait()
         self._answers.close()
         self._socket.close()
+
+
+def said(completion: str) -> str:
+    """Return a completion without its thoughts (the last may be unfinished), with plain minus and dollar signs."""
+    after = completion.rpartition(THOUGHT_ENDS)[2]
+    return after.partition(THOUGHT_BEGINS)[0].replace("−", "-").replace("\\$", "$")
+
+
+def announced(completion: str) -> str:
+    """Return what follows the last "answer:" or "answer is" on its line; without one, the last line with text."""
+    text = said(completion)
+    places = list(_ANNOUNCED.finditer(text))
+    after = text[places[-1].end() :] if places else ""
+    if after.strip():
+        return after.strip().split("\n")[0].strip()
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def last_boxed(text: str) -> str | None:
+    """Return what is inside the last whole \\boxed{…}; None where there is none."""
+    for start in reversed([found.end() for found in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]):
+        depth = 1
+        for brace in _BRACE.finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return text[start : brace.start()]
+    return None
+
+
+def after_mark(text: str) -> str:
+    """Return what follows the last "####" on its line, as GSM8K writes answers; all of a text without one."""
+    _, mark, after = text.rpartition(GSM8K_MARK)
+    return after.strip().split("\n")[0] if mark and after.strip() else text
+
+
+def marked_number(text: str) -> str:
+    """Return a number alone after the last "####" on its line; all of any other text, as Markdown has such headings."""
+    after = after_mark(text)
+    return re.sub(r"[*$\s]", "", after) if after is not text and _NUMBER_ALONE.fullmatch(after) else text
+
+
+def without_gaps(boxed: str) -> str:
+    """Write a number whose thousands stand apart, such as ``70\\,000``, in one piece; anything else as it is."""
+    number = _THOUSANDS_APART.fullmatch(boxed.strip())
+    return _GAP.sub("", boxed) if number else boxed
+
+
+def words(text: str) -> str:
+    """Return words and numbers alone, in lower case, one space between: the form in which texts are compared.
+
+    Punctuation and symbols are dropped, except a number's sign and decimal point; 1,000 is 1000. Each ideograph is a
+    word. Compatibility forms (full width, ligatures) count as the plain ones (Unicode NFKC).
+    """
+    folded = unicodedata.normalize("NFKC", text).replace("−", "-").casefold()
+    return " ".join(re.sub("[,'’]", "", each) for each in _WORD.findall(folded))
+
+
+def as_words(reference: str) -> str | None:
+    """Return a reference in words, no formula, such as ``\\text{Evelyn}`` or ``Yes``, without commands; else None.
+
+    As a formula, Yes would be Y·e·s, and equal to any word of the same letters.
+    """
+    text = without_commands(reference).strip().strip("$.").strip()
+    return text if _WORDS_ONLY.fullmatch(text) else None
+
+
+def without_commands(text: str) -> str:
+    """Replace ``\\text{…}`` and its like by what they hold."""
+    return _IN_TEXT_COMMAND.sub(r"\1", text)

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 
 from local_distill.batch import Prompt
-from local_distill.eval import held_out_answers
-from local_distill.eval.held_out import DRAW
-from local_distill.eval.held_out_answers import verifier_of
+from local_distill.eval import held_out
+from local_distill.eval.held_out import DRAW, verifier_of
 from local_distill.eval.statistics import mean_over_questions
 from local_distill.eval.verifying import ContainsVerifier
 from local_distill.monitor.summary import write_summary
@@ -74,7 +73,7 @@ def test_too_few_answers_are_said_aloud():
 
 
 def test_a_missing_package_is_said_aloud(monkeypatch):
-    monkeypatch.setattr(held_out_answers, "math_verify_is_here", lambda: False)
+    monkeypatch.setattr(held_out, "math_verify_is_here", lambda: False)
     said = []
     assert verifier_of(with_answers("1", "2"), said.append)[1] is None
     assert "pip install 'local-distill[eval]'" in said[0]

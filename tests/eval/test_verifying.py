@@ -11,8 +11,15 @@ import pytest
 
 from local_distill.errors import UserError
 from local_distill.eval import verifying
-from local_distill.eval.extracting import as_words, last_boxed, words
-from local_distill.eval.verifying import ContainsVerifier, ExactVerifier, MathVerifier, open_verifier
+from local_distill.eval.verifying import (
+    ContainsVerifier,
+    ExactVerifier,
+    MathVerifier,
+    as_words,
+    last_boxed,
+    open_verifier,
+    words,
+)
 
 GSM8K = "She sold 48/2 = <<48/2=24>>24 in May.\nAltogether 48+24 = <<48+24=72>>72.\n#### 72"
 

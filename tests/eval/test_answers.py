@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.eval.output import Answer, open_output
+from local_distill.eval.answers import Answer, open_output
 
 FIXED = {"dataset": "gsm8k", "samples": 1, "limit": None}
 ANSWER = Answer("m", "gsm8k", 0, 0, "gsm8k[0]", "1+1?", "2 \ud83d \u2028", "2", "2", True, 3, "stop", "hf")

@@ -1,12 +1,18 @@
-"""From answers to numbers: each model's, and what differs between two."""
+"""From answers to numbers, each model's and what differs between two; and the numbers on the terminal."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from local_distill.eval.output import Answer, Divergence, OutputFolder
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from local_distill.eval.answers import Answer, Divergence, OutputFolder
 from local_distill.eval.questions_and_model import EvalInputs
 from local_distill.eval.statistics import (
     Difference,
@@ -18,14 +24,17 @@ from local_distill.eval.statistics import (
     paired_ratios,
     pass_at_k,
 )
+from local_distill.wording import clean, number, percent, share_with_error, with_error
 
 ACCURACY, REVERSE_KL = "accuracy", "reverse_kl"
+LABELS = {REVERSE_KL: "reverse KL (nats/token)"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one task. right: of each question, how many of its ``samples`` answers are; empty without answers.
+    """What one model did on one task.
 
+    right: of each question, how many of its ``samples`` answers are; empty without answers.
     totals: of each prompt, its completion's reverse KL; empty without a teacher. metrics: by name, for people.
     length, truncated: of the answers; of the scored completions where there are none.
     """
@@ -41,7 +50,7 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, Estimate]:
-        """Every number that has an error and can be compared."""
+        """Return every number that has an error and can be compared."""
         found: dict[str, Estimate] = {}
         if self.right:
             found[ACCURACY] = mean_over_questions([n / self.samples for n in self.right])
@@ -53,13 +62,13 @@ class Measured:
 
     @property
     def any_right(self) -> list[float]:
-        """pass@k of each question, k the number of samples."""
+        """Return pass@k of each question, k the number of samples."""
         return [pass_at_k(n, self.samples, self.samples) for n in self.right]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a model's metric is above the first model's, paired by question."""
+    """How far a model's metric is above the first model's, paired by question."""
 
     model: str
     baseline: str
@@ -70,14 +79,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class ModelResults:
-    """One model on all tasks, by their names."""
+    """What one model did on all tasks, by their names."""
 
     model: str
     tasks: Mapping[str, Measured] = field(default_factory=dict)
 
 
 def measure(model: str, inputs: EvalInputs, output: OutputFolder) -> ModelResults:
-    """The numbers of one model, of which all answers are in the output folder."""
+    """Return the numbers of one model, of which all answers are in the output folder."""
     samples = inputs.settings.samples
     tasks = {}
     for task in inputs.tasks:
@@ -104,7 +113,7 @@ def measure(model: str, inputs: EvalInputs, output: OutputFolder) -> ModelResult
 
 
 def differences(before: ModelResults, after: ModelResults) -> list[Compared]:
-    """After − before of every metric of every task."""
+    """Return after − before of every metric of every task."""
     return [
         Compared(after.model, before.model, name, metric, difference)
         for name in before.tasks
@@ -128,7 +137,7 @@ def to_record(
     inputs: EvalInputs, measured: Sequence[ModelResults], compared: Sequence[Compared],
     on_harness: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    """results.json."""
+    """Return what results.json holds."""
     return {
         "settings": inputs.fixed,
         "models": {each.model: {name: _task_record(task) for name, task in each.tasks.items()} for each in measured},
@@ -154,3 +163,77 @@ def _task_record(task: Measured) -> dict[str, Any]:
     for name, estimate in numbers.items():
         record[name], record[f"{name}_se"] = estimate.mean, estimate.standard_error
     return record
+
+
+def show(
+    console: Console, inputs: EvalInputs, measured: Sequence[ModelResults], compared: Sequence[Compared],
+    on_harness: Mapping[str, Mapping[str, Any]],
+) -> None:  # fmt: skip
+    """Print the models by number, then a table for each task, with each model's difference from the first behind it."""
+    for place, model in enumerate(measured, start=1):
+        console.print(Text(f"{place}  {clean(model.model)}"), soft_wrap=True)
+    for task in inputs.tasks:
+        samples = inputs.settings.samples
+        each = f", {samples} answers each" if task.verified and samples > 1 else ""
+        console.print(
+            _of_task(f"{clean(task.name)}: {len(task.questions)} questions{each}", task.name, measured, compared)
+        )
+    if any(on_harness.values()):
+        console.print(_of_harness(on_harness))
+    if compared:
+        console.print(Text("± standard error; differences are paired by question, p two-sided", style="dim"))
+
+
+def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: Sequence[Compared]) -> Table:
+    table = Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for place in range(1, len(measured) + 1):
+        table.add_column(str(place), justify="right")
+        if place > 1:
+            table.add_column(f"{place} − 1", justify="right")
+    first = measured[0].tasks[task]
+    for metric in first.metrics:
+        cells = [_estimate(metric, first.metrics[metric])]
+        for model in measured[1:]:
+            found = next(c for c in compared if (c.model, c.task, c.metric) == (model.model, task, metric))
+            cells += [_estimate(metric, model.tasks[task].metrics[metric]), _difference(metric, found.difference)]
+        table.add_row(LABELS.get(metric, metric), *cells)
+    tasks = [model.tasks[task] for model in measured]
+    for label, cells in (
+        ("length (tokens)", [number(each.length.mean) for each in tasks]),
+        ("truncated", [percent(each.truncated.mean) for each in tasks]),
+    ):
+        table.add_row(label, cells[0], *(part for cell in cells[1:] for part in (cell, "")))  # of differences, none
+    return table
+
+
+def _of_harness(on_harness: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table("", title="lm-evaluation-harness", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for place in range(1, len(on_harness) + 1):
+        table.add_column(str(place), justify="right")
+    rows = {(task, metric): None for tasks in on_harness.values() for task in tasks for metric in tasks[task]}
+    for task, metric in rows:
+        found = [tasks.get(task, {}).get(metric) for tasks in on_harness.values()]
+        table.add_row(f"{task} {metric}", *(with_error(each["mean"], each["se"]) if each else "–" for each in found))
+    return table
+
+
+def _estimate(metric: str, estimate: Estimate) -> str:
+    if metric == REVERSE_KL:
+        return with_error(*estimate)
+    return share_with_error(*estimate)
+
+
+def _difference(metric: str, difference: Difference) -> str:
+    mean, error, p = difference
+    if metric == REVERSE_KL:
+        shown = f"{'+' if mean > 0 else ''}{with_error(mean, error)}"
+    else:
+        shown = f"{100 * mean:+.1f} ± {100 * error:.1f}"
+    return f"{shown}, {p_in_words(p)}"
+
+
+def p_in_words(p: float) -> str:
+    """Write a p-value: p 0.034, p < 0.001."""
+    if math.isnan(p):
+        return "p –"
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.0995 else f"p {p:.2f}"

@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What it answers."""
+        """Return what it answers."""
         return self.model, self.task, self.question, self.sample
 
 
@@ -68,7 +68,7 @@ class Divergence:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What it was drawn for."""
+        """Return what it was drawn for."""
         return self.model, self.task, self.question, 0
 
 
@@ -109,7 +109,7 @@ class Journal(Generic[R]):
             write_whole(path, f"{whole}\n" if whole else "")
 
     def add(self, records: Sequence[R]) -> None:
-        """Append them. Raises RunError where they cannot be written."""
+        """Append the records. Raises RunError where they cannot be written."""
         # Half of a surrogate pair, which a token can decode to, is still JSON as a backslash escape.
         lines = "".join(to_json(asdict(record)) + "\n" for record in records)  # type: ignore[call-overload]
         with writing(self._path), self._path.open("ab") as file:
@@ -123,19 +123,19 @@ class Journal(Generic[R]):
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Opened, and known to hold answers to the same questions or none."""
+    """A folder that is opened, and known to hold answers to the same questions or none."""
 
     path: Path
     answers: Journal[Answer]
     divergences: Journal[Divergence]
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """results.json."""
+        """Write results.json."""
         write_whole(self.path / RESULTS_FILE, to_json(results, indent=2) + "\n")
 
 
 def date_kept(output: str | None) -> str | None:
-    """The --template_date of the answers in a folder that is to be gone on with; None where there is none."""
+    """Return the --template_date of the answers in a folder that is to be gone on with; None where there is none."""
     file = Path(output).expanduser() / SETTINGS_FILE if output else None
     try:
         kept = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
@@ -146,7 +146,7 @@ def date_kept(output: str | None) -> str | None:
 
 
 def open_output(given: str | None, fixed: Mapping[str, Any], holding: ExitStack) -> OutputFolder:
-    """The folder, made where there is none.
+    """Open the folder, which is made where there is none.
 
     fixed: what the answers depend on. holding: keeps the folder from other evaluations until it is closed.
     Raises UserError when the folder was made with something else, or another evaluation is in it.
