@@ -20,7 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # where to
 from torch.utils._python_dispatch import TorchDispatchMode  # the same
 from transformers import masking_utils
 
-from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
+from local_distill.batch import (
+    HeadStates,
+    SampledLogprobs,
+    ScoredBatch,
+    TeacherSignal,
+    TeacherView,
+    TokenBatch,
+    TopLogprobs,
+)
 from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
 from local_distill.inputs import loss_of
 from local_distill.models.files import causal_lm, recompute_activations
@@ -235,11 +243,8 @@ class Costs:
 
     def answers(self) -> float:
         """Return the bytes of a completion token's scores, which all are held from scoring to the end of training."""
-        numbers = 4 + 4 * 8  # the batch itself: the sampler's log-prob, three indices and the mask
-        if self._loss.needs == TeacherView.whole_distribution and self._teacher is not None:
-            head = self._teacher_network.get_output_embeddings().weight
-            return numbers + head.shape[1] * head.element_size()
-        return numbers + 2 * 4 + (self._top_k * (8 + 4) + 4 if self._loss.needs == TeacherView.top_tokens else 0)
+        batch = 4 + 4 * 8  # the sampler's log-prob, three indices and the mask
+        return batch + self._found(self._signal_bytes, 1)
 
     def _found(self, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Rehearse ``act``, once for the same arguments."""
@@ -289,14 +294,16 @@ class Costs:
             return 0.0
         states, before = self._states(tokens), storages.now
         targets = torch.zeros(tokens, dtype=torch.long)
-        reading = read_tokens(states.hidden, states.head, targets)
-        top = (
-            read_top_tokens(states.hidden, states.head, self._top_k)
-            if self._loss.needs == TeacherView.top_tokens
-            else None
-        )
-        del reading, top  # both are there until now
+        readings: list[object] = [read_tokens(states.hidden, states.head, targets)]  # all are there until the end
+        if self._loss.needs == TeacherView.top_tokens:
+            readings.append(read_top_tokens(states.hidden, states.head, self._top_k))
         return storages.peak - before
+
+    def _signal_bytes(self, storages: StorageCount, tokens: int) -> float:
+        before, signal = storages.now, self._signal(tokens)
+        made = storages.now - before
+        del signal  # only now
+        return made
 
     def _prefill(self, storages: StorageCount, prompts: int, group_size: int) -> float:
         """Return the most bytes while prompts are read, and their keys and values given to each rollout of a group."""
@@ -348,12 +355,16 @@ class Costs:
         """Make what the loss is given besides the student."""
         numbers, places = torch.zeros(tokens), torch.zeros(tokens, dtype=torch.long)
         batch = TokenBatch(places[None], places[None], places, places, numbers, (tokens,))
+        return ScoredBatch(batch, self._signal(tokens))
+
+    def _signal(self, tokens: int) -> TeacherSignal:
         if self._loss.needs == TeacherView.whole_distribution:
-            return ScoredBatch(batch, self._states(tokens))
+            return self._states(tokens)
+        logprobs, entropy = torch.zeros(tokens), torch.zeros(tokens)
         if self._loss.needs == TeacherView.tokens:
-            return ScoredBatch(batch, SampledLogprobs(numbers, numbers))
+            return SampledLogprobs(logprobs, entropy)
         top = TopTokens(torch.zeros(tokens, self._top_k, dtype=torch.long), torch.zeros(tokens, self._top_k + 1))
-        return ScoredBatch(batch, TopLogprobs(numbers, numbers, top=top))
+        return TopLogprobs(logprobs, entropy, top=top)
 
     def _states(self, tokens: int) -> HeadStates:
         head = head_of(self._teacher_network, self._vocab_size)
