@@ -27,8 +27,8 @@ from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, split_substeps
 from local_distill.training.learner import Learner
+from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import make_updates
-from local_distill.training.out_of_memory import HalveMicroBatches
 
 # hidden size, feed-forward size, layers, heads, key-value heads, tied embeddings
 SHAPES = {
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         loss = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0)
     updates = make_updates(accelerator, scorer, weight_decay=0.0, max_grad_norm=1.0)
     micro_batches = MicroBatches(args.microbatch_tokens)
-    learner = Learner(accelerator, updates, loss, lambda _: 1e-6, 0, HalveMicroBatches(micro_batches, print))
+    learner = Learner(accelerator, updates, loss, lambda _: 1e-6, 0, SmallerMicroBatches(micro_batches, print))
     prompts = [(i, Prompt(tuple(range(i + 1, i + 1 + args.prompt)), "", "")) for i in range(args.batch)]
     cut = partial(
         split_substeps, batch_size=args.batch, group_size=1, num_substeps=1, grad_accum=1, num_processes=1,

@@ -37,7 +37,7 @@ from local_distill.monitor.profiler import NoProfiler, Profiler, StepProfiler
 from local_distill.monitor.terminal import open_terminal
 from local_distill.plan.advice import check_memory
 from local_distill.plan.fitting import micro_batch_tokens
-from local_distill.process.distributed import any_process, most_anywhere, on_every_process, on_main_process
+from local_distill.process.distributed import any_process, on_every_process, on_main_process, reduce_max
 from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
@@ -49,8 +49,8 @@ from local_distill.runs.result import TrainResult
 from local_distill.training.batching import MicroBatches, split_substeps
 from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
 from local_distill.training.learner import Learner
+from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import Updates, make_updates
-from local_distill.training.out_of_memory import HalveMicroBatches
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops
 
@@ -117,7 +117,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     most = config.microbatch_tokens
     if most is None:
         most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.say)
-    micro_batches = MicroBatches(most, partial(most_anywhere, accelerator))
+    micro_batches = MicroBatches(most, partial(reduce_max, accelerator))
     collate = partial(
         split_substeps,
         batch_size=config.batch_size,
@@ -128,8 +128,8 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
         micro_batches=micro_batches,
         pad_id=inputs.pair.pad_id,
     )
-    halve = HalveMicroBatches(micro_batches, log.say)
-    learner = Learner(accelerator, updates, models.loss, learning_rates(config, config.steps), config.seed, halve)
+    smaller = SmallerMicroBatches(micro_batches, log.say)
+    learner = Learner(accelerator, updates, models.loss, learning_rates(config, config.steps), config.seed, smaller)
     evaluator = make_evaluator(launch, updates, models.judge, samplers, micro_batches)
     saver = Checkpointer(
         accelerator,

@@ -14,10 +14,9 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.plan.machine import GIB
 from local_distill.plan.memory import Memory, Phase
 from local_distill.plan.planned_run import PlannedRun, run_that_starts
-from local_distill.process.distributed import most_anywhere
-from local_distill.training.activations import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE, Kept, activation_bytes
+from local_distill.process.distributed import reduce_max
+from local_distill.training.memory import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE, LESS_MEMORY, Kept, activation_bytes
 from local_distill.training.optimizer import ToCome
-from local_distill.training.out_of_memory import LESS_MEMORY
 
 SHARE_OF_FREE = 0.95
 """Of the memory that is free when a run has everything in its place: the rest is for scratch of kernels and what else
@@ -143,7 +142,7 @@ def micro_batch_tokens(
         training = to_come.gradients + to_come.moments + kept + memory.training(rows).passing_bytes
         return max(training, to_come.moments + memory.scoring(rows).passing_bytes)
 
-    rows = -most_anywhere(accelerator, -largest(lambda n: needed(n) <= free, max(1, enough // longest)))
+    rows = -reduce_max(accelerator, -largest(lambda n: needed(n) <= free, max(1, enough // longest)))
     if rows == 0:
         say(
             f"one rollout goes through the student at a time, and the longest, of {longest} tokens, may not fit: it "

@@ -78,8 +78,8 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     return bool(sum_over_processes(accelerator, torch.tensor([float(flag)]))[0] > 0)
 
 
-def most_anywhere(accelerator: Accelerator, number: int) -> int:
-    """The largest of the processes' numbers; collective."""
+def reduce_max(accelerator: Accelerator, number: int) -> int:
+    """Return the largest of the processes' numbers; collective."""
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 

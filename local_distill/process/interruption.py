@@ -9,7 +9,7 @@ from types import FrameType
 
 from accelerate import Accelerator
 
-from local_distill.process.distributed import most_anywhere
+from local_distill.process.distributed import reduce_max
 from local_distill.process.signals import SAME, STOPPING
 
 
@@ -32,7 +32,7 @@ class StopRequest:
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; from here on all of them were. Collective."""
-        number = most_anywhere(accelerator, int(self.signal or 0))
+        number = reduce_max(accelerator, int(self.signal or 0))
         if number:
             self.signal = signal.Signals(number)
         return number > 0

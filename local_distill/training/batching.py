@@ -50,7 +50,7 @@ def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
 
 
 def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
-    """Exactly ``count`` lists, some of them empty if need be, of rollouts of like length: little will be padding.
+    """Return exactly ``count`` lists, some empty if need be, of rollouts of like length: little will be padding.
 
     The longest come first: what runs out of memory does so at once, not in the middle of a step.
     """
@@ -65,7 +65,7 @@ def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollou
 
 
 def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[Rollout]]:
-    """Lists of rollouts of like length, each of at most ``most_tokens`` with its padding, cut where it costs least.
+    """Return lists of rollouts of like length, each of at most ``most_tokens`` with padding, cut where it costs least.
 
     The cost is every token that goes through the model, padding included, and PASS_COST for each list. The longest
     come first. A rollout that is longer by itself is alone in its list.
@@ -92,15 +92,15 @@ class MicroBatches:
     """How rollouts are cut into what goes through a model together. Never changes a result, only memory and speed.
 
     most_tokens: most tokens of one, padding included; None for no bound; lowered when memory runs out.
-    most_anywhere: the largest of the numbers that the processes ask with; collective.
+    reduce_max: gives the largest of the numbers that the processes ask with; collective.
     Sharded models need every process to make the same number of calls.
     """
 
     most_tokens: int | None = None
-    most_anywhere: Callable[[int], int] = int
+    reduce_max: Callable[[int], int] = int
 
     def split(self, rollouts: Sequence[Rollout], least: int) -> list[list[Rollout]]:
-        """At least ``least`` lists, as many on every process, some of them empty; collective when bounded."""
+        """Return at least ``least`` lists, as many on every process, some of them empty; collective when bounded."""
         if self.most_tokens is None:
             return split_by_length(rollouts, least)
         parts = split_by_tokens(rollouts, self.most_tokens)
@@ -108,14 +108,14 @@ class MicroBatches:
             at, half = parts.index(largest), (len(largest) + 1) // 2
             parts[at : at + 1] = [largest[:half], largest[half:]]
         parts += [[] for _ in range(least - len(parts))]
-        return parts + [[] for _ in range(self.most_anywhere(len(parts)) - len(parts))]
+        return parts + [[] for _ in range(self.reduce_max(len(parts)) - len(parts))]
 
 
 def split_substeps(
     rollouts: Sequence[Rollout], *, batch_size: int, group_size: int, num_substeps: int, grad_accum: int,
     num_processes: int, micro_batches: MicroBatches, pad_id: int,
 ) -> list[list[TokenBatch]]:  # fmt: skip
-    """This process's rollouts as the micro-batches of each optimizer update of the step.
+    """Cut this process's rollouts into the micro-batches of each optimizer update of the step.
 
     A prompt's place in the global batch alone decides its substep: the updates are the same for any
     number of processes. Every process gets the same number of micro-batches.
@@ -130,7 +130,7 @@ def split_substeps(
 
 
 def share_of_process(batch: Sequence[T], process: int, num_processes: int) -> list[tuple[int, T]]:
-    """(position, item) of what this process works on; interleaved, so that the shares differ by one at most."""
+    """Return (position, item) of what this process works on; interleaved, so that the shares differ by one at most."""
     return list(enumerate(batch))[process::num_processes]
 
 

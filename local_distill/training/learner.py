@@ -14,9 +14,9 @@ from local_distill.errors import RunError
 from local_distill.losses.registry import Loss, summarise
 from local_distill.process.distributed import sum_over_processes
 from local_distill.process.seeding import seed_dropout
-from local_distill.training.metrics import Tally, merge, per_token
+from local_distill.training.memory import SmallerMicroBatches, is_out_of_memory
+from local_distill.training.metrics import StepSums, merge, per_token
 from local_distill.training.optimizer import Updates
-from local_distill.training.out_of_memory import HalveMicroBatches, is_out_of_memory
 
 MAX_SKIPPED = 5
 """Updates skipped in a row before the run stops; those by which fp16's loss scale settles are not counted."""
@@ -29,7 +29,7 @@ class DivergedError(RunError):
 class Learner:
     """Updates the student; every number it reports is over all processes.
 
-    learning_rate: the rate of a 0-based step. halve: cuts micro-batches that did not fit.
+    learning_rate: the rate of a 0-based step. smaller: cuts micro-batches that did not fit.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Learner:
         loss: Loss,
         learning_rate: Callable[[int], float],
         seed: int,
-        halve: HalveMicroBatches,
+        smaller: SmallerMicroBatches,
     ) -> None:
         self._accelerator = accelerator
         self._updates = updates
         self._loss = loss
         self._learning_rate = learning_rate
         self._seed = seed
-        self._halve = halve
+        self._smaller = smaller
         self._skipped_in_a_row = 0
 
     def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
@@ -85,7 +85,7 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
                 # Only out of here is the traceback gone, which keeps the activations alive.
-            batches = self._halve.smaller(batches, self._updates.can_start_over)
+            batches = self._smaller.cut(batches, self._updates.can_start_over)
             self._updates.start_over()
 
     def _try_backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
@@ -100,14 +100,14 @@ class Learner:
         tokens = float(sum_over_processes(accelerator, torch.tensor([float(own_tokens)]))[0])
         # Gradients are averaged over the processes, so each gives its part of the sum times their number.
         scale = accelerator.num_processes / max(tokens, 1.0)
-        tally = Tally()  # stays on the device: no wait for each micro-batch
+        sums = StepSums()  # stays on the device: no wait for each micro-batch
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with self._updates.accumulating(last):
                 loss, stats = self._updates.student(batch.tokens, self._loss.reading(batch, substep))
                 self._updates.backward(loss * scale, last)
-            tally.add({"loss": loss.detach(), **stats})
-        return tally.over_processes(accelerator) | {"tokens": tokens}
+            sums.add({"loss": loss.detach(), **stats})
+        return sums.over_processes(accelerator) | {"tokens": tokens}
 
     def _with_old_logprobs(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
         """The batches, with what the ratios of their loss are taken against.

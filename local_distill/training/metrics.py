@@ -14,13 +14,13 @@ from local_distill.process.distributed import sum_over_processes
 
 
 @dataclass
-class Tally:
-    """What has been counted so far; everything stays on the device until ``over_processes``."""
+class StepSums:
+    """Sums and peaks of an update so far; everything stays on the device until ``over_processes``."""
 
     totals: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, stats: Mapping[str, Tensor]) -> None:
-        """The stats of a micro-batch, each a scalar or one number a token."""
+        """Add the stats of a micro-batch, each a scalar or one number a token."""
         for name, value in stats.items():
             if name.startswith(PEAK):
                 found = value.amax() if value.numel() else value.new_zeros(())
@@ -29,7 +29,7 @@ class Tally:
                 self.totals[name] = self.totals.get(name, 0.0) + value.sum()
 
     def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
-        """Sums over all processes, and the largest of the peaks; collective."""
+        """Return the sums over all processes, and the largest of the peaks; collective."""
         values = torch.stack([value.float() for value in self.totals.values()])
         sums = sum_over_processes(accelerator, values).tolist()
         peaks = accelerator.gather(values[None]).amax(0).tolist()
@@ -49,7 +49,7 @@ def merge(into: dict[str, float], more: Mapping[str, float]) -> None:
 
 
 def per_token(totals: Mapping[str, float], tokens: float) -> dict[str, float]:
-    """Means of the sums, NaN for no tokens; peaks as they are, under their plain names."""
+    """Return the means of the sums, NaN for no tokens; peaks as they are, under their plain names."""
     return {
         name.removeprefix(PEAK): total if name.startswith(PEAK) else total / tokens if tokens else float("nan")
         for name, total in totals.items()

@@ -12,7 +12,7 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.plan import fitting
 from local_distill.plan.fitting import make_plan, micro_batch_tokens
 from local_distill.plan.memory import GRADIENTS, OPTIMIZER, Memory
-from local_distill.training.activations import ENOUGH_TOKENS
+from local_distill.training.memory import ENOUGH_TOKENS
 from local_distill.training.optimizer import ToCome, make_updates
 from tests.plan.test_memory import run
 from tests.tiny_models import llama_config, make_model
@@ -52,7 +52,7 @@ def found(monkeypatch):
     """``found(free, run, to_come) -> (tokens, what was said)``, on a GPU with so many bytes free."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(fitting, "SHARE_OF_FREE", 1.0)
-    monkeypatch.setattr(fitting, "most_anywhere", lambda _, number: number)
+    monkeypatch.setattr(fitting, "reduce_max", lambda _, number: number)
     accelerator = SimpleNamespace(device=torch.device("cuda"))
 
     def find(free, planned, to_come, scorer=None):

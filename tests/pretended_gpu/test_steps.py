@@ -21,8 +21,8 @@ from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, collate
 from local_distill.training.learner import Learner
+from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import make_updates
-from local_distill.training.out_of_memory import HalveMicroBatches
 from tests.launching import assert_same_numbers, metrics
 from tests.pretended_gpu.device import missing, pretended_gpu
 from tests.serving.protocol_server import serving
@@ -70,8 +70,8 @@ def updated(loss, cpu):
     }
     teacher = teachers[loss.needs](judge, device)
     updates = make_updates(accelerator, student, weight_decay=0.1, max_grad_norm=1.0)
-    halve = HalveMicroBatches(MicroBatches(), pytest.fail)
-    learner = Learner(accelerator, updates, loss, lambda _: 1e-3, 0, halve)
+    smaller = SmallerMicroBatches(MicroBatches(), pytest.fail)
+    learner = Learner(accelerator, updates, loss, lambda _: 1e-3, 0, smaller)
     substeps = [[teacher.score(collate(ROLLOUTS[i::2], 0))] for i in range(2)]
     found = [{"step": step, **learner.update(substeps, step)} for step in range(2)]
     return found, {name: p.detach().cpu() for name, p in student.named_parameters()}

@@ -48,7 +48,7 @@ def test_a_signal_that_arrives_twice_at_a_time_is_one(received, monkeypatch):
 
 
 def test_a_stop_that_one_process_was_asked_for_is_all_processes_stop(received, monkeypatch):
-    monkeypatch.setattr(interruption, "most_anywhere", lambda _, number: max(number, int(signal.SIGTERM)))
+    monkeypatch.setattr(interruption, "reduce_max", lambda _, number: max(number, int(signal.SIGTERM)))
     stop = StopRequest()
     assert stop.agreed(accelerator=None)
     assert (received, stop.signal) == ([], signal.SIGTERM)

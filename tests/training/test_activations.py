@@ -5,7 +5,7 @@ import torch
 
 from local_distill.models.scorer import TokenScorer
 from local_distill.training import activations
-from local_distill.training.activations import activation_bytes
+from local_distill.training.memory import activation_bytes
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300

@@ -18,8 +18,8 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, collate, split_by_length, split_substeps
 from local_distill.training.learner import MAX_SKIPPED, DivergedError, Learner
+from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import ADAM_BETAS, ADAM_EPS, learning_rate_at, make_updates
-from local_distill.training.out_of_memory import HalveMicroBatches
 from tests.models.test_scorer import V, dense
 from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
 from tests.training.test_batching import rollout
@@ -56,7 +56,7 @@ class Training:
             loss,
             lambda _: rate,
             0,
-            HalveMicroBatches(self.micro_batches, self.said.append),
+            SmallerMicroBatches(self.micro_batches, self.said.append),
         )
 
     def step(self, substeps, step=0):
@@ -339,4 +339,4 @@ def test_several_processes_cannot_go_back():
     training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2))
     batch = training.teacher.score(collate(ROLLOUTS, 0))
     with pytest.raises(UserError, match=r"^--microbatch_tokens: .* give \d+$"):
-        HalveMicroBatches(MicroBatches(), print).smaller([batch], can_start_over=False)
+        SmallerMicroBatches(MicroBatches(), print).cut([batch], can_start_over=False)

@@ -7,15 +7,15 @@ import torch
 from accelerate import Accelerator
 
 from local_distill.head.chunked_loss import PEAK
-from local_distill.training.metrics import Tally, merge, per_token
+from local_distill.training.metrics import StepSums, merge, per_token
 
 
 def test_micro_batches_sum_and_peaks_keep_the_largest():
-    tally = Tally()
-    tally.add({"kl": torch.tensor([1.0, 2.0]), PEAK + "ratio": torch.tensor([5.0, 7.0]), "loss": torch.tensor(0.5)})
-    tally.add({"kl": torch.tensor([3.0]), PEAK + "ratio": torch.tensor([6.0]), "loss": torch.tensor(0.25)})
-    tally.add({"kl": torch.empty(0), PEAK + "ratio": torch.empty(0), "loss": torch.tensor(0.0)})  # nothing to train on
-    found = tally.over_processes(Accelerator(cpu=True))
+    sums = StepSums()
+    sums.add({"kl": torch.tensor([1.0, 2.0]), PEAK + "ratio": torch.tensor([5.0, 7.0]), "loss": torch.tensor(0.5)})
+    sums.add({"kl": torch.tensor([3.0]), PEAK + "ratio": torch.tensor([6.0]), "loss": torch.tensor(0.25)})
+    sums.add({"kl": torch.empty(0), PEAK + "ratio": torch.empty(0), "loss": torch.tensor(0.0)})  # nothing to train on
+    found = sums.over_processes(Accelerator(cpu=True))
     assert found == {"kl": 6.0, PEAK + "ratio": 7.0, "loss": 0.75}
 
 
