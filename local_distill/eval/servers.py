@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,30 +15,8 @@ from local_distill.eval.questions_and_model import Subject
 from local_distill.rollouts import vllm_server
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.serving.client import HttpClient
+from local_distill.serving.publishing import Publisher
 from local_distill.teachers.server import ServerTeacher, open_server_teacher
-
-
-class AsServed:
-    """Nothing is published: servers answer from the weights that they were started with. See Publisher."""
-
-    def __init__(self, served_model: str) -> None:
-        self.served_model = served_model
-        self.salt = secrets.token_hex(8)
-
-    def drawing(self) -> AbstractContextManager[None]:
-        """Nothing changes the weights."""
-        return nullcontext()
-
-    def publish(self) -> bool:
-        """There is nothing newer."""
-        return False
-
-    def again(self, url: str) -> None:
-        """A server that was restarted has its weights."""
-        del url
-
-    def look(self) -> None:
-        """Nothing to look after."""
 
 
 def served_sampler(
@@ -56,7 +33,7 @@ def served_sampler(
         client, subject.pair.student.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
     )
     say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
-    return partial(vllm_server.VLLMServerRollouts, client, AsServed(name), rows=subject.pair.rows)
+    return partial(vllm_server.VLLMServerRollouts, client, Publisher(name), rows=subject.pair.rows)
 
 
 def served_teacher(

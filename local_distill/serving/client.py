@@ -16,8 +16,7 @@ import httpx
 from local_distill.errors import RunError, UserError
 from local_distill.serving.answers import BadAnswerError, ErrorInAnswerError, message_of, read_answer
 from local_distill.serving.background import Background
-from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls
-from local_distill.serving.proxies import http_client
+from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls, http_client
 
 T = TypeVar("T")
 FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0  # seconds
@@ -125,12 +124,8 @@ class HttpClient:
         """What the server at ``url``, one of ``urls``, has at ``path``; ``read`` as in ``post``."""
         return self._request(self._endpoints.only(url), "GET", path, None, None, read)
 
-    def submit(self, path: str, body: Mapping[str, Any], on_lost: Callable[[str], None] | None = None) -> Future[Any]:
-        """``post`` in the background."""
-        return self.in_background(lambda: self.post(path, body, on_lost))
-
     def in_background(self, work: Callable[[], T]) -> Future[T]:
-        """Anything that makes requests of its own, on one of ``concurrency`` threads."""
+        """Do anything that makes requests of its own on one of ``concurrency`` threads."""
         return self._background.submit(work)
 
     def close(self) -> None:

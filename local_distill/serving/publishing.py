@@ -11,7 +11,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,34 +37,36 @@ class Weights(Protocol):
     version: int
 
 
-class Publisher(Protocol):
-    """What an engine needs to know of it."""
+class Publisher:
+    """The weights that servers sample from: as such those that they were started with, which nothing changes."""
+
+    def __init__(self, served_model: str) -> None:
+        self._served_model = served_model
+        self._salt = secrets.token_hex(8)
 
     @property
     def served_model(self) -> str:
         """The name to ask a server for, that of the weights that were published last."""
-        ...
+        return self._served_model
 
     @property
     def salt(self) -> str:
-        """What keeps a server from using the keys and values of other weights: no others have it."""
-        ...
+        """Text that keeps a server from using the keys and values of other weights: no others have it."""
+        return self._salt
 
     def drawing(self) -> AbstractContextManager[None]:
-        """Context in which the weights stay as they are."""
-        ...
+        """Return a context in which the weights stay as they are."""
+        return nullcontext()
 
     def publish(self) -> bool:
         """Send the newest weights to every server; whether there were any. Collective."""
-        ...
+        return False
 
     def again(self, url: str) -> None:
         """Send what was published last to a server that does not have it."""
-        ...
 
     def look(self) -> None:
-        """Just before a request: give what was published last to a server that would answer from other weights."""
-        ...
+        """Give what was published last, just before a request, to a server that would answer from other weights."""
 
 
 def fresh_folder(parent: Path) -> Path:
@@ -109,7 +111,7 @@ class Gate:
                 self._turn.notify_all()
 
 
-class _ThroughFolder:
+class _ThroughFolder(Publisher):
     """What both publishers share: when to send, to whom, and that it is whole.
 
     client: the servers. weights: what changes the student's. folder: of this run alone, the same on every process,
@@ -117,8 +119,10 @@ class _ThroughFolder:
     """
 
     def __init__(
-        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None]
-    ) -> None:
+        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
+        served_model: str,
+    ) -> None:  # fmt: skip
+        super().__init__(served_model)
         self._client = client
         self._weights = weights
         self._folder = folder
@@ -197,19 +201,18 @@ class AdapterPublisher(_ThroughFolder):
         self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
         *, model: nn.Module, name: str = "student",
     ) -> None:  # fmt: skip
-        super().__init__(client, weights, folder, on_main, barrier)
+        super().__init__(client, weights, folder, on_main, barrier, f"{name}-{folder.name}")
         self._model = model
-        self._name = f"{name}-{folder.name}"
 
     @property
     def served_model(self) -> str:
         return self._named(self._path.name)
 
     def look(self) -> None:
-        """Nothing to do: the name that is asked for has the version in it, and a server without it says so."""
+        """Do nothing: the name that is asked for has the version in it, and a server without it says so."""
 
     def _named(self, version: object) -> str:
-        return f"{self._name}-{version}"
+        return f"{self._served_model}-{version}"
 
     def _write(self, path: Path) -> None:
         self._model.save_pretrained(path)  # type: ignore[operator]
@@ -249,10 +252,9 @@ class WeightsPublisher(_ThroughFolder):
         self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
         *, model: nn.Module, base: str, dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        super().__init__(client, weights, folder, on_main, barrier)
+        super().__init__(client, weights, folder, on_main, barrier, base)
         self._model = model
         self._dtype = dtype
-        self.served_model = base
 
     def look(self) -> None:
         """See Publisher. A server answers from whatever it has; no restart fits between this look and the request."""

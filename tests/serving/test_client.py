@@ -7,6 +7,7 @@ import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from email.utils import formatdate
+from functools import partial
 
 import pytest
 
@@ -238,7 +239,7 @@ def test_an_answer_that_never_ends_is_timed_out(parts):
 def test_requests_are_shared_out_and_bounded(parts):
     with serving(*parts, slow=0.03) as one, serving(*parts, slow=0.03) as two:
         with client(one.url, two.url, concurrency=3) as http:
-            asked = [http.submit(PATH, {**ASK, "prompt": [5, i]}) for i in range(24)]
+            asked = [http.in_background(partial(http.post, PATH, {**ASK, "prompt": [5, i]})) for i in range(24)]
             answers = [future.result(timeout=10) for future in asked]
         for i, answer in enumerate(answers):
             assert str(i) in entries(answer)[1], "each gets its own answer"
@@ -258,7 +259,7 @@ def test_requests_are_shared_out_and_bounded(parts):
 def test_the_least_busy_server_is_asked(parts):
     with serving(*parts, slow=0.6) as slow, serving(*parts, slow=0.01) as quick:
         with client(slow.url, quick.url, concurrency=4) as http:
-            for future in [http.submit(PATH, ASK) for _ in range(30)]:
+            for future in [http.in_background(partial(http.post, PATH, ASK)) for _ in range(30)]:
                 future.result(timeout=10)
         assert len(quick.scored) > 2 * len(slow.scored)
 
@@ -293,7 +294,7 @@ def test_who_wants_to_know_of_a_loss_is_told_before_the_next_try(parts):
             http.post(PATH, ASK, on_lost=lambda url, seen=seen: told.append((url, len(server.scored) - seen)))
             assert told == ([(server.url, 1)] if lost else [])
         server.failures.append(close_connection)
-        http.submit(PATH, ASK, on_lost=lambda url: told.append(url)).result(timeout=5)
+        http.in_background(partial(http.post, PATH, ASK, on_lost=told.append)).result(timeout=5)
         assert told == [server.url]
     assert [line.endswith("answers again") for line in said] == [False, True] * 3
 
@@ -306,7 +307,7 @@ def test_a_server_that_comes_back_completes_the_request(parts):
         with client(server.url, patience=10, say=said.append) as http:
             right = http.post(PATH, ASK)
             server.stop()
-            waiting = http.submit(PATH, ASK)
+            waiting = http.in_background(partial(http.post, PATH, ASK))
             time.sleep(0.8)
             assert not waiting.done()
             with serving(*parts, port=port):
@@ -365,7 +366,7 @@ def test_addresses_are_tidied():
 def test_closing_gives_up_what_is_under_way(parts):
     with serving(*parts) as server, client(free_url(), patience=60, concurrency=1) as http:
         del server
-        going, waiting = http.submit(PATH, ASK), http.submit(PATH, ASK)
+        going, waiting = (http.in_background(partial(http.post, PATH, ASK)) for _ in range(2))
         time.sleep(0.1)
         http.close()
         with pytest.raises(ServerError, match="the run is over"):
