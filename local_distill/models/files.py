@@ -119,61 +119,55 @@ class ModelFiles:
 
 
 def open_model(flag: str, path: str, trust_remote_code: bool) -> ModelFiles:
-    """Configuration, tokenizer and generation settings of a hub id or a local folder.
+    """Read configuration, tokenizer and generation settings of a hub id, a local folder or a GGUF file.
 
     Raises UserError naming ``flag`` when it is not a causal language model that can be read.
     """
     path = expanded(path)
     gguf = gguf_files.find_gguf(flag, Path(path))
-    if gguf:
-        return _open_gguf(flag, path, gguf)
-    folder = local_folder(flag, path)
+    folder = None if gguf else local_folder(flag, path)
     if folder:
         check_as_written(flag, folder)
     weights = _check_folder(flag, folder) if folder else []
-    with in_one_line(flag, path, "its configuration"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if not trust_remote_code:
-        _check_causal(flag, path, config)
+    trust_remote_code = trust_remote_code and not gguf
+    config = _read_config(flag, path, gguf, trust_remote_code)
     with in_one_line(flag, path, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = (
+            gguf_files.read_tokenizer(gguf)
+            if gguf
+            else AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        )
     with in_one_line(flag, path, "its generation_config.json"):
-        generation, note = read_generation(path, config)
+        generation, note = (
+            (gguf_files.generation_settings(config, tokenizer), "") if gguf else read_generation(path, config)
+        )
     make_savable(config)
     make_neutral(config)
-    notes = (note, untie_as_filed(config, weights))
-    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, notes=tuple(filter(None, notes)))
-
-
-def _open_gguf(flag: str, path: str, file: Path) -> ModelFiles:
-    folder, name = gguf_files.where_to_read(file)
-    with in_one_line(flag, path, "its configuration"):
-        config = AutoConfig.from_pretrained(folder, **name)
-    _check_causal(flag, path, config)
-    with in_one_line(flag, path, "its tokenizer"):
-        tokenizer = gguf_files.read_tokenizer(file)
-    generation = gguf_files.generation_settings(config, tokenizer)
-    make_savable(config)
-    make_neutral(config)
-    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code=False, gguf=file)
+    notes = tuple(filter(None, (note, untie_as_filed(config, weights))))
+    return ModelFiles(flag, path, config, tokenizer, generation, trust_remote_code, gguf, notes)
 
 
 def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The configuration alone of a hub id, a GGUF file, or a folder that need hold nothing else; without dropout.
+    """Read the configuration alone of a hub id, a GGUF file, or a folder that need hold nothing else; without dropout.
 
     Raises UserError naming ``flag`` when it is not that of a causal language model.
     """
     path = expanded(path)
     gguf = gguf_files.find_gguf(flag, Path(path))
-    where, name = gguf_files.where_to_read(gguf) if gguf else (path, {})
     if gguf is None and (folder := local_folder(flag, path)) and not (folder / "config.json").is_file():
         raise UserError(f"{flag} {path}: not a model folder, it has no config.json; give a transformers model folder")
+    config = _read_config(flag, path, gguf, trust_remote_code and not gguf)
+    make_savable(config)
+    make_neutral(config)
+    return config
+
+
+def _read_config(flag: str, path: str, gguf: Path | None, trust_remote_code: bool) -> PretrainedConfig:
+    where, name = gguf_files.where_to_read(gguf) if gguf else (path, {})
     with in_one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **name)
     if not trust_remote_code:
         _check_causal(flag, path, config)
-    make_savable(config)
-    make_neutral(config)
     return config
 
 
