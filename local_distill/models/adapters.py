@@ -44,29 +44,29 @@ READS_PAST_OUT_PROJ = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron
 
 
 class Adapter(Protocol):
-    """What the student's adapter begins as."""
+    """The student's adapter begins as one of the two below."""
 
     @property
     def dropout(self) -> float:
-        """What it loses while it trains."""
+        """Return the share of its inputs that the adapter loses while it trains."""
         ...
 
     def number_of_parameters(self, student: PreTrainedModel) -> int:
-        """How many it trains; a student without memory for its weights will do."""
+        """Count the numbers that it trains; a student without memory for its weights will do."""
         ...
 
     def put_on(self, model: PreTrainedModel, seed: int) -> nn.Module:
-        """The model, frozen, with the trainable adapter in float32, the same on every process, in eval mode."""
+        """Return the model, frozen, with the adapter in float32, the same on every process, in eval mode."""
         ...
 
     def put_shapes_on(self, skeleton: PreTrainedModel) -> nn.Module:
-        """The same of a student without memory for its weights: no weights of the adapter are read."""
+        """Do the same to a student without memory for its weights: no weights of the adapter are read."""
         ...
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A new adapter; see ``--lora_*``."""
+    """A new adapter is drawn by these settings; see ``--lora_*``."""
 
     rank: int
     alpha: float
@@ -89,7 +89,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter that was trained before, its settings read and its weights not yet.
+    """An adapter that was trained before is opened: its settings are read and its weights not yet.
 
     path: as given. folder: where its files are. config: peft's. flag: what it was given as, for messages.
     """
@@ -101,7 +101,7 @@ class AdapterFiles:
 
     @property
     def rank(self) -> int:
-        """Of the products; single modules may have their own."""
+        """Return the rank of the products; single modules may have their own."""
         return int(self.config.r)
 
     @property
@@ -111,7 +111,7 @@ class AdapterFiles:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all weights by name, from the header of their file."""
+        """Read the shapes of all weights by name from the header of their file."""
         with safe_open(self.folder / WEIGHTS, framework="pt") as weights:
             return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
 
@@ -140,7 +140,7 @@ class AdapterFiles:
                 raise self._does_not_fit(str(error).split(". ")[0]) from error
 
     def load(self, model: PreTrainedModel) -> nn.Module:
-        """The model, frozen, with this adapter trainable in float32, in eval mode.
+        """Return the model, frozen, with this adapter trainable in float32, in eval mode.
 
         Raises UserError unless every weight of the adapter has its place in the model, and every place its weight.
         """
@@ -174,7 +174,7 @@ class AdapterFiles:
 
 
 def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
-    """The adapter in a local folder or under a hub id, of which its settings and weights alone are downloaded.
+    """Open the adapter in a local folder or under a hub id; its settings and weights alone are downloaded.
 
     Raises UserError when it is not one of low-rank products beside linear layers other than the head, in safetensors.
     """
@@ -267,12 +267,12 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
 
 
 def adapts_packed_weights(adapted: nn.Module) -> bool:
-    """Whether the adapter is on weights of several experts in one tensor, which peft finds where it knows the model."""
+    """Say whether weights of several experts in one tensor are adapted, as peft does where it knows the model."""
     return bool(adapted.peft_config["default"].target_parameters)  # type: ignore[index, union-attr]
 
 
 def frozen_experts_note(adapted: nn.Module) -> str:
-    """A word on experts that are packed into tensors which the adapter leaves as they are, or nothing."""
+    """Return a word on experts that are packed into tensors which the adapter leaves as they are, or nothing."""
     if adapts_packed_weights(adapted):
         return ""
     packed = [(name, p.numel()) for name, p in adapted.named_parameters() if p.ndim == 3 and "expert" in name]
@@ -283,7 +283,7 @@ def frozen_experts_note(adapted: nn.Module) -> str:
 
 
 def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
-    """The model with the trainable adapter of a checkpoint, in eval mode."""
+    """Return the model with the trainable adapter of a checkpoint, in eval mode."""
     from peft import PeftModel
 
     with _peft_without_warnings():
@@ -291,7 +291,7 @@ def load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
 
 
 def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
-    """``--lora_target_modules`` as peft takes it, each name found to be a linear layer other than the head."""
+    """Return the target modules as peft takes them, each name found to be a linear layer other than the head."""
     if names == "all-linear":
         return names
     head = model.get_output_embeddings()
@@ -308,7 +308,7 @@ def _target_modules(model: PreTrainedModel, names: str) -> str | list[str]:
 
 
 def _excluded(model: PreTrainedModel) -> str | None:
-    """What has no adapter, as a pattern: towers for other inputs than text; routers that return more than products."""
+    """Write a pattern of what gets no adapter: towers for other inputs; routers that return more than products."""
     routers = [name for name, module in model.named_modules() if _gives_more_than_products(module)]
     patterns = [rf"{re.escape(name)}(\..*)?" for name in (*towers(model), *routers)]
     if model.config.get_text_config().model_type in READS_PAST_OUT_PROJ:
@@ -334,7 +334,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _gives_more_than_products(module: nn.Module) -> bool:
-    """Whether what calls itself linear is PhiMoE's router, which chooses experts; Falcon's own layers are linear."""
+    """Tell PhiMoE's router, which chooses experts, from what is linear; Falcon's own layers are linear."""
     if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
         return False
     with torch.no_grad():

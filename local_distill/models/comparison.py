@@ -22,7 +22,7 @@ from local_distill.head.logprobs import (
 
 
 class Comparison(NamedTuple):
-    """What both models make of N tokens that were sampled, nats at temperature 1; without gradient.
+    """Both models are compared at N tokens that were sampled, nats at temperature 1; without gradient.
 
     student, teacher: (N,) s_t and q_t.
     reverse_kl: (N,) the exact KL(student‖teacher) at that position where the teacher gives its whole distribution,
@@ -38,13 +38,13 @@ class Comparison(NamedTuple):
     likeliest_logprobs: Tensor
 
     def split(self, lengths: Sequence[int]) -> list[Comparison]:
-        """One comparison for each rollout, on the CPU. lengths: tokens of each; they sum to N."""
+        """Return one comparison for each rollout, on the CPU. lengths: tokens of each; they sum to N."""
         return list(map(Comparison, *(torch.split(column.cpu(), list(lengths)) for column in self)))
 
 
 @torch.no_grad()
 def compare(student: nn.Module, batch: ScoredBatch, k: int = 0) -> Comparison:
-    """One forward of the student, a TokenScorer, over a batch that the teacher has scored.
+    """Read a batch that the teacher has scored with one forward of the student, a TokenScorer.
 
     k: how many of the teacher's likeliest tokens to give at each position, fewer where it gives fewer.
     """
@@ -61,7 +61,7 @@ def compare(student: nn.Module, batch: ScoredBatch, k: int = 0) -> Comparison:
 
 @torch.no_grad()
 def compare_whole(teacher: HeadStates, k: int, hidden: Tensor, head: Head, targets: Tensor) -> Comparison:
-    """A reading of the student, see TokenScorer; a chunk of both models' logits exists at a time."""
+    """Read the student, see TokenScorer; a chunk of both models' logits exists at a time."""
     dtype, k = matmul_dtype(hidden), min(k, head.vocab_size)
     found = hidden.new_empty(3, len(hidden), dtype=softmax_dtype(dtype))
     ids, logprobs = targets.new_empty(len(hidden), k), found.new_empty(len(hidden), k)

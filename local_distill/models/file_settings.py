@@ -26,7 +26,7 @@ ATTENTION = ("sdpa", "eager")
 
 
 def read_generation(path: str, config: PretrainedConfig) -> tuple[GenerationConfig, str]:
-    """The generation settings of a folder or a hub id that can be saved, and a note on those that cannot, or nothing.
+    """Read the generation settings of a folder or a hub id that can be saved; note those that cannot.
 
     Where there are none, those that ``config`` implies. Raises whatever a file raises that is not a JSON object.
     """
@@ -40,7 +40,7 @@ def read_generation(path: str, config: PretrainedConfig) -> tuple[GenerationConf
 
 
 def savable(settings: dict[str, Any]) -> tuple[GenerationConfig, str]:
-    """The settings with which transformers' own strict check is content, and a note on the others, or nothing.
+    """Return the settings with which transformers' own strict check is content, and a note on the others, or nothing.
 
     Each is left out that the check refuses beside the ones before it: a temperature without sampling, say. How
     ``generate`` draws stays as it was, for it takes no notice of them either.
@@ -82,7 +82,7 @@ def make_savable(config: PretrainedConfig) -> None:
 
 
 def with_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """A configuration, and those of its parts: text, vision and so on."""
+    """Return a configuration, and those of its parts: text, vision and so on."""
     yield config
     for name in config.sub_configs:
         part = getattr(config, name, None)
@@ -106,7 +106,7 @@ def make_neutral(config: PretrainedConfig) -> None:
 
 
 def context_length_of(config: PretrainedConfig) -> int | None:
-    """Longest sequence in tokens, or None where the architecture sets no limit, which some write as −1."""
+    """Return the longest sequence in tokens, or None for an architecture without limit, which some write as −1."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in CONTEXT)
     return next((length for length in found if isinstance(length, int) and length > 0), None)

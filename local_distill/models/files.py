@@ -38,7 +38,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model before its weights: what can be checked without loading them.
+    """A model is opened before its weights: this is what can be checked without loading them.
 
     flag, path: as given, for messages. gguf: the one file that holds everything, None for a folder or a hub id.
     notes: what a person should know of its files.
@@ -55,21 +55,21 @@ class ModelFiles:
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens, or None where the architecture sets no limit."""
+        """Return the longest sequence in tokens, or None where the architecture sets no limit."""
         return context_length_of(self.config)
 
     def skeleton(self) -> PreTrainedModel:
-        """The model without memory for its weights: shapes alone, on the meta device."""
+        """Return the model without memory for its weights: shapes alone, on the meta device."""
         return skeleton_of(self.config, self.trust_remote_code)
 
     def with_weights_of(self, folder: Path) -> ModelFiles:
-        """The same model, its weights to be read from a folder where they were saved: a checkpoint."""
+        """Return the same model, its weights to be read from a folder where they were saved: a checkpoint."""
         return replace(self, path=str(folder), gguf=None)
 
     def load(
         self, dtype: torch.dtype, quantization: BitsAndBytesConfig | None = None, device: torch.device | None = None
     ) -> PreTrainedModel:
-        """The weights in ``dtype``, without dropout, in eval mode, on the CPU unless they go straight to ``device``.
+        """Load the weights in ``dtype``, no dropout, in eval mode, on the CPU unless they go straight to ``device``.
 
         quantization: what to pack them with on the way, the output head left as it is; for reading the model alone.
         Raises UserError unless there is a weight for every parameter: transformers would draw the others at random.
@@ -172,13 +172,13 @@ def _read_config(flag: str, path: str, gguf: Path | None, trust_remote_code: boo
 
 
 def skeleton_of(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """A model without memory for its weights: shapes alone, on the meta device."""
+    """Return a model without memory for its weights: shapes alone, on the meta device."""
     with torch.device("meta"):
         return _reader_of(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def turns_after(config: PretrainedConfig) -> int | None:
-    """Tokens above which the model rotates the positions of a whole text otherwise (longrope: Phi-3 and its kin).
+    """Return the tokens above which positions of a whole text are rotated otherwise (longrope: Phi-3 and its kin).
 
     None where positions do not depend on the longest text of a batch.
     """
@@ -189,14 +189,14 @@ def turns_after(config: PretrainedConfig) -> int | None:
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, out of its LoRA wrapper when it has one."""
+    """Return the transformers model itself, out of its LoRA wrapper when it has one."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def body_of(network: PreTrainedModel) -> PreTrainedModel:
-    """What makes hidden states of tokens: the model without its output head."""
+    """Return the model without its output head, which makes hidden states of tokens."""
     body: Any = network.base_model
     if body is network:  # Llama 4 calls it otherwise than it says
         embedding = network.get_input_embeddings()
@@ -216,14 +216,14 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def saved_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then the buffers that are part of a checkpoint; the others are computed from the configuration."""
+    """Return parameters, then the buffers of a checkpoint; the others are computed from the configuration."""
     yield from model.named_parameters()
     saved = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
 def precision_of(model: PreTrainedModel, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """What a tensor of the model has when it is loaded in ``dtype``."""
+    """Return the precision that a tensor of the model has when it is loaded in ``dtype``."""
     if not tensor.is_floating_point():
         return tensor.dtype
     kept = set(model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
@@ -232,7 +232,7 @@ def precision_of(model: PreTrainedModel, name: str, tensor: Tensor, dtype: torch
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Gradient checkpointing. Raises UserError for an architecture that has none."""
+    """Turn gradient checkpointing on. Raises UserError for an architecture that has none."""
     network = causal_lm(model)
     if not network.supports_gradient_checkpointing:
         raise UserError(
@@ -243,7 +243,7 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def _check_folder(flag: str, folder: Path) -> list[Path]:
-    """The safetensors files of a local folder.
+    """Return the safetensors files of a local folder.
 
     Raises UserError when it lacks a file that a model has, or when one of them is cut short.
     """
@@ -271,7 +271,7 @@ def _check_folder(flag: str, folder: Path) -> list[Path]:
 
 
 def _weight_files(flag: str, folder: Path) -> list[Path]:
-    """The safetensors files that transformers will read; none where the weights are in another format."""
+    """Return the safetensors files that transformers will read; none where the weights are in another format."""
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if single.is_file():
         return [single]
@@ -285,7 +285,7 @@ def _weight_files(flag: str, folder: Path) -> list[Path]:
 
 
 def _reader_of(config: PretrainedConfig) -> Any:
-    """The class that reads such a model: of text, or where there is none, of text beside images, given text alone."""
+    """Return the class that reads such a model: of text, else of text beside images, given text alone."""
     sees = type(config) in AutoModelForImageTextToText._model_mapping
     return (
         AutoModelForImageTextToText
@@ -300,7 +300,7 @@ def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
 
 
 def _is_causal(config: PretrainedConfig) -> bool:
-    """Whether transformers has a decoder for this configuration that sees only what came before."""
+    """Say whether transformers has a decoder for this configuration that sees only what came before."""
     models = _reader_of(config)._model_mapping
     if type(config) not in models or config.is_encoder_decoder:
         return False

@@ -27,7 +27,7 @@ FILES_READ_INSTEAD = ("tokenizer*", "special_tokens_map.json", "added_tokens.jso
 
 
 def find_gguf(flag: str, path: Path) -> Path | None:
-    """The file that ``path`` names or, as a folder without a config.json, holds; None where it is another model.
+    """Return the file that ``path`` names or, as a folder without a config.json, holds; None where it is another model.
 
     Raises UserError when it is not clear which one, or when that one cannot be read.
     """
@@ -65,12 +65,12 @@ def _check(flag: str, file: Path) -> None:
 
 
 def transformers_read_it_right() -> bool:
-    """Whether the transformers that are installed give the file's own tokens, and miss what is not there."""
+    """Say whether the transformers here give the file's own tokens, and miss what is not there."""
     return tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= OLDEST_TRANSFORMERS
 
 
 def where_to_read(file: Path) -> tuple[str, dict[str, str]]:
-    """The file as transformers' loaders take it: a folder, and the option that names it.
+    """Return the file as transformers' loaders take it: a folder, and the option that names it.
 
     In full, because a name alone is looked for in the working folder first.
     """
@@ -78,7 +78,7 @@ def where_to_read(file: Path) -> tuple[str, dict[str, str]]:
 
 
 def read_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that is in the file, whatever lies beside it."""
+    """Return the tokenizer that is in the file, whatever lies beside it."""
     if not any(any(file.parent.glob(pattern)) for pattern in FILES_READ_INSTEAD):
         return _tokenizer(file)
     with tempfile.TemporaryDirectory() as alone:
@@ -93,7 +93,7 @@ def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def generation_settings(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """When to stop, which the file says with its tokenizer; ``config`` is put right as well.
+    """Read from the file's tokenizer when to stop; ``config`` is put right as well.
 
     The configuration that is made from the file has the family's usual ids where it should have the file's. A list
     of end tokens is what transformers knows of a family besides.
@@ -106,6 +106,6 @@ def generation_settings(config: PretrainedConfig, tokenizer: PreTrainedTokenizer
 
 
 def dense_weights() -> dict[str, Any]:
-    """How to ask for an ordinary model, which can be trained and saved; older transformers make no other."""
+    """Ask for an ordinary model, which can be trained and saved; older transformers make no other."""
     settings = getattr(quantization_settings, "GgufConfig", None)
     return {} if settings is None else {"quantization_config": settings(dequantize=True)}

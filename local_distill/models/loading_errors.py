@@ -42,7 +42,7 @@ def in_one_line(flag: str, path: str, part: str, kind: str = "model") -> Iterato
 
 
 def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
-    """The folder that ``path`` names, None for a hub id. Raises UserError for a file, or a folder that is not there."""
+    """Return the folder that ``path`` names, None for a hub id. Raises UserError for a file, or for no such folder."""
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -58,7 +58,7 @@ def _a(kind: str) -> str:
 
 
 def reason_of(error: Exception, width: int = 240) -> str:
-    """The first sentence of what a library raised, in one line of at most ``width`` characters."""
+    """Return the first sentence of what a library raised, in one line of at most ``width`` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)  # what follows a sentence is advice
     if not isinstance(error, OSError | ValueError):
@@ -100,7 +100,7 @@ def _can_be_written(folder: Path) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it."""
+    """Return the error, and those that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -39,7 +39,7 @@ def spell_for_older_readers(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def with_older_names(written: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """The dictionary of a configuration, those inside it too, with each older name that its class knows."""
+    """Return the dictionary of a configuration, those inside it too, with each older name that its class knows."""
     result = dict(written)
     for name, value in written.items():
         if isinstance(value, dict) and isinstance(inner := getattr(config, name, None), PreTrainedConfig):
@@ -52,7 +52,7 @@ def with_older_names(written: dict[str, Any], config: PreTrainedConfig) -> dict[
 
 
 def tokenizer_for_older_readers(written: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer's settings with the older names of its class and of its further special tokens."""
+    """Return a tokenizer's settings with the older names of its class and of its further special tokens."""
     result = dict(written)
     if result.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = "PreTrainedTokenizerFast"  # in transformers 5 the same class
@@ -62,7 +62,7 @@ def tokenizer_for_older_readers(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changes_nothing(older: dict[str, Any], config: PreTrainedConfig) -> bool:
-    """Whether the configuration reads the same with these beside its own settings."""
+    """Say whether the configuration reads the same with these beside its own settings."""
     settings = config.to_dict()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # of what is only tried, nobody needs to hear
@@ -79,7 +79,7 @@ def _changes_nothing(older: dict[str, Any], config: PreTrainedConfig) -> bool:
 
 
 def _older_names(written: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every older name of what is in the dictionary, whichever models used it."""
+    """Yield every older name of what is in the dictionary, whichever models used it."""
     if "dtype" in written:
         yield "torch_dtype", written["dtype"]
     rope = written.get("rope_parameters") or {}

@@ -39,7 +39,7 @@ def check_quantization(kind: str) -> None:
 
 
 def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What packs linear layers other than the output head as they are loaded.
+    """Return what packs linear layers other than the output head as they are loaded.
 
     4bit: normal floats with scales that are packed as well (QLoRA, arXiv 2305.14314), products in ``dtype``.
     8bit: integers, with the largest activations kept apart (LLM.int8, arXiv 2208.07339), products in fp16.
@@ -95,13 +95,13 @@ def check_readable(flag: str, path: str, config: PretrainedConfig) -> None:
 
 
 def _settings(config: PretrainedConfig) -> Any:
-    """What transformers is told of the packing, as a dictionary or one of its classes; None for ordinary weights."""
+    """Return what transformers is told of the packing, as a dictionary or a class; None for ordinary weights."""
     found = (getattr(part, name, None) for part in with_parts(config) for name in SETTINGS)
     return next(filter(None, found), None)
 
 
 def quantised_by(path: str, config: PretrainedConfig) -> str | None:
-    """What a model is packed by, as its files call it: gptq, awq, fp8 …; None for ordinary weights."""
+    """Return what a model is packed by, as its files call it: gptq, awq, fp8 …; None for ordinary weights."""
     settings = _settings(config)
     if settings is None:
         return next((name for name in FILES if (Path(path) / name).is_file()), None)

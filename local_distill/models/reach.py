@@ -35,13 +35,13 @@ def freeze_unreached(model: nn.Module) -> None:
 
 
 def freeze_towers(model: PreTrainedModel) -> None:
-    """The same of a model without weights, as far as its parts' places tell: see ``towers``."""
+    """Leave the towers of a model without weights out of training, as far as its parts' places tell."""
     for name in towers(model):
         model.get_submodule(name).requires_grad_(False)
 
 
 def towers(model: PreTrainedModel) -> list[str]:
-    """Names of the outermost modules beside the decoder of a model for more than text, such as its vision tower."""
+    """Name the outermost modules beside the decoder of a model for more than text, such as its vision tower."""
     if model.config.get_text_config() is model.config:
         return []
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
@@ -49,19 +49,19 @@ def towers(model: PreTrainedModel) -> list[str]:
 
 
 def has_experts(config: PretrainedConfig) -> bool:
-    """Whether each token chooses among experts: configurations have many names for their number, all with that word."""
+    """Say whether each token chooses among experts: all configurations call their number something with that word."""
     settings = config.get_text_config().to_dict()
     parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]  # DBRX has them in a part
     return any("experts" in str(name) and isinstance(n, int) and n > 1 for part in parts for name, n in part.items())
 
 
 def waiting_experts(model: nn.Module) -> list[nn.Parameter]:
-    """Trained weights that a batch may not reach, for they are one expert's alone."""
+    """List trained weights that a batch may not reach, for they are one expert's alone."""
     return [p for name, p in model.named_parameters() if p.requires_grad and EXPERT.search(name)]
 
 
 def _leaves(result: Tensor) -> Iterator[int]:
-    """Ids of the parameters that ``result`` was computed from."""
+    """Return ids of the parameters that ``result`` was computed from."""
     waiting, seen = [result.grad_fn], set()
     while waiting:
         node = waiting.pop()

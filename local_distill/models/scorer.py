@@ -23,7 +23,7 @@ ADAPTER = "lora_"
 
 
 class TokenScorer(nn.Module):
-    """Wraps a model so that its forward gives a few numbers for each completion token and nothing larger.
+    """A model is wrapped so that its forward gives a few numbers for each completion token and nothing larger.
 
     One module with one forward, so that DDP and DeepSpeed wrap it and their hooks run. The student
     trains through it, the teacher is read through it.
@@ -41,7 +41,7 @@ class TokenScorer(nn.Module):
         self._experts: list[nn.Parameter] = []
 
     def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
-        """What ``read`` makes of the completion tokens; by default their log-probs given everything before them."""
+        """Read the completion tokens with ``read``; by default their log-probs given everything before them."""
         states = self.states(batch)
         return read(states.hidden, states.head, batch.targets)
 
@@ -58,7 +58,7 @@ class TokenScorer(nn.Module):
         return self
 
     def states(self, batch: TokenBatch) -> HeadStates:
-        """The hidden states (N, H) that predict the completion tokens, and the head that reads them."""
+        """Return the hidden states (N, H) that predict the completion tokens, and the head that reads them."""
         network = causal_lm(self.model)
         mask = batch.attention_mask if self.needs_mask else None
         hidden = body_of(network)(
@@ -74,7 +74,7 @@ class TokenScorer(nn.Module):
 
 
 def head_of(network: PreTrainedModel, vocab_size: int) -> Head:
-    """The output head of a causal LM, with what its family does to the logits after it."""
+    """Return the output head of a causal LM, with what its family does to the logits after it."""
     config = network.config.get_text_config()
     output = network.get_output_embeddings()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere

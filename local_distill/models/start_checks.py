@@ -62,7 +62,7 @@ def check_head(scorer: TokenScorer, flag: str) -> None:
 
 @torch.no_grad()
 def _needs_mask(scorer: TokenScorer, flag: str) -> bool:
-    """Whether a row that is padded on the right is only the same as alone when the model is told of the padding."""
+    """Say whether a row padded on the right is the same as alone only when the model is told of the padding."""
     alone = _states(scorer, [SHORT])[0]
     scorer.needs_mask = False
     if _same(_states(scorer, [LONG, SHORT])[1], alone):
@@ -96,7 +96,7 @@ def check_quiet(scorer: TokenScorer, flag: str) -> None:
 
 
 def _states(scorer: TokenScorer, lengths: list[int]) -> list[Tensor]:
-    """The states (tokens, H) of rows that all begin with the same tokens, read in one pass."""
+    """Return the states (tokens, H) of rows that all begin with the same tokens, read in one pass."""
     device = causal_lm(scorer.model).get_output_embeddings().weight.device
     width = max(lengths)
     ids = ((1 + torch.arange(width, device=device)) % scorer.vocab_size).expand(len(lengths), width)
@@ -113,7 +113,7 @@ def _hidden(hidden: Tensor, head: Head, targets: Tensor) -> Any:
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
-    """Whether states differ by rounding alone, at most positions: an expert that is nearly chosen may change one.
+    """Say whether states differ by rounding alone, at most positions: an expert that is nearly chosen may change one.
 
     The shape of a batch decides in which order products are summed, and a large residual stream magnifies that: bf16
     is off from float32 by 7 % in the states of SmolLM2-135M (median). What sees other tokens is off by half and more.

@@ -18,7 +18,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class StopTokens:
-    """Token ids that end a completion; ``note`` says what a person should know of them, or is empty."""
+    """These token ids end a completion; ``note`` says what a person should know of them, or is empty."""
 
     ids: tuple[int, ...]
     note: str
@@ -53,7 +53,7 @@ def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedToken
 
 
 def _own_special_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Special tokens that the teacher does not know, with ids behind all that both know.
+    """Return special tokens that the teacher does not know, with ids behind all that both know.
 
     A special token is in no text. One that is no special token, or one that ends a text, the student has to sample.
     """
@@ -72,7 +72,7 @@ def shared_vocabulary(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> int:
-    """Number of leading token ids over which both models' softmax runs.
+    """Return the number of leading token ids over which both models' softmax runs.
 
     Rows that only one of the two has are padding of its vocabulary: they hold no token, and leaving
     them in on one side would make even KL(identical models) positive. Nor is there a number for a token that only the
@@ -100,7 +100,7 @@ def shared_vocabulary(
 
 
 def unsampled_tokens_note(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> str:
-    """A word on tokens of the student's tokenizer that are not among those that both models have, or nothing."""
+    """Return a word on tokens of the student's tokenizer that are not among those that both models have, or nothing."""
     beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= vocab_size)
     if not beyond:
         return ""
@@ -112,7 +112,7 @@ def stop_tokens(
     student: PreTrainedTokenizerBase, student_generation: GenerationConfig, teacher: PreTrainedTokenizerBase,
     teacher_generation: GenerationConfig, choice: str, vocab_size: int | None = None,
 ) -> StopTokens:  # fmt: skip
-    """The tokens that end a completion, by ``--stop_tokens``: both, student or teacher.
+    """Return the tokens that end a completion, by ``--stop_tokens``: both, student or teacher.
 
     A base student and an instruct teacher end on different tokens. Under reverse KL the student then
     learns to avoid its own end token, which the teacher never uses, and lengths explode unless it
@@ -144,7 +144,7 @@ def stop_tokens(
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, stops: StopTokens, vocab_size: int | None = None) -> int:
-    """The id that fills rows up, one of ``vocab_size`` that both models have a row for.
+    """Return the id that fills rows up, one of ``vocab_size`` that both models have a row for.
 
     End-of-sequence when there is no other, which is safe: masks go by length.
     """
@@ -163,7 +163,7 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig
 def texts_of(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], others: Sequence[Sequence[int]]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What each of T tokens adds to the text, and what each of the ``others`` would have added in its place.
+    """Yield what each of T tokens adds to the text, and what each of the ``others`` would have added instead.
 
     A token is bytes, and a character may take several: its text depends on its neighbours. The T texts join to the
     whole, special tokens by their own names. A character that is spread over several tokens belongs to the last of
@@ -195,5 +195,5 @@ def _would_add(
 
 
 def _shared(one: str, other: str) -> int:
-    """Characters that both begin with."""
+    """Return characters that both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

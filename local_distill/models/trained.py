@@ -31,7 +31,7 @@ LAST, BEST = "last", "best"
 
 @dataclass(frozen=True)
 class Trained:
-    """A model before its weights are loaded.
+    """A model that was trained, here or elsewhere, is opened before its weights are loaded.
 
     files: those of the whole model, or of the base under the adapter; with the tokenizer and the stop tokens that were
     saved with it. adapter: None for a whole model. run, step: where it was trained here; None elsewhere.
@@ -43,13 +43,13 @@ class Trained:
     step: int | None = None
 
     def load(self, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
-        """The model in eval mode, with its adapter on it, not merged, in float32."""
+        """Return the model in eval mode, with its adapter on it, not merged, in float32."""
         base = self.files.load(dtype)
         model: nn.Module = self.adapter.load(base).requires_grad_(False) if self.adapter else base
         return model.to(device)
 
     def merged(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The model as one set of weights, on the CPU; merged in float32, then rounded once."""
+        """Return the model as one set of weights, on the CPU; merged in float32, then rounded once."""
         if self.adapter is None:
             return self.files.load(dtype)
         merged: PreTrainedModel = self.load(torch.float32).merge_and_unload()  # type: ignore[operator]
@@ -57,7 +57,7 @@ class Trained:
 
 
 def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: str = LAST) -> Trained:
-    """Everything of a model but its weights.
+    """Open everything of a model but its weights.
 
     flag: what ``path`` was given as, for messages. step: of a run, "last", "best" (the lowest held-out reverse KL
     among the steps that are kept) or a number.
@@ -126,7 +126,7 @@ def _chosen(flag: str, run: Path, step: str) -> Path:
 
 
 def _open_base(flag: str, path: str, base: str, made_in: str | None, trust_remote_code: bool) -> ModelFiles:
-    """The model under an adapter. made_in: the working folder of its run, which a relative path goes from."""
+    """Return the model under an adapter. made_in: the working folder of its run, which a relative path goes from."""
     there = Path(made_in or ".", expanded(base))
     if there.exists():
         base = base if made_in is None else str(there)
@@ -143,7 +143,7 @@ def _open_base(flag: str, path: str, base: str, made_in: str | None, trust_remot
 
 
 def _state_of_step(folder: Path) -> dict[str, Any] | None:
-    """What a step of a run was trained with, under ``settings``; None for a folder that is none."""
+    """Read what a step of a run was trained with, under ``settings``; None for a folder that is none."""
     if not (folder / STATE).is_file():
         return None
     try:
@@ -154,7 +154,7 @@ def _state_of_step(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_what_was_saved(base: ModelFiles, folder: Path) -> ModelFiles:
-    """The base, with the tokenizer and the generation settings that lie beside its adapter where they do."""
+    """Return the base, with the tokenizer and the generation settings that lie beside its adapter where they do."""
     saved = base
     if any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         with in_one_line(base.flag, str(folder), "its tokenizer"):

@@ -56,7 +56,7 @@ def tie_as_loaded(model: PreTrainedModel, missing: set[str], files: Sequence[Pat
 
 
 def _is_tied(config: PretrainedConfig) -> bool | None:
-    """What a configuration says; None for one that has no say in it."""
+    """Return what a configuration says; None for one that has no say in it."""
     tied: bool | None = getattr(config, "tie_word_embeddings", None)
     return tied
 
@@ -68,7 +68,7 @@ def _state(config: PretrainedConfig, *, tied: bool) -> None:
 
 
 def _places(files: Sequence[Path]) -> dict[str, Path]:
-    """Which file each weight is in."""
+    """Find out which file each weight is in."""
     places: dict[str, Path] = {}
     for file in files:
         with safe_open(file, framework="pt") as weights:
@@ -77,7 +77,7 @@ def _places(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _find(where: dict[str, Path], name: str) -> str | None:
-    """A weight of the model as its files call it: within a larger model, behind a prefix."""
+    """Return a weight of the model as its files call it: within a larger model, behind a prefix."""
     return next((each for each in where if f".{each}".endswith(f".{name}")), None)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class BadAnswerError(Exception):
-    """An answer that does not hold, token for token, what was asked for; says what it holds instead."""
+    """An answer does not hold, token for token, what was asked for; the message says what it holds instead."""
 
 
 class ErrorInAnswerError(Exception):
-    """An answer of success that holds an error. status: the one that is written in it; None where there is none."""
+    """An answer of success holds an error. status: the one that is written in it; None where there is none."""
 
     def __init__(self, said: str, status: int | None = None) -> None:
         super().__init__(said)
@@ -20,7 +20,7 @@ class ErrorInAnswerError(Exception):
 
 
 def read_answer(content: bytes, content_type: str) -> Any:
-    """JSON as it is; other text where the server does not call it JSON.
+    """Return JSON as it is; other text where the server does not call it JSON.
 
     Raises ErrorInAnswerError for an error, and for what only stands in for an answer: a web page, half of some JSON.
     """
@@ -40,7 +40,7 @@ def read_answer(content: bytes, content_type: str) -> Any:
 
 
 def message_of(content: bytes, otherwise: str) -> str:
-    """A server's own words for its error, in whichever of the usual places they are."""
+    """Return a server's own words for its error, in whichever of the usual places they are."""
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
@@ -49,14 +49,14 @@ def message_of(content: bytes, otherwise: str) -> str:
 
 
 def member(name: str, answer: Any) -> Any:
-    """What an answer has under a name. Raises BadAnswerError where it has nothing there."""
+    """Return what an answer has under a name. Raises BadAnswerError where it has nothing there."""
     if not isinstance(answer, dict) or answer.get(name) is None:
         raise BadAnswerError(f"{str(answer)[:60]!r}, which has no {name}")
     return answer[name]
 
 
 def model_cards(answer: Any) -> list[dict[str, Any]]:
-    """The models that an answer to ``/v1/models`` lists; none where it is another kind of answer."""
+    """Return the models that an answer to ``/v1/models`` lists; none where it is another kind of answer."""
     cards = answer.get("data") if isinstance(answer, dict) else None
     return [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
 

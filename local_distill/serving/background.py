@@ -15,7 +15,7 @@ PARTING = 2.0
 
 
 class Background:
-    """At most ``workers`` threads, started as work comes.
+    """Work is done on at most ``workers`` threads, started as work comes.
 
     The threads of concurrent.futures are waited for when Python ends, here up to the time-out of a request that
     nobody wants any more.
@@ -30,7 +30,7 @@ class Background:
         self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """What ``work()`` will give, or raise; work is begun in the order in which it was submitted."""
+        """Promise what ``work()`` will give, or raise; work is begun in the order in which it was submitted."""
         future: Future[T] = Future()
         with self._lock:
             if self._closed:

@@ -29,7 +29,7 @@ LONGEST_MESSAGE = 240
 
 
 def as_it_is(answer: Any) -> Any:
-    """An answer that is read by whoever asked."""
+    """Return an answer that is read by whoever asked."""
     return answer
 
 
@@ -55,12 +55,12 @@ class _FailedAttemptError(Exception):
 
     @property
     def lost(self) -> bool:
-        """Whether the server may have stopped; a busy one has not."""
+        """Say whether the server may have stopped; a busy one has not."""
         return self.status not in (408, 429)
 
 
 class HttpClient:
-    """JSON over HTTP to one or several servers that do the same. Safe to use from any thread.
+    """JSON goes over HTTP to one or several servers that do the same. Safe to use from any thread.
 
     urls: addresses, with or without ``/v1`` at the end. flag: where they were given, for messages.
     key_variable: name of the environment variable that may hold an API key; the key is shown nowhere.
@@ -108,7 +108,7 @@ class HttpClient:
         on_lost: Callable[[str], None] | None = None,
         read: Callable[[Any], Any] = as_it_is,
     ) -> Any:
-        """What the least busy server answers: JSON, or text from one that answers in text.
+        """Return what the least busy server answers: JSON, or text from one that answers in text.
 
         on_lost: called with a server's address after its connection was lost or it answered 5xx, before the request
         is tried again, there or elsewhere. read: makes of the answer what is returned; raises BadAnswerError for one
@@ -117,11 +117,11 @@ class HttpClient:
         return self._request(self._endpoints, "POST", path, body, on_lost, read)
 
     def post_to(self, url: str, path: str, body: Mapping[str, Any], read: Callable[[Any], Any] = as_it_is) -> Any:
-        """What the server at ``url``, one of ``urls``, answers; ``read`` as in ``post``."""
+        """Return what the server at ``url``, one of ``urls``, answers; ``read`` as in ``post``."""
         return self._request(self._endpoints.only(url), "POST", path, body, None, read)
 
     def get_from(self, url: str, path: str, read: Callable[[Any], Any] = as_it_is) -> Any:
-        """What the server at ``url``, one of ``urls``, has at ``path``; ``read`` as in ``post``."""
+        """Return what the server at ``url``, one of ``urls``, has at ``path``; ``read`` as in ``post``."""
         return self._request(self._endpoints.only(url), "GET", path, None, None, read)
 
     def in_background(self, work: Callable[[], T]) -> Future[T]:
@@ -167,7 +167,7 @@ class HttpClient:
                 on_lost(endpoint.url)
 
     def _attempt(self, url: str, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        """One request. Raises _FailedAttemptError where another try may help, ServerError where not."""
+        """Make one request. Raises _FailedAttemptError where another try may help, ServerError where not."""
         end = time.monotonic() + self._timeout
         try:
             with self._http.stream(method, url + path, json=body) as response:
@@ -224,7 +224,7 @@ class HttpClient:
         return ServerError(f"{self._flag} {url}: {path} {what}", status)
 
     def _one_line(self, text: str) -> str:
-        """Without the key, should a server repeat it."""
+        """Return the text without the key, should a server repeat it."""
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join(text.split())
@@ -239,13 +239,13 @@ def _read_key(variable: str) -> str | None:
 
 
 def _pause(attempt: int) -> float:
-    """Seconds until the next try: doubling, and spread so that many requests do not come back together."""
+    """Return seconds until the next try: doubling, and spread so that many requests do not come back together."""
     longest: float = min(FIRST_DELAY * 2.0**attempt, LONGEST_DELAY)
     return random.uniform(0.5, 1.0) * longest
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to be left alone, given in seconds or as a date; 0 when it does not ask."""
+    """Return seconds that the server asks to be left alone, given in seconds or as a date; 0 when it does not ask."""
     asked = response.headers.get("retry-after", "")
     try:
         return max(0.0, float(asked))

@@ -22,7 +22,7 @@ from local_distill.runs.environment import masked
 
 @dataclass
 class Endpoint:
-    """One server. busy: requests under way there. asked: requests so far. rests_until: when it may be back."""
+    """A server has an address. busy: requests under way there. asked: so far. rests_until: when it may be back."""
 
     url: str
     busy: int = 0
@@ -32,14 +32,14 @@ class Endpoint:
 
 
 class Endpoints:
-    """Servers that do the same, and how busy they are. Safe to use from any thread."""
+    """Several servers do the same, and are counted as busy or lost. Safe to use from any thread."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._all = [Endpoint(url) for url in urls]
         self._lock = threading.Lock()
 
     def only(self, url: str) -> Endpoints:
-        """The one at ``url`` alone, with the same count of what is under way there."""
+        """Return the one at ``url`` alone, with the same count of what is under way there."""
         one = Endpoints(())
         one._lock, one._all = self._lock, [endpoint for endpoint in self._all if endpoint.url == url]
         if not one._all:
@@ -48,7 +48,7 @@ class Endpoints:
 
     @contextmanager
     def least_busy(self) -> Iterator[Endpoint]:
-        """The server to ask now: one that failed just before only when all did."""
+        """Return the server to ask now: one that failed just before only when all did."""
         with self._lock:
             now = time.monotonic()
             best = min(self._all, key=lambda each: (each.rests_until > now, each.busy, each.asked))
@@ -61,7 +61,7 @@ class Endpoints:
                 best.busy -= 1
 
     def fails(self, endpoint: Endpoint, rest: float, *, lost: bool) -> bool:
-        """``endpoint`` failed, perhaps is lost, and is spared for ``rest`` seconds. Whether its loss is news."""
+        """Note that ``endpoint`` failed and is spared for ``rest`` seconds. Whether it is news that it is lost."""
         with self._lock:
             news = lost and not endpoint.lost
             endpoint.lost |= lost
@@ -69,20 +69,20 @@ class Endpoints:
             return news
 
     def works(self, endpoint: Endpoint) -> bool:
-        """``endpoint`` answered. Whether that is news: it was lost."""
+        """Note that ``endpoint`` answered. Whether that is news: it was lost."""
         with self._lock:
             news, endpoint.lost, endpoint.rests_until = endpoint.lost, False, 0.0
             return news
 
     def any_ready(self) -> bool:
-        """Whether one of them did not fail just before."""
+        """Say whether one of them did not fail just before."""
         with self._lock:
             now = time.monotonic()
             return any(each.rests_until <= now for each in self._all)
 
 
 def clean_urls(urls: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The addresses without blanks, a slash or ``/v1`` at the end. Raises UserError for what is no address."""
+    """Return the addresses without blanks, a slash or ``/v1`` at the end. Raises UserError for what is no address."""
     cleaned = []
     for given in (url.strip() for url in urls):
         if "@" in given:
@@ -138,7 +138,7 @@ def _transport(url: str, context: SSLContext, limits: httpx.Limits) -> httpx.HTT
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host's name or address is the loopback interface's, by the text alone."""
+    """Say whether a host's name or address is the loopback interface's, by the text alone."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -32,13 +32,13 @@ OnMain = Callable[[Callable[[], None]], None]
 
 
 class Weights(Protocol):
-    """What changes the weights; see Updates."""
+    """Weights change, and whoever changes them counts how often; see Updates."""
 
     version: int
 
 
 class Publisher:
-    """The weights that servers sample from: as such those that they were started with, which nothing changes."""
+    """Servers sample from weights: as such those that they were started with, which nothing changes."""
 
     def __init__(self, served_model: str) -> None:
         self._served_model = served_model
@@ -46,12 +46,12 @@ class Publisher:
 
     @property
     def served_model(self) -> str:
-        """The name to ask a server for, that of the weights that were published last."""
+        """Return the name to ask a server for, that of the weights that were published last."""
         return self._served_model
 
     @property
     def salt(self) -> str:
-        """Text that keeps a server from using the keys and values of other weights: no others have it."""
+        """Return what keeps a server from using the keys and values of other weights: no others have it."""
         return self._salt
 
     def drawing(self) -> AbstractContextManager[None]:
@@ -70,7 +70,7 @@ class Publisher:
 
 
 def fresh_folder(parent: Path) -> Path:
-    """A new folder under ``parent`` for one run's weights: a server knows weights by their path, so none returns."""
+    """Make a new folder under ``parent`` for a run's weights: a server knows weights by their path, so none returns."""
     folder = parent.resolve() / secrets.token_hex(4)
     with writing(folder):
         folder.mkdir(parents=True)
@@ -112,7 +112,7 @@ class Gate:
 
 
 class _ThroughFolder(Publisher):
-    """What both publishers share: when to send, to whom, and that it is whole.
+    """Both publishers share when to send, to whom, and that it is whole.
 
     client: the servers. weights: what changes the student's. folder: of this run alone, the same on every process,
     readable by the servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all processes.
@@ -177,7 +177,7 @@ class _ThroughFolder(Publisher):
                 self._send(url, self._path, None)
 
     def _write(self, path: Path) -> None:
-        """The weights that the student computes with now: every process has them whole, so nothing is gathered."""
+        """Write the weights that the student computes with now: every process has them whole, none is gathered."""
         raise NotImplementedError
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
@@ -189,7 +189,7 @@ class _ThroughFolder(Publisher):
 
 
 class AdapterPublisher(_ThroughFolder):
-    """A LoRA adapter, loaded beside the base weights that the server was started with.
+    """A LoRA adapter is loaded beside the base weights that the server was started with.
 
     Each version is loaded under a name of its own. (vLLM can also load it in place of the last, but goes on to read
     such an adapter from the disk at every token.)
@@ -242,7 +242,7 @@ class AdapterPublisher(_ThroughFolder):
 
 
 class WeightsPublisher(_ThroughFolder):
-    """All weights, which the server reads over those that it has; it must be in vLLM's developer mode.
+    """All weights are read by the server over those that it has; it must be in vLLM's developer mode.
 
     base: the name under which the server serves them. model: the transformers model, unwrapped. dtype: in which they
     are written, best the server's.
@@ -266,7 +266,7 @@ class WeightsPublisher(_ThroughFolder):
         self._model.save_pretrained(path, state_dict=weights)  # type: ignore[operator]
 
     def _in_precision(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights on the CPU; those that are one tensor under two names stay so."""
+        """Return the weights on the CPU; those that are one tensor under two names stay so."""
         made: dict[tuple[int, torch.Size], Tensor] = {}
         network = causal_lm(self._model)
         result = {}

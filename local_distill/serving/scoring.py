@@ -26,7 +26,7 @@ LEAST_REST = 1e-7
 
 @dataclass(frozen=True)
 class Question:
-    """ids: prompt and completion. completion: how many of them, at the end, to score, 0 < completion < len(ids).
+    """A server is asked to score the last ``completion`` of ``ids``, prompt and completion, of which some is prompt.
 
     top_k: how many of the likeliest tokens are wanted at each of these positions as well.
     """
@@ -37,34 +37,34 @@ class Question:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The tokens to score."""
+        """Return the tokens to score."""
         return self.ids[-self.completion :]
 
 
 class Scores(NamedTuple):
-    """logprobs: (T,) float32 nats of the T tokens asked for, temperature 1. top: where they were asked for."""
+    """Scores are logprobs: (T,) float32 nats of the T tokens asked for, temperature 1; and top, where asked for."""
 
     logprobs: Tensor
     top: TopTokens | None
 
 
 class Position(NamedTuple):
-    """What a server says of one token. logprob: of the one asked for. others: (id, logprob), likely ones among them."""
+    """A server says this of one token. logprob: of the one asked for. others: (id, logprob), likely ones among them."""
 
     logprob: Any
     others: Sequence[tuple[int, Any]]
 
 
 class Wire(Protocol):
-    """The words of one kind of server."""
+    """Each kind of server has its own words."""
 
     @property
     def path(self) -> str:
-        """Where scoring requests go."""
+        """Return where scoring requests go."""
         ...
 
     def request(self, question: Question) -> dict[str, Any]:
-        """The body of the request to ``path``."""
+        """Return the body of the request to ``path``."""
         ...
 
     def positions(self, answer: Any, question: Question) -> list[Position]:
@@ -75,7 +75,7 @@ class Wire(Protocol):
 
 @dataclass(frozen=True)
 class VLLM:
-    """vLLM's completions with ``prompt_logprobs``: entry t, by id as text, is of token t given all before it.
+    """vLLM's completions have ``prompt_logprobs``: entry t, by id as text, is of token t given all before it.
 
     Entry 0 is null. With k the token itself comes besides the k likeliest. model: the name that it is served by.
     """
@@ -108,7 +108,7 @@ class VLLM:
 
 @dataclass(frozen=True)
 class SGLang:
-    """SGLang's own route. Entries are [logprob, id, text] and start at ``logprob_start_len``.
+    """SGLang has its own route. Entries are [logprob, id, text] and start at ``logprob_start_len``.
 
     The first of them is null whatever comes before it, so one token more is asked for than is scored.
     last_id: of the vocabulary; it comes back as 0, as any id does from the last of the server's vocabulary on.
@@ -153,7 +153,7 @@ class SGLang:
 
 
 def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) -> Scores:
-    """The answer as tensors on the CPU. Raises BadAnswerError unless it holds what was asked for, and nothing else.
+    """Return the answer as tensors on the CPU. Raises BadAnswerError unless it holds just what was asked for.
 
     vocab_size: tokens that student and teacher share; no other can be among the likeliest.
     """
@@ -170,7 +170,7 @@ def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) ->
 
 
 def log_of_rest(logprobs: Tensor) -> Tensor:
-    """log(1 − Σ exp(logprobs)) over the last dimension, float64 nats: the mass of all tokens that are not there.
+    """Return log(1 − Σ exp(logprobs)) over the last dimension, float64 nats: the mass of all tokens not there.
 
     At least ``LEAST_REST``: the sum is not known more exactly than that, and the server's rounding may bring it to one
     or above.
@@ -189,7 +189,7 @@ def _top_tokens(positions: Sequence[Position], k: int, vocab_size: int) -> TopTo
 
 
 def _check_aligned(logprobs: Sequence[float], targets: Sequence[int], top: TopTokens) -> None:
-    """The likeliest tokens stand at the positions of the tokens asked for: both tell the same of a token in both."""
+    """Check that the likeliest tokens stand at the positions of those asked for: both tell the same of a token."""
     for logprob, target, ids, likely in zip(logprobs, targets, top.ids.tolist(), top.logprobs.tolist(), strict=True):
         expected = likely[ids.index(target)] if target in ids else min(logprob, likely[len(ids) - 1])
         if abs(logprob - expected) > ROUNDING:
@@ -200,7 +200,7 @@ def _check_aligned(logprobs: Sequence[float], targets: Sequence[int], top: TopTo
 
 
 def _likeliest(others: Sequence[tuple[int, Any]], k: int, vocab_size: int) -> list[tuple[int, float]]:
-    """The k likeliest of what a server sent, which may be one token more."""
+    """Return the k likeliest of what a server sent, which may be one token more."""
     ordered = sorted(((token, _checked(logprob)) for token, logprob in others), key=lambda each: (-each[1], each[0]))
     if len({token for token, _ in ordered}) != len(ordered) or len(ordered) < k:
         raise BadAnswerError(f"{len(ordered)} likeliest tokens instead of {k} different ones")
@@ -214,7 +214,7 @@ def _likeliest(others: Sequence[tuple[int, Any]], k: int, vocab_size: int) -> li
 
 
 def _checked(logprob: Any) -> float:
-    """A log-prob that can be learned from: finite, at most 0."""
+    """Return a log-prob that can be learned from: finite, at most 0."""
     value = float(logprob)
     if not NO_PROBABILITY < value <= ROUNDING:
         raise BadAnswerError(f"a log-prob of {value:g}, needs to be finite and at most 0")

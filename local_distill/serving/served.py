@@ -26,13 +26,13 @@ SAME_MODEL = 0.1
 
 @dataclass(frozen=True)
 class Served:
-    """A model as a server names it. owner: "vllm" or "sglang"."""
+    """A server names its model so. owner: "vllm" or "sglang"."""
 
     name: str
     owner: str
 
     def wire(self, vocab_size: int) -> Wire:
-        """The words to speak to that server."""
+        """Return the words to speak to that server."""
         return VLLM(self.name) if self.owner == "vllm" else SGLang(vocab_size - 1)
 
 
@@ -40,7 +40,7 @@ def agree_on_wire(
     client: HttpClient, *, model: str | None, tokenizer: PreTrainedTokenizerBase, vocab_size: int, longest: int,
     top_k: int, say: Callable[[str], None],
 ) -> Wire:  # fmt: skip
-    """How to speak to all servers of ``client``; see ``open_server_teacher``."""
+    """Find out how to speak to all servers of ``client``; see ``open_server_teacher``."""
     first, served = client.urls[0], {}
     for url in client.urls:
         served[url] = _find_model(client, url, model, longest, say)
@@ -66,7 +66,7 @@ def agree_on_wire(
 
 
 def _find_model(client: HttpClient, url: str, model: str | None, longest: int, say: Callable[[str], None]) -> Served:
-    """The model to ask at ``url``."""
+    """Find the model to ask at ``url``."""
     try:
         cards = _cards(client.get_from(url, "/v1/models"))
     except ServerError as error:
@@ -97,7 +97,7 @@ def _find_model(client: HttpClient, url: str, model: str | None, longest: int, s
 
 
 def _cards(answer: Any) -> dict[str, dict[str, Any]]:
-    """The models that a server lists, by name."""
+    """Return the models that a server lists, by name."""
     return {str(card["id"]): card for card in model_cards(answer)}
 
 
@@ -118,14 +118,14 @@ def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrained
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: list[Any]) -> tuple[str, str, str]:
-    """The token and both ids of it, in words."""
+    """Return the token and both ids of it, in words."""
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     here, there = (f"id {ids[at]}" if at < len(ids) else "not there" for ids in (ours, theirs))
     return tokenizer.decode(ours[at : at + 1]), here, there
 
 
 def _texts_of_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Texts made of tokens from all over the vocabulary, and of those that were added to it."""
+    """Make texts of tokens from all over the vocabulary, and of those that were added to it."""
     known = sorted(tokenizer.get_vocab().values())
     spread = known[:: max(1, len(known) // SPREAD)]
     added = sorted(tokenizer.get_added_vocab().values())
@@ -135,7 +135,7 @@ def _texts_of_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def _try(client: HttpClient, url: str, wire: Wire, question: Question, vocab_size: int) -> Scores:
-    """A few tokens scored by one server, all checks included."""
+    """Let one server score a few tokens, all checks included."""
     try:
         answer = client.post_to(url, wire.path, wire.request(question))
     except ServerError as error:

@@ -89,7 +89,7 @@ def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[
 
 @dataclass
 class MicroBatches:
-    """How rollouts are cut into what goes through a model together. Never changes a result, only memory and speed.
+    """Rollouts are cut into what goes through a model together. Never changes a result, only memory and speed.
 
     most_tokens: most tokens of one, padding included; None for no bound; lowered when memory runs out.
     reduce_max: gives the largest of the numbers that the processes ask with; collective.

@@ -27,7 +27,7 @@ class DivergedError(RunError):
 
 
 class Learner:
-    """Updates the student; every number it reports is over all processes.
+    """The student is updated here; every number that is reported is over all processes.
 
     learning_rate: the rate of a 0-based step. smaller: cuts micro-batches that did not fit.
     """
@@ -50,7 +50,7 @@ class Learner:
         self._skipped_in_a_row = 0
 
     def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
-        """One optimizer update for each substep, each from its own micro-batches. Returns the step's metrics.
+        """Make one optimizer update for each substep, from its own micro-batches. Returns the step's metrics.
 
         Raises DivergedError when MAX_SKIPPED updates in a row were skipped because they were not finite.
         """
@@ -77,7 +77,7 @@ class Learner:
         }
 
     def _backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
-        """Forward and backward of one update's micro-batches, of smaller ones when these do not fit the memory."""
+        """Go forward and backward over one update's micro-batches, smaller ones when these do not fit the memory."""
         while True:
             try:
                 return self._try_backward_all(batches, substep)
@@ -89,7 +89,7 @@ class Learner:
             self._updates.start_over()
 
     def _try_backward_all(self, batches: Sequence[ScoredBatch], substep: int) -> dict[str, float]:
-        """Forward and backward of one update's micro-batches.
+        """Go forward and backward over one update's micro-batches.
 
         The loss is divided once, by the completion tokens of the whole update over all processes; then
         it does not matter how they were cut into micro-batches. Returns the sums over all processes of
@@ -110,7 +110,7 @@ class Learner:
         return sums.over_processes(accelerator) | {"tokens": tokens}
 
     def _with_old_logprobs(self, substeps: Sequence[Sequence[ScoredBatch]]) -> Sequence[Sequence[ScoredBatch]]:
-        """The batches, with what the ratios of their loss are taken against.
+        """Return the batches, with what the ratios of their loss are taken against.
 
         What the tokens were drawn with; or, for a loss that uses the old log-probs and moves more than once, the
         student before its first update: so the ratio is one until the policy moves, and the first

@@ -38,14 +38,14 @@ class Applied:
 
 
 class ToCome(NamedTuple):
-    """Bytes on this process's device. gradients: of an update, summed over its micro-batches; moments: AdamW's two."""
+    """These bytes are still to come on a device. gradients: of an update, all micro-batches; moments: AdamW's two."""
 
     gradients: int
     moments: int
 
 
 class Updates(Protocol):
-    """The student, wrapped for training, and its optimizer."""
+    """The student is wrapped for training, with its optimizer."""
 
     student: nn.Module
 
@@ -53,7 +53,7 @@ class Updates(Protocol):
     """How often the weights have changed in this process: who keeps a copy knows when it is old."""
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Context of one micro-batch's forward and backward; gradients meet only at the ``last``."""
+        """Return context of one micro-batch's forward and backward; gradients meet only at the ``last``."""
         ...
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -66,7 +66,7 @@ class Updates(Protocol):
 
     @property
     def can_start_over(self) -> bool:
-        """Whether a failed backward pass can be made again: not while other processes wait for this one's gradient."""
+        """Say whether a failed backward pass can be made again: not while others wait for this one's gradient."""
         ...
 
     def start_over(self) -> None:
@@ -74,7 +74,7 @@ class Updates(Protocol):
         ...
 
     def to_come(self) -> ToCome:
-        """What the first update will still allocate, asked before it and after ``load_optimizer_state``."""
+        """Count what the first update will still allocate, asked before it and after ``load_optimizer_state``."""
         ...
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class Updates(Protocol):
 
 
 def make_updates(accelerator: Accelerator, scorer: TokenScorer, weight_decay: float, max_grad_norm: float) -> Updates:
-    """AdamW on the student's trainable parameters, wrapped as the launch asks."""
+    """Put AdamW on the student's trainable parameters, wrapped as the launch asks."""
     optimizer = _adamw(scorer, weight_decay)
     if accelerator.state.deepspeed_plugin is not None:
         return DeepSpeedUpdates(accelerator, scorer, optimizer, max_grad_norm)
@@ -101,7 +101,7 @@ def make_updates(accelerator: Accelerator, scorer: TokenScorer, weight_decay: fl
 
 
 class TorchUpdates:
-    """One process, or several with DistributedDataParallel."""
+    """Plain torch updates the student, in one process or in several with DistributedDataParallel."""
 
     def __init__(
         self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
@@ -199,14 +199,14 @@ class TorchUpdates:
         self.student.train(was_training)
 
     def _nothing(self, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-        """Zero, with a gradient of zero for every weight, those of experts that no token went to included."""
+        """Return zero, with a gradient of zero for every weight, those of experts that no token went to included."""
         del head, targets
         everything = [hidden.sum(), *(parameter.sum() for _, parameter in _trainable(self._scorer))]
         return torch.stack([each.float() for each in everything]).sum() * 0
 
 
 class DeepSpeedUpdates:
-    """DeepSpeed ZeRO-1 or ZeRO-2: low-precision weights everywhere, fp32 masters and moments in shares."""
+    """DeepSpeed updates it, ZeRO-1 or ZeRO-2: low-precision weights everywhere, fp32 masters and moments in shares."""
 
     def __init__(
         self, accelerator: Accelerator, scorer: TokenScorer, optimizer: torch.optim.AdamW, max_grad_norm: float
@@ -253,7 +253,7 @@ class DeepSpeedUpdates:
         return Applied(math.nan if grad_norm is None else float(grad_norm), not zero.overflow)
 
     def to_come(self) -> ToCome:
-        """Of moments nothing, which were made with the engine; of gradients, with ZeRO-2, its share in float32.
+        """Count no moments, which were made with the engine; of gradients, with ZeRO-2, its share in float32.
 
         With ZeRO-1 in bf16 all of them in float32 were made with the engine too, and those of a micro-batch stay beside
         them. In fp16 they are float32 alone, and made when they come.
@@ -314,7 +314,7 @@ class DeepSpeedUpdates:
 
     @property
     def _flats(self) -> list[nn.Parameter]:
-        """This process's share of each parameter group, float32, which DeepSpeed puts in place of the parameters."""
+        """Return this process's share of each parameter group, float32, which stands in place of the parameters."""
         return [flat for group in self._adamw.param_groups for flat in group["params"]]
 
     def _flat_states(self) -> list[dict[str, Any]]:
@@ -322,7 +322,7 @@ class DeepSpeedUpdates:
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:
-    """The rate of the update that makes step ``step`` (0-based), of a schedule that comes to its end after ``total``.
+    """Return the rate of the update that makes step ``step`` (0-based), of a schedule that ends after ``total``.
 
     A pure function, so resuming is exact. After its end a schedule stays at what its last step had.
     """
@@ -354,7 +354,7 @@ def _trainable(scorer: TokenScorer) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _in_main_process(accelerator: Accelerator, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """All of them on the CPU of the main process; elsewhere each is dropped before the next one is made."""
+    """Keep all on the CPU of the main process; elsewhere each is dropped before the next one is made."""
     kept = {}
     for name, tensor in tensors:
         if accelerator.is_main_process:
@@ -366,7 +366,7 @@ def _in_main_process(accelerator: Accelerator, tensors: Iterable[tuple[str, Tens
 def _whole_model(
     accelerator: Accelerator, scorer: TokenScorer, whole: Callable[[nn.Parameter], Tensor]
 ) -> dict[str, Tensor]:
-    """The model's state in the main process. whole: of a parameter that is trained, maybe collective."""
+    """Return the model's state in the main process. whole: of a parameter that is trained, maybe collective."""
     trained = dict(_trainable(scorer))
     kept = _in_main_process(accelerator, ((name, whole(parameter)) for name, parameter in trained.items()))
     if not accelerator.is_main_process:
