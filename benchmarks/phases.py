@@ -26,8 +26,8 @@ from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, split_substeps
+from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import Learner
-from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import make_updates
 
 # hidden size, feed-forward size, layers, heads, key-value heads, tied embeddings

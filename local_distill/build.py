@@ -48,8 +48,8 @@ from local_distill.runs.records import read_evaluations
 from local_distill.runs.result import TrainResult
 from local_distill.training.batching import MicroBatches, split_substeps
 from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
+from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import Learner
-from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import Updates, make_updates
 
 READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; greedy decoding of a weak one only loops

@@ -20,8 +20,8 @@ from local_distill.process.distributed import on_every_process
 from local_distill.process.interruption import StopRequest
 from local_distill.runs.evaluations import Evaluation
 from local_distill.training.batching import share_of_process
+from local_distill.training.device_memory import score
 from local_distill.training.learner import Learner
-from local_distill.training.memory import score
 
 
 class Prompts(Protocol):

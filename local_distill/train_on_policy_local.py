@@ -28,7 +28,7 @@ from local_distill.process.isolation import one_run
 from local_distill.process.signals import Stopped, ending_on_signals
 from local_distill.runs.checkpoints import last_saved
 from local_distill.runs.result import TrainResult
-from local_distill.training.memory import DidNotFitError, is_out_of_memory
+from local_distill.training.device_memory import DidNotFitError, is_out_of_memory
 
 UNBOUNDED_WORK = 3600.0
 """Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""

@@ -40,7 +40,7 @@ from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.teachers.local import WholeDistributionTeacher
 from local_distill.teachers.student_base import BaseOfStudent
-from local_distill.training.memory import is_out_of_memory, release_memory
+from local_distill.training.device_memory import is_out_of_memory, release_memory
 from local_distill.wording import clean
 
 

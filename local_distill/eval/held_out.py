@@ -20,7 +20,7 @@ from local_distill.models.tokenization import texts_of
 from local_distill.process.distributed import gather_lists, on_every_process
 from local_distill.runs.evaluations import Completion, Evaluation, Piece
 from local_distill.training.batching import MicroBatches, collate, share_of_process
-from local_distill.training.memory import naming_the_number, score
+from local_distill.training.device_memory import naming_the_number, score
 
 SHOWN = 4
 """Held-out prompts whose completions are kept for people to read."""

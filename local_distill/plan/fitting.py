@@ -15,7 +15,13 @@ from local_distill.plan.machine import GIB
 from local_distill.plan.memory import Memory, Phase
 from local_distill.plan.planned_run import PlannedRun, run_that_starts
 from local_distill.process.distributed import reduce_max
-from local_distill.training.memory import ENOUGH_TOKENS, ENOUGH_TOKENS_ELSEWHERE, LESS_MEMORY, Kept, activation_bytes
+from local_distill.training.device_memory import (
+    ENOUGH_TOKENS,
+    ENOUGH_TOKENS_ELSEWHERE,
+    LESS_MEMORY,
+    Kept,
+    activation_bytes,
+)
 from local_distill.training.optimizer import ToCome
 
 SHARE_OF_FREE = 0.95

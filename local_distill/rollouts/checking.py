@@ -31,7 +31,7 @@ from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.batching import collate
-from local_distill.training.memory import is_out_of_memory
+from local_distill.training.device_memory import is_out_of_memory
 
 Context = Callable[[], AbstractContextManager[Any]]
 OTHER_MODEL = "choose another model"

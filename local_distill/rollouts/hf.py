@@ -17,7 +17,7 @@ from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
 from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.training.memory import is_out_of_memory, release_memory
+from local_distill.training.device_memory import is_out_of_memory, release_memory
 
 
 def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:

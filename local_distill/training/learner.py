@@ -14,7 +14,7 @@ from local_distill.errors import RunError
 from local_distill.losses.registry import Loss, summarise
 from local_distill.process.distributed import sum_over_processes
 from local_distill.process.seeding import seed_dropout
-from local_distill.training.memory import SmallerMicroBatches, is_out_of_memory
+from local_distill.training.device_memory import SmallerMicroBatches, is_out_of_memory
 from local_distill.training.metrics import StepSums, merge, per_token
 from local_distill.training.optimizer import Updates
 

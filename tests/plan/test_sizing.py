@@ -12,7 +12,7 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.plan import fitting
 from local_distill.plan.fitting import make_plan, micro_batch_tokens
 from local_distill.plan.memory import GRADIENTS, OPTIMIZER, Memory
-from local_distill.training.memory import ENOUGH_TOKENS
+from local_distill.training.device_memory import ENOUGH_TOKENS
 from local_distill.training.optimizer import ToCome, make_updates
 from tests.plan.test_memory import run
 from tests.tiny_models import llama_config, make_model

@@ -20,8 +20,8 @@ from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, collate
+from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import Learner
-from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import make_updates
 from tests.launching import assert_same_numbers, metrics
 from tests.pretended_gpu.device import missing, pretended_gpu

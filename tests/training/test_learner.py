@@ -17,8 +17,8 @@ from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, collate, split_by_length, split_substeps
+from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import MAX_SKIPPED, DivergedError, Learner
-from local_distill.training.memory import SmallerMicroBatches
 from local_distill.training.optimizer import ADAM_BETAS, ADAM_EPS, learning_rate_at, make_updates
 from tests.models.test_scorer import V, dense
 from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model

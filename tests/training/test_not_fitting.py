@@ -6,7 +6,7 @@ import torch
 from local_distill.batch import TokenBatch
 from local_distill.errors import UserError
 from local_distill.train_on_policy_local import ending_in_one_line
-from local_distill.training.memory import score
+from local_distill.training.device_memory import score
 
 
 class Full:

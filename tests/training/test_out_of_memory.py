@@ -5,7 +5,7 @@ import torch
 from torch.distributed import DistBackendError
 
 from local_distill.process.distributed import losing_others
-from local_distill.training.memory import is_out_of_memory
+from local_distill.training.device_memory import is_out_of_memory
 
 NCCL = DistBackendError(
     "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details)\n"
