@@ -179,7 +179,12 @@ def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
     Raises UserError when it is not one of low-rank products beside linear layers other than the head, in safetensors.
     """
     path = expanded(path)
-    folder = local_folder(flag, path, "adapter") or _downloaded(flag, path)
+    folder = local_folder(flag, path, "adapter")
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        with in_one_line(flag, path, "it", "adapter"):
+            folder = Path(snapshot_download(path, allow_patterns=[SETTINGS, WEIGHTS]))
     if not (folder / SETTINGS).is_file():
         found = "a whole model, needs an adapter on one" if (folder / "config.json").is_file() else "not an adapter"
         raise UserError(f"{flag} {path}: {found}, it has no {SETTINGS}; give the folder of a LoRA adapter")
@@ -197,13 +202,6 @@ def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
     adapter = AdapterFiles(path, folder, config, flag)
     _check_settings(adapter)
     return adapter
-
-
-def _downloaded(flag: str, name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    with in_one_line(flag, name, "it", "adapter"):
-        return Path(snapshot_download(name, allow_patterns=[SETTINGS, WEIGHTS]))
 
 
 def _check_weights(flag: str, path: str, folder: Path) -> None:

@@ -295,15 +295,11 @@ def _reader_of(config: PretrainedConfig) -> Any:
 
 
 def _check_causal(flag: str, path: str, config: PretrainedConfig) -> None:
-    if not _is_causal(config):
-        raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")
-
-
-def _is_causal(config: PretrainedConfig) -> bool:
-    """Say whether transformers has a decoder for this configuration that sees only what came before."""
+    """Raise UserError unless transformers has a decoder for the model that sees only what came before."""
     models = _reader_of(config)._model_mapping
-    if type(config) not in models or config.is_encoder_decoder:
-        return False
-    # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
-    sees_both_ways = getattr(config, "is_decoder", True) is False
-    return not sees_both_ways or models[type(config)].__name__ in (config.architectures or ())
+    if type(config) in models and not config.is_encoder_decoder:
+        # BERT and its kin have a language-modelling class besides, but see both ways unless they say that they do not.
+        sees_both_ways = getattr(config, "is_decoder", True) is False
+        if not sees_both_ways or models[type(config)].__name__ in (config.architectures or ()):
+            return
+    raise UserError(f"{flag} {path}: {config.model_type} is not a causal language model; choose one that is")

@@ -47,14 +47,11 @@ def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"{flag} {path}: a file, needs {_a(kind)} folder; give one, {LOCAL_OR_REACHABLE}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise UserError(f"{flag} {path}: a file, needs {article} {kind} folder; give one, {LOCAL_OR_REACHABLE}")
     if path.startswith((".", "/")) or path.endswith("/") or path.count("/") > 1:
         raise UserError(f"{flag} {path}: no such folder; give a local {kind} folder or a hub id (owner/name)")
     return None
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def reason_of(error: Exception, width: int = 240) -> str:

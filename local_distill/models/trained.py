@@ -65,7 +65,7 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
     Raises UserError naming ``flag`` when there is no model.
     """
     folder = Path(expanded(path))
-    if _is_run(folder):
+    if folder.is_dir() and not (folder / "config.json").exists() and step_folders(folder):  # a run
         run = folder
         folder = _chosen(flag, run, step)
     elif step not in (LAST, BEST):
@@ -88,10 +88,6 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
     if settings is None:
         return Trained(files, adapter)
     return Trained(files, adapter, folder.parent, int(folder.name.removeprefix(PREFIX)))
-
-
-def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and not (folder / "config.json").exists() and bool(step_folders(folder))
 
 
 def _is_adapter(flag: str, folder: Path, path: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -279,8 +279,9 @@ class WeightsPublisher(_ThroughFolder):
 
     def _send(self, url: str, path: Path, last: int | None) -> None:
         del last
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         try:
-            self._client.post_to(url, "/collective_rpc", _reload(path))
+            self._client.post_to(url, "/collective_rpc", reload)
             # Keys and values of the old weights are kept out by the salt of each request.
             self._client.post_to(url, "/update_weight_version", {"new_version": self._label(path)})
         except ServerError as error:
@@ -298,7 +299,3 @@ class WeightsPublisher(_ThroughFolder):
                 f"--rollouts_url {url}: has other weights than this run gave it ({found}); let no other run use it"
             )
         return bool(found != AS_STARTED)
-
-
-def _reload(path: Path) -> dict[str, Any]:
-    return {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}

@@ -68,7 +68,7 @@ def agree_on_wire(
 def _find_model(client: HttpClient, url: str, model: str | None, longest: int, say: Callable[[str], None]) -> Served:
     """Find the model to ask at ``url``."""
     try:
-        cards = _cards(client.get_from(url, "/v1/models"))
+        cards = {str(card["id"]): card for card in model_cards(client.get_from(url, "/v1/models"))}
     except ServerError as error:
         if error.status != 404:
             raise
@@ -94,11 +94,6 @@ def _find_model(client: HttpClient, url: str, model: str | None, longest: int, s
             f"it with {option} {longest + 1}, or lower --max_new_tokens or --max_prompt_tokens"
         )
     return Served(name, owner)
-
-
-def _cards(answer: Any) -> dict[str, dict[str, Any]]:
-    """Return the models that a server lists, by name."""
-    return {str(card["id"]): card for card in model_cards(answer)}
 
 
 def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:

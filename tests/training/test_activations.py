@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from local_distill.models.scorer import TokenScorer
-from local_distill.training import device_memory
-from local_distill.training.device_memory import activation_bytes
+from local_distill.training.device_memory import _saved_bytes, activation_bytes
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300
@@ -35,9 +34,7 @@ def test_it_grows_in_proportion_to_the_tokens():
     scorer = scorer_of(llama_config())
     kept = activation_bytes(scorer)
     for tokens in (80, 120):
-        assert device_memory._saved_bytes(scorer, tokens) == pytest.approx(
-            kept.fixed + tokens * kept.per_token, rel=0.02
-        )
+        assert _saved_bytes(scorer, tokens) == pytest.approx(kept.fixed + tokens * kept.per_token, rel=0.02)
     assert kept.fixed < 2 * kept.per_token
 
 
