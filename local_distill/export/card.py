@@ -1,21 +1,24 @@
-"""The model card: what a run knows of its model, and visible gaps for what only its owner knows."""
+"""The model card and its picture: what a run knows of its model, and visible gaps for what only its owner knows."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from local_distill.export.facts import Facts, hub_id
-from local_distill.export.merging import Difference
+from local_distill.export.merging import Distance
+from local_distill.export.origin import Origin, hub_id
 from local_distill.runs.evaluations import Evaluation
 from local_distill.wording import fenced, number, percent, with_error
 
 CURVE_FILE = "curve.svg"
 MOST_ROWS = 12
 """Of the table of evaluations; of more, some in between are left out."""
+WIDTH, HEIGHT, MARGIN = 480, 200, 44
+FONT = 'font-family="sans-serif" font-size="12" fill="#777"'
 TODO = "**TODO (owner):**"
 TOLD = (
     "loss", "temperature", "top_p", "learning_rate", "lr_scheduler", "batch_size", "group_size", "max_new_tokens",
@@ -24,35 +27,35 @@ TOLD = (
 TOLD_OF_LORA = ("lora_r", "lora_alpha", "lora_target_modules")
 
 
-def model_card(title: str, facts: Facts, dtype: str, difference: Difference, has_curve: bool) -> ModelCard:
-    """The card, its front matter as the hub reads it. has_curve: whether the picture lies beside it."""
+def model_card(title: str, origin: Origin, dtype: str, difference: Distance, has_curve: bool) -> ModelCard:
+    """Return the card, its front matter as the hub reads it. has_curve: whether the picture lies beside it."""
     data = ModelCardData(
-        base_model=hub_id(facts.base),
-        datasets=[facts.hub_data_set] if facts.hub_data_set else None,
+        base_model=hub_id(origin.base),
+        datasets=[origin.hub_data_set] if origin.hub_data_set else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["distillation", "on-policy-distillation", "local-distill", *(["lora"] if facts.adapter else [])],
+        tags=["distillation", "on-policy-distillation", "local-distill", *(["lora"] if origin.adapter else [])],
     )
-    body = "\n".join(_body(title, facts, dtype, difference, has_curve))
+    body = "\n".join(_body(title, origin, dtype, difference, has_curve))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
-def _body(title: str, facts: Facts, dtype: str, difference: Difference, has_curve: bool) -> Iterator[str]:
+def _body(title: str, origin: Origin, dtype: str, difference: Distance, has_curve: bool) -> Iterator[str]:
     yield f"# {_inline(title)}"
-    learned = f" by on-policy distillation from {_code(facts.teacher)}" if facts.teacher else ""
-    merged = ", a LoRA adapter merged into its base" if facts.adapter else ""
-    yield f"\n{_code(facts.base)}, trained{learned} with local-distill{merged}."
+    learned = f" by on-policy distillation from {_code(origin.teacher)}" if origin.teacher else ""
+    merged = ", a LoRA adapter merged into its base" if origin.adapter else ""
+    yield f"\n{_code(origin.base)}, trained{learned} with local-distill{merged}."
     yield "\n## Intended use\n"
     yield f"{TODO} what this model is for, what it is not for, its languages and known weaknesses."
     yield "\n## Licence\n"
     yield f"{TODO} name the licence here and as `license:` in the front matter; the base's and the teacher's apply."
-    if not hub_id(facts.base):
+    if not hub_id(origin.base):
         yield f"\n{TODO} the base was a local folder; put its hub id as `base_model:` into the front matter."
     yield "\n## Training\n"
-    yield from _table(("", ""), _training(facts))
-    yield from _evaluation(facts.evaluations, has_curve)
-    if facts.command:
-        yield f"\n## To train it again\n\n{fenced(facts.command, 'bash')}"
+    yield from _table(("", ""), _training(origin))
+    yield from _evaluation(origin.evaluations, has_curve)
+    if origin.command:
+        yield f"\n## To train it again\n\n{fenced(origin.command, 'bash')}"
     yield "\n## How to use it\n"
     yield fenced(_USE, "python")
     yield (
@@ -64,8 +67,8 @@ def _body(title: str, facts: Facts, dtype: str, difference: Difference, has_curv
         f"Weights in {dtype}. Loaded again and compared with the trained model over {difference.tokens} tokens: "
         f"log-probs differ by {difference.mean:.2g} nats on average, {difference.largest:.2g} at most."
     )
-    if facts.packages:
-        yield "\nTrained with " + ", ".join(f"{name} {version}" for name, version in facts.packages.items()) + "."
+    if origin.packages:
+        yield "\nTrained with " + ", ".join(f"{name} {version}" for name, version in origin.packages.items()) + "."
 
 
 _USE = """\
@@ -76,19 +79,22 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")"""
 
 
-def _training(facts: Facts) -> list[tuple[str, str]]:
+def _training(origin: Origin) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = [
-        ("base", _code(facts.base)),
-        ("teacher", _code(facts.teacher) if facts.teacher else ""),
+        ("base", _code(origin.base)),
+        ("teacher", _code(origin.teacher) if origin.teacher else ""),
+        ("prompts", _code(origin.hub_data_set or origin.data) if origin.data else ""),
+        ("steps", origin.step),
     ]
-    rows += [("prompts", _code(facts.hub_data_set or facts.data) if facts.data else "")]
-    rows += [("steps", facts.step)]
-    named = TOLD + (TOLD_OF_LORA if facts.settings.get("use_lora") else ())
-    rows += [(name.replace("_", " "), facts.settings.get(name)) for name in named]
-    if facts.tokens:
-        rows += [("completion tokens, whole run", number(facts.tokens)), ("seconds, whole run", number(facts.seconds))]
+    named = TOLD + (TOLD_OF_LORA if origin.settings.get("use_lora") else ())
+    rows += [(name.replace("_", " "), origin.settings.get(name)) for name in named]
+    if origin.tokens:
+        rows += [
+            ("completion tokens, whole run", number(origin.tokens)),
+            ("seconds, whole run", number(origin.seconds)),
+        ]
     told = [(name, str(value)) for name, value in rows if value not in (None, "")]
-    return told if facts.settings else [*told, ("settings", f"{TODO} not known, the model was not trained here")]
+    return told if origin.settings else [*told, ("settings", f"{TODO} not known, the model was not trained here")]
 
 
 def _evaluation(evaluations: Sequence[Evaluation], has_curve: bool) -> Iterator[str]:
@@ -112,7 +118,7 @@ def _evaluation(evaluations: Sequence[Evaluation], has_curve: bool) -> Iterator[
 
 
 def _thinned(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The first, the last, and some evenly in between."""
+    """Return the first, the last, and some evenly in between."""
     n = len(evaluations)
     if n <= MOST_ROWS:
         return list(evaluations)
@@ -132,3 +138,38 @@ def _code(text: str) -> str:
 
 def _inline(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", text)
+
+
+def curve_svg(evaluations: Sequence[Evaluation]) -> str | None:
+    """Draw the held-out reverse KL over the steps as an SVG image: a line, one standard error as bars; None for fewer than two points."""
+    points = [each for each in evaluations if math.isfinite(each.reverse_kl)]
+    if len(points) < 2:
+        return None
+    last, top = max(each.step for each in points) or 1, max(each.reverse_kl + _error(each) for each in points) or 1.0
+
+    def x(step: float) -> float:
+        return MARGIN + (WIDTH - 2 * MARGIN) * step / last
+
+    def y(value: float) -> float:
+        return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * max(value, 0.0) / top
+
+    line = " ".join(f"{x(each.step):.1f},{y(each.reverse_kl):.1f}" for each in points)
+    bars = "".join(
+        f'<line x1="{x(e.step):.1f}" x2="{x(e.step):.1f}" y1="{y(e.reverse_kl - _error(e)):.1f}" '
+        f'y2="{y(e.reverse_kl + _error(e)):.1f}" stroke="#c0392b"/>'
+        for e in points
+    )
+    bottom = HEIGHT - MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
+        f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#777"/>'
+        f'<text x="{MARGIN - 4}" y="{MARGIN + 4}" text-anchor="end" {FONT}>{number(top)}</text>'
+        f'<text x="{MARGIN - 4}" y="{bottom}" text-anchor="end" {FONT}>0</text>'
+        f'<text x="{WIDTH - MARGIN}" y="{bottom + 18}" text-anchor="end" {FONT}>step {last}</text>'
+        f'<text x="{MARGIN}" y="{MARGIN - 16}" {FONT}>held-out reverse KL, nats a token</text>'
+        f'{bars}<polyline points="{line}" fill="none" stroke="#c0392b" stroke-width="2"/></svg>\n'
+    )
+
+
+def _error(evaluation: Evaluation) -> float:
+    return 0.0 if math.isnan(evaluation.standard_error) else evaluation.standard_error

@@ -12,12 +12,11 @@ import torch
 from huggingface_hub import HfApi
 
 from local_distill.errors import UserError
-from local_distill.export.card import CURVE_FILE, model_card
-from local_distill.export.curve import curve_svg
-from local_distill.export.facts import facts_of
+from local_distill.export.card import CURVE_FILE, curve_svg, model_card
 from local_distill.export.gguf import compare_gguf, convert, find_converter
 from local_distill.export.hub import check_hub, push
-from local_distill.export.merging import Difference, compare_with_trained, probe_logprobs, write_model
+from local_distill.export.merging import Distance, compare_with_trained, probe_logprobs, write_model
+from local_distill.export.origin import origin_of
 from local_distill.models.quantization import check_dense
 from local_distill.models.trained import Trained, open_trained
 from local_distill.process.launch import DTYPES
@@ -32,7 +31,7 @@ CARD_FILE = "README.md"
 
 
 def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | None = None) -> Path:
-    """Do it, and say what was done. Returns the folder. Raises UserError before anything is loaded where possible."""
+    """Export, and say what was done. Returns the folder. Raises UserError before anything is loaded where possible."""
     trained = open_trained("RUN", settings.run, settings.trust_remote_code, settings.step)
     check_dense("RUN", trained.files.path, trained.files.config, "to be exported")
     target = _target(trained, settings)
@@ -40,7 +39,7 @@ def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | No
     api = api or HfApi()
     if settings.push_to_hub is not None:
         check_hub(settings.push_to_hub, api)
-    facts = facts_of(trained)
+    origin = origin_of(trained)
     check_space(target, trained, settings)
     with whole_or_not_there(target) as folder:
         dtype = DTYPES[settings.dtype]
@@ -48,9 +47,9 @@ def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | No
         write_model(trained, dtype, folder, settings.max_shard_size)
         difference = compare_with_trained(expected, folder, dtype, settings.trust_remote_code)
         say(f"written in {settings.dtype}, loaded again: {_in_words(difference)}")
-        curve = curve_svg(facts.evaluations)
+        curve = curve_svg(origin.evaluations)
         title = (settings.push_to_hub or target.resolve().name).rsplit("/", 1)[-1]
-        card = model_card(title, facts, settings.dtype, difference, curve is not None)
+        card = model_card(title, origin, settings.dtype, difference, curve is not None)
         with writing(target):
             if curve is not None:
                 (folder / CURVE_FILE).write_text(curve, encoding="utf-8")
@@ -83,7 +82,7 @@ def check_space(target: Path, trained: Trained, settings: ExportSettings) -> Non
 
 @contextmanager
 def whole_or_not_there(target: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name at the end; after an error nothing is left of it."""
+    """Give a folder to write into, which gets its name at the end; after an error nothing is left of it."""
     partial = target.with_name(PARTIAL + target.name)
     with ExitStack() as holding:
         try:
@@ -119,7 +118,7 @@ def _target(trained: Trained, settings: ExportSettings) -> Path:
     return target
 
 
-def _in_words(difference: Difference) -> str:
+def _in_words(difference: Distance) -> str:
     return (
         f"log-probs within {difference.mean:.2g} nats of the trained model on average, {difference.largest:.2g} at most"
     )

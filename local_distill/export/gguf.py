@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from local_distill.errors import UserError
-from local_distill.export.merging import Difference, checked, probe_logprobs
+from local_distill.export.merging import Distance, checked, probe_logprobs
 from local_distill.models import gguf_files
 from local_distill.models.files import open_model
 from local_distill.runs.whole_files import expanded
@@ -28,7 +28,7 @@ REMEDY = (
 
 
 def find_converter(given: str | None) -> Path:
-    """The script that was named, else the one of $LLAMA_CPP_DIR, else the one in PATH. Raises UserError."""
+    """Return the script that was named, else the one of $LLAMA_CPP_DIR, else the one in PATH. Raises UserError."""
     if given is not None:
         path = Path(expanded(given))
         path = path / SCRIPT if path.is_dir() else path
@@ -60,7 +60,7 @@ def convert(converter: Path, folder: Path, kind: str) -> Path:
     return target
 
 
-def compare_gguf(expected: Tensor, file: Path, kind: str) -> Difference | str:
+def compare_gguf(expected: Tensor, file: Path, kind: str) -> Distance | str:
     """Load the file and compare it with the trained model; or why transformers cannot read it.
 
     Raises UserError where it gives other log-probs.

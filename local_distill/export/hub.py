@@ -37,7 +37,7 @@ def push(folder: Path, name: str, private: bool, api: HfApi) -> str:
 
 @contextmanager
 def _in_one_line(name: str) -> Iterator[None]:
-    """Whatever goes wrong between here and the hub; no token is in these messages."""
+    """Tell in one line whatever goes wrong between here and the hub; no token is in these messages."""
     try:
         yield
     except LocalTokenNotFoundError as error:

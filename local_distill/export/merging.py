@@ -22,8 +22,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of log-probs on the same tokens, nats. tokens: how many."""
+class Distance:
+    """How far log-probs on the same tokens are apart, nats. tokens: how many."""
 
     mean: float
     largest: float
@@ -31,7 +31,7 @@ class Difference:
 
 
 def write_model(trained: Trained, dtype: torch.dtype, folder: Path, max_shard_size: str) -> None:
-    """Weights, tokenizer and generation settings, for ``from_pretrained``; generation stops where training's did."""
+    """Write weights, tokenizer and generation settings, for ``from_pretrained``; generation stops where training's did."""
     files = trained.files
     stops = stop_tokens(files.tokenizer, files.generation, files.tokenizer, files.generation, "student")
     model = trained.merged(dtype)
@@ -48,7 +48,7 @@ def write_model(trained: Trained, dtype: torch.dtype, folder: Path, max_shard_si
 
 
 def probe_logprobs(files: ModelFiles, model: nn.Module) -> Tensor:
-    """(T, V) float64 log-probs at every token of a short text in words, numbers, code and other scripts."""
+    """Return (T, V) float64 log-probs at every token of a short text in words, numbers, code and other scripts."""
     ids = files.tokenizer.encode(" ".join(PROBES), add_special_tokens=False)[: files.context_length][:PROBED_TOKENS]
     with torch.no_grad():
         logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
@@ -56,7 +56,7 @@ def probe_logprobs(files: ModelFiles, model: nn.Module) -> Tensor:
     return logits[:, :known].double().log_softmax(1)
 
 
-def compare_with_trained(expected: Tensor, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Difference:
+def compare_with_trained(expected: Tensor, folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Distance:
     """Load what was written and compare it. expected: (T, V) of the model as it was trained, in float32.
 
     Raises UserError where they are not the same but for the rounding of the weights to ``dtype``.
@@ -66,8 +66,8 @@ def compare_with_trained(expected: Tensor, folder: Path, dtype: torch.dtype, tru
     return checked(expected, found, TOLERANCE[dtype], str(folder))
 
 
-def checked(expected: Tensor, found: Tensor, tolerance: float, what: str) -> Difference:
-    """The difference between log-probs (T, V), weighed by their probabilities. Raises UserError above ``tolerance``."""
+def checked(expected: Tensor, found: Tensor, tolerance: float, what: str) -> Distance:
+    """Return the difference between log-probs (T, V), weighed by their probabilities. Raises UserError above ``tolerance``."""
     if found.shape != expected.shape:
         raise UserError(f"{what}: gives log-probs of the shape {tuple(found.shape)}, needs {tuple(expected.shape)}")
     distance = (found - expected).abs()
@@ -77,4 +77,4 @@ def checked(expected: Tensor, found: Tensor, tolerance: float, what: str) -> Dif
             f"{what}: what was written does not give the log-probs of the trained model (off by {mean:.3g} nats on "
             f"average, {tolerance:g} is rounding); nothing was exported, try --dtype fp32 and report it"
         )
-    return Difference(mean, float(distance[expected > -10].max()), len(expected))
+    return Distance(mean, float(distance[expected > -10].max()), len(expected))

@@ -16,7 +16,7 @@ from local_distill.commands import main
 from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
 from local_distill.export import export as exporting
-from local_distill.export.facts import facts_of
+from local_distill.export.origin import origin_of
 from local_distill.models.trained import open_trained
 
 IDS = torch.arange(1, 25)[None]
@@ -98,7 +98,7 @@ def test_an_environment_that_names_no_packages_is_not_left_out_in_silence(run, s
     folder = run("full")
     (folder / "environment.json").write_text(starts)
     with pytest.raises(UserError, match=r"environment\.json: names no packages; mend or remove it"):
-        facts_of(open_trained("RUN", str(folder)))
+        origin_of(open_trained("RUN", str(folder)))
 
 
 def test_the_card_tells_what_the_run_knows_and_leaves_gaps_for_the_owner(run, capsys, folders):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from local_distill.errors import UserError
 from local_distill.export.export import export
 from local_distill.export.export_config import ExportSettings
-from local_distill.export.merging import Difference, checked
+from local_distill.export.merging import Distance, checked
 from local_distill.models.files import open_model
 from tests.tiny_models import llama_config, save_model
 
@@ -43,7 +43,7 @@ def test_the_difference_is_weighed_by_probability():
     expected, found = (torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
     difference = checked(expected.double(), found.double(), 1.0, "it")
     log2, log15 = 0.693147, 0.405465
-    assert difference == Difference(pytest.approx((log2 + log15) / 2, rel=1e-5), pytest.approx(log2, rel=1e-5), 1)
+    assert difference == Distance(pytest.approx((log2 + log15) / 2, rel=1e-5), pytest.approx(log2, rel=1e-5), 1)
     with pytest.raises(UserError, match=r"0\.549 nats"):
         checked(expected.double(), found.double(), 0.5, "it")
     with pytest.raises(UserError, match="nan nats"):

@@ -1,4 +1,4 @@
-"""What a run left behind that its model card tells."""
+"""Where a model comes from: what a run left behind that its model card tells."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode",
 
 
 @dataclass(frozen=True)
-class Facts:
-    """settings: of the run, {} for a model that was not trained here. evaluations: up to the exported step, oldest
+class Origin:
+    """How a model came to be, as far as its run tells.
+
+    settings: of the run, {} for a model that was not trained here. evaluations: up to the exported step, oldest
     first. tokens, seconds: trained on and spent by the whole run. packages: name → version.
-    base: what it was made from, a hub id or the name of a folder. adapter: whether an adapter was merged."""
+    base: what it was made from, a hub id or the name of a folder. adapter: whether an adapter was merged.
+    """
 
     base: str
     adapter: bool
@@ -42,7 +45,7 @@ class Facts:
 
     @property
     def teacher(self) -> str:
-        """Who was learned from, in words; empty where it is not known."""
+        """Tell who was learned from, in words; empty where it is not known."""
         if self.settings.get("teacher_backend") == "self":
             return "itself without its adapter"
         return public(
@@ -51,20 +54,20 @@ class Facts:
 
     @property
     def data(self) -> str:
-        """Where the prompts came from, in words; empty where it is not known."""
+        """Tell where the prompts came from, in words; empty where it is not known."""
         if self.settings.get("prompts_file"):
             return f"a file of prompts ({Path(str(self.settings['prompts_file'])).name})"
         return str(self.settings.get("dataset") or ("built-in prompts" if self.settings else ""))
 
     @property
     def hub_data_set(self) -> str | None:
-        """The hub id of the data set, where it has one."""
+        """Return the hub id of the data set, where it has one."""
         name = self.settings.get("dataset")
         return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name and str(name))
 
     @property
     def command(self) -> str:
-        """What trains it again, without passwords and keys of URLs; empty where it is not known."""
+        """Return the command that trains it again, without passwords and keys of URLs; empty where it is not known."""
         defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
         words = ["local-distill", "train"]
         for name, value in self.settings.items():
@@ -76,18 +79,18 @@ class Facts:
 
 
 def public(value: object) -> str:
-    """A setting as everybody may read it: of a path through the owner's own folders, its last name."""
+    """Write a setting as everybody may read it: of a path through the owner's own folders, its last name."""
     text = str(value)
     return Path(text).name if text.startswith(("/", "~")) or Path(text).is_absolute() else text
 
 
 def hub_id(name: str | None) -> str | None:
-    """``name`` where it can be a hub id (owner/name) and is no folder here."""
+    """Return ``name`` where it can be a hub id (owner/name) and is no folder here."""
     return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
 
 
-def facts_of(trained: Trained) -> Facts:
-    """Everything that is there; what is not is left out. Raises UserError for a file that is damaged."""
+def origin_of(trained: Trained) -> Origin:
+    """Read everything that is there; what is not is left out. Raises UserError for a file that is damaged."""
     run, step = trained.run, trained.step
     settings = read_settings(run) if run else {}
     evaluations: list[Evaluation] = []
@@ -98,11 +101,11 @@ def facts_of(trained: Trained) -> Facts:
         tokens, seconds = training_totals(run / METRICS_FILE)
     packages = _packages(run) if run else {}
     base = public(settings.get("student_model") or trained.files.path)
-    return Facts(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
+    return Origin(base, trained.adapter is not None, step, settings, tuple(evaluations), tokens, seconds, packages)
 
 
 def _packages(run: Path) -> dict[str, str]:
-    """What it ran with when it was last started; none where it left no word of that."""
+    """Return what it ran with when it was last started; none where it left no word of that."""
     path = run / ENVIRONMENT_FILE
     if not path.exists():
         return {}
