@@ -45,7 +45,7 @@ from local_distill.wording import clean
 
 
 @dataclass
-class _Site:
+class _Shared:
     """What all models of an evaluation share. teacher: loaded when the first model needs it."""
 
     inputs: EvalInputs
@@ -57,7 +57,7 @@ class _Site:
 
     @property
     def settings(self) -> EvalSettings:
-        """As given."""
+        """Return the settings as given."""
         return self.inputs.settings
 
 
@@ -78,153 +78,153 @@ def evaluate(settings: EvalSettings) -> int:
             raise UserError("eval: runs as one process; start it without a launcher, or sample with --rollouts_url")
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        site = _Site(inputs, open_output(settings.output, inputs.fixed, closing), accelerator, say, closing)
-        _check_served(site)
+        shared = _Shared(inputs, open_output(settings.output, inputs.fixed, closing), accelerator, say, closing)
+        _check_served(shared)
         for note in inputs.notes:
             say(note)
-        say(f"answers go to {site.output.path}")
+        say(f"answers go to {shared.output.path}")
         try:
-            on_harness = {subject.name: _ask(site, subject, console.is_terminal) for subject in inputs.subjects}
+            on_harness = {subject.name: _ask(shared, subject, console.is_terminal) for subject in inputs.subjects}
         except (KeyboardInterrupt, Stopped) as stopped:
-            say(f"stopped; the same command with --output {site.output.path} goes on from here")
+            say(f"stopped; the same command with --output {shared.output.path} goes on from here")
             return stopped.exit_code if isinstance(stopped, Stopped) else 128 + signal.SIGINT
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
-                f"{site.output.path}"
+                f"{shared.output.path}"
             ) from error
-        measured = [measure(subject.name, inputs, site.output) for subject in inputs.subjects]
+        measured = [measure(subject.name, inputs, shared.output) for subject in inputs.subjects]
         compared = [each for after in measured[1:] for each in differences(measured[0], after)]
-        site.output.write_results(to_record(inputs, measured, compared, on_harness))
+        shared.output.write_results(to_record(inputs, measured, compared, on_harness))
     show(console, inputs, measured, compared, on_harness)
     return 0
 
 
-def _ask(site: _Site, subject: Subject, live: bool) -> dict[str, Any]:
-    """Everything that one model is still to be asked; what the harness says of it."""
-    settings, output = site.settings, site.output
-    answers, divergences = _missing(site, subject)
+def _ask(shared: _Shared, subject: Subject, live: bool) -> dict[str, Any]:
+    """Ask one model what it is still to be asked. Returns what the harness says of it."""
+    settings, output = shared.settings, shared.output
+    answers, divergences = _missing(shared, subject)
     left = sum(answers.values()) + sum(divergences.values())
     if not left and not settings.tasks:
         return {}
     needs_weights = bool(settings.tasks or any(divergences.values()) or not settings.samples_by_server)
-    model = _load(site, subject) if needs_weights else None
+    model = _load(shared, subject) if needs_weights else None
     try:
         with _progress(subject.name, left, live) as tick:
-            sampler = _sampler(site, subject, model, tick)
-            for task in site.inputs.tasks:
+            sampler = _sampler(shared, subject, model, tick)
+            for task in shared.inputs.tasks:
                 if answers.get(task.name):
-                    assert site.inputs.verifier is not None
+                    assert shared.inputs.verifier is not None
                     answer_all(
-                        subject.name, task.name, subject.prompts[task.name], sampler, site.inputs.verifier,
+                        subject.name, task.name, subject.prompts[task.name], sampler, shared.inputs.verifier,
                         output.answers, tokenizer=subject.pair.student.tokenizer,
                         choose=choice_of(settings.temperature, settings.top_p), samples=settings.samples,
                     )  # fmt: skip
             if any(divergences.values()):
                 assert model is not None
-                scoring = _scoring(site, subject, model)
+                scoring = _scoring(shared, subject, model)
                 for name, prompts in subject.prompts.items():
                     diverge_all(subject.name, name, prompts, sampler, scoring, output.divergences)
         if not settings.tasks:
             return {}
         assert model is not None
-        return harness.run_tasks(settings, model, subject.pair.student.tokenizer, site.accelerator.device)
+        return harness.run_tasks(settings, model, subject.pair.student.tokenizer, shared.accelerator.device)
     finally:
         del model
         release_memory()
 
 
-def _missing(site: _Site, subject: Subject) -> tuple[dict[str, int], dict[str, int]]:
-    """How many answers of each task, and how many scored completions, are not in the output folder."""
-    settings, output = site.settings, site.output
+def _missing(shared: _Shared, subject: Subject) -> tuple[dict[str, int], dict[str, int]]:
+    """Count how many answers of each task, and how many scored completions, are not in the output folder."""
+    settings, output = shared.settings, shared.output
     answers = {
         task.name: missing_answers(output, subject.name, task.name, len(task.questions), settings.samples)
-        for task in site.inputs.tasks
+        for task in shared.inputs.tasks
         if task.verified
     }
     divergences = {
         task.name: missing_divergences(output, subject.name, task.name, len(task.questions))
-        for task in site.inputs.tasks
+        for task in shared.inputs.tasks
         if settings.measures_kl
     }
     return answers, divergences
 
 
-def _check_served(site: _Site) -> None:
+def _check_served(shared: _Shared) -> None:
     """Raise UserError when one server would have to sample for several models."""
-    unanswered = [each.name for each in site.inputs.subjects if any(sum(m.values()) for m in _missing(site, each))]
-    if site.settings.samples_by_server and len(unanswered) > 1:
+    unanswered = [each.name for each in shared.inputs.subjects if any(sum(m.values()) for m in _missing(shared, each))]
+    if shared.settings.samples_by_server and len(unanswered) > 1:
         raise UserError(
             f"--rollouts_url: serves one model, and {len(unanswered)} MODELs have not answered yet; start it for each "
             "in turn with that MODEL alone and the same --output, then give all of them to compare"
         )
 
 
-def _load(site: _Site, subject: Subject) -> nn.Module:
-    model = subject.trained.load(site.inputs.precision.dtype, site.accelerator.device)
+def _load(shared: _Shared, subject: Subject) -> nn.Module:
+    model = subject.trained.load(shared.inputs.precision.dtype, shared.accelerator.device)
     scorer, flag = TokenScorer(model, subject.pair.vocab_size), f"MODEL {subject.name}"
     check_head(scorer, flag)
-    if not site.settings.samples_by_server:
+    if not shared.settings.samples_by_server:
         check_sampling(
-            scorer, flag, pad_id=subject.pair.pad_id, longest=site.inputs.longest, autocast=_autocast(site, subject)
+            scorer, flag, pad_id=subject.pair.pad_id, longest=shared.inputs.longest, autocast=_autocast(shared, subject)
         )
     return model
 
 
-def _autocast(site: _Site, subject: Subject) -> Callable[[], Any]:
-    """An adapter is float32 on a base that may not be."""
-    return site.accelerator.autocast if subject.trained.adapter else nullcontext
+def _autocast(shared: _Shared, subject: Subject) -> Callable[[], Any]:
+    """Return the context of the model: an adapter is float32 on a base that may not be."""
+    return shared.accelerator.autocast if subject.trained.adapter else nullcontext
 
 
-def _sampler(site: _Site, subject: Subject, model: nn.Module | None, tick: Callable[[int], None]) -> Sampler:
-    settings = site.settings
-    shared: dict[str, Any] = {
+def _sampler(shared: _Shared, subject: Subject, model: nn.Module | None, tick: Callable[[int], None]) -> Sampler:
+    settings = shared.settings
+    drawn: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
         "stop_ids": subject.pair.stops.ids,
         "vocab_size": subject.pair.vocab_size,
         "seed": settings.seed,
     }
     if settings.samples_by_server:
-        make = served_sampler(settings, subject, longest=site.inputs.longest, say=site.say, closing=site.closing)
-        return Sampler("vllm", partial(make, **shared), settings.sampling_batch_size, tick)
+        make = served_sampler(settings, subject, longest=shared.inputs.longest, say=shared.say, closing=shared.closing)
+        return Sampler("vllm", partial(make, **drawn), settings.sampling_batch_size, tick)
     assert model is not None
     make = partial(
         HFRollouts, model, pad_id=subject.pair.pad_id, batch_size=settings.sampling_batch_size,
-        autocast=_autocast(site, subject), say=site.say, **shared,
+        autocast=_autocast(shared, subject), say=shared.say, **drawn,
     )  # fmt: skip
     return Sampler("hf", make, settings.sampling_batch_size, tick)
 
 
-def _scoring(site: _Site, subject: Subject, model: nn.Module) -> Scoring:
-    settings, device = site.settings, site.accelerator.device
+def _scoring(shared: _Shared, subject: Subject, model: nn.Module) -> Scoring:
+    settings, device = shared.settings, shared.accelerator.device
     scorer = TokenScorer(model, subject.pair.vocab_size).eval()
     check_scorer(scorer, f"MODEL {subject.name}")
     if settings.teacher_model == SELF:
         teacher: Teacher = WholeDistributionTeacher(BaseOfStudent(scorer), device)
     elif settings.teacher_url:
         teacher = served_teacher(
-            settings, subject, longest=site.inputs.longest, device=device, say=site.say, closing=site.closing
+            settings, subject, longest=shared.inputs.longest, device=device, say=shared.say, closing=shared.closing
         )
     else:
-        teacher = _local_teacher(site, subject.pair.vocab_size)
-    return Scoring(scorer, teacher, subject.pair.pad_id, _autocast(site, subject))
+        teacher = _local_teacher(shared, subject.pair.vocab_size)
+    return Scoring(scorer, teacher, subject.pair.pad_id, _autocast(shared, subject))
 
 
-def _local_teacher(site: _Site, vocab_size: int) -> Teacher:
-    """Loaded once; the vocabulary is what it shares with the model at hand."""
-    assert site.inputs.teacher is not None
-    if site.teacher is None:
-        site.teacher = site.inputs.teacher.load(site.inputs.precision.dtype).to(site.accelerator.device)
-    scorer = TokenScorer(site.teacher, vocab_size)
+def _local_teacher(shared: _Shared, vocab_size: int) -> Teacher:
+    """Return the teacher, which is loaded once; the vocabulary is what it shares with the model at hand."""
+    assert shared.inputs.teacher is not None
+    if shared.teacher is None:
+        shared.teacher = shared.inputs.teacher.load(shared.inputs.precision.dtype).to(shared.accelerator.device)
+    scorer = TokenScorer(shared.teacher, vocab_size)
     check_scorer(scorer, "--teacher_model")
-    return WholeDistributionTeacher(scorer, site.accelerator.device)
+    return WholeDistributionTeacher(scorer, shared.accelerator.device)
 
 
 @contextmanager
 def _progress(name: str, total: int, live: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal. What it gives is called with how many completions were written down."""
+    """Show a bar on a terminal. What it gives is called with how many completions were written down."""
     if not live or not total:
         yield lambda _: None
         return

@@ -141,7 +141,7 @@ def _inline(text: str) -> str:
 
 
 def curve_svg(evaluations: Sequence[Evaluation]) -> str | None:
-    """Draw the held-out reverse KL over the steps as an SVG image: a line, one standard error as bars; None for fewer than two points."""
+    """Draw the held-out reverse KL as SVG: a line, one standard error as bars; None for fewer than two points."""
     points = [each for each in evaluations if math.isfinite(each.reverse_kl)]
     if len(points) < 2:
         return None

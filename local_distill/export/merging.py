@@ -31,7 +31,7 @@ class Distance:
 
 
 def write_model(trained: Trained, dtype: torch.dtype, folder: Path, max_shard_size: str) -> None:
-    """Write weights, tokenizer and generation settings, for ``from_pretrained``; generation stops where training's did."""
+    """Write what ``from_pretrained`` reads: weights, tokenizer, settings; generation stops where training's did."""
     files = trained.files
     stops = stop_tokens(files.tokenizer, files.generation, files.tokenizer, files.generation, "student")
     model = trained.merged(dtype)
@@ -67,7 +67,7 @@ def compare_with_trained(expected: Tensor, folder: Path, dtype: torch.dtype, tru
 
 
 def checked(expected: Tensor, found: Tensor, tolerance: float, what: str) -> Distance:
-    """Return the difference between log-probs (T, V), weighed by their probabilities. Raises UserError above ``tolerance``."""
+    """Compare log-probs (T, V), weighed by their probabilities. Raises UserError above ``tolerance``."""
     if found.shape != expected.shape:
         raise UserError(f"{what}: gives log-probs of the shape {tuple(found.shape)}, needs {tuple(expected.shape)}")
     distance = (found - expected).abs()
