@@ -21,7 +21,7 @@ from torch import Tensor
 from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TokenBatch
 from local_distill.head.divergences import reverse_kl
 from local_distill.head.logprobs import Head, chunks
-from local_distill.losses.registry import SampledTokenLoss, WholeDistributionLoss
+from local_distill.losses.loss import SampledTokenLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import policy_gradient
 from local_distill.process.host_memory import keep_freed_memory
 

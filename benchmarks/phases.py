@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from local_distill.batch import Prompt
 from local_distill.head.divergences import reverse_kl
-from local_distill.losses.registry import SampledTokenLoss, WholeDistributionLoss
+from local_distill.losses.loss import SampledTokenLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import policy_gradient
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.hf import HFRollouts

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
+from local_distill.batch import TeacherView
+from local_distill.config.registry import LOSSES
 from local_distill.config.train_config import TrainConfig
-from local_distill.config.train_fields import SAMPLED_LOSSES
 from local_distill.inputs import Inputs, learning_rates
 from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.process.launch import launch_in_words, sums_in_words
@@ -38,7 +39,15 @@ def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, say: C
     say(launch_in_words(accelerator, inputs.precision))
     kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
     lost = lost_records(folder.path, folder.first_step) if kept_here and accelerator.is_main_process else ()
-    notes = (*folder.notes, jump, *lost, sums_in_words(accelerator), *inputs.notes, off_policy_note(config))
+    notes = (
+        *folder.notes,
+        jump,
+        *lost,
+        sums_in_words(accelerator),
+        *inputs.notes,
+        auto_loss_note(config),
+        off_policy_note(config),
+    )
     for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
         say(note)
 
@@ -60,7 +69,7 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
     facts: dict[str, str | int | float] = {
         "student": config.student_model,
         "teacher": teacher_in_words(config),
-        "loss": config.loss,
+        "loss": config.loss_in_words,
         "steps": result.steps,
         "tokens": tokens,
         "seconds": seconds,
@@ -90,14 +99,23 @@ def teacher_in_words(config: TrainConfig) -> str:
 
 
 def off_policy_note(config: TrainConfig) -> str:
-    """A word on samples that the loss takes for the student's own though they are not, or nothing."""
-    sampled = f"samples at temperature {config.temperature:g} and top-p {config.top_p:g}"
-    remedy = "--temperature 1 --top_p 1 is exact (docs/method.md)"
-    if config.loss == "policy_gradient" and (config.temperature != 1 or config.top_p < 1):
-        return f"{sampled} are not quite the student's own, which policy_gradient takes them for: {remedy}"
-    if config.loss in SAMPLED_LOSSES and config.top_p < 1:
-        return f"{sampled} never show the tail of the student's distribution, which no ratio corrects: {remedy}"
-    return ""
+    """Return a word on samples that the loss takes for the student's own though they are not, or nothing."""
+    return LOSSES.get(config.loss_name).note(config)
+
+
+def auto_loss_note(config: TrainConfig) -> str:
+    """Return which form --loss auto took, and why; nothing where a loss was named."""
+    if config.loss != "auto":
+        return ""
+    if config.kl_discount:
+        return f"--loss auto: policy_gradient, for --kl_discount {config.kl_discount:g} weighs the sampled tokens"
+    if config.teacher_gives == TeacherView.whole_distribution:
+        over = "every token" if config.top_k is None else f"the {config.top_k} top tokens of --top_k and a tail"
+        return f"--loss auto: reverse_kl over {over}, exact, for the teacher gives its whole distribution"
+    return (
+        f"--loss auto: reverse_kl over the teacher's {config.loss_top_k} likeliest tokens and a tail, for it cannot "
+        "hand over its whole distribution"
+    )
 
 
 def unused_lora_note(config: TrainConfig) -> str:

@@ -25,7 +25,7 @@ from local_distill.engines import Ahead, MakeEngine, Student, open_ahead, open_e
 from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation, verifier_of
 from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of
 from local_distill.loop import Evaluator, Schedule, distil
-from local_distill.losses.registry import Loss
+from local_distill.losses.loss import Loss
 from local_distill.losses.sampler_mismatch import WRONG_ENGINE, MismatchWatch, rounding_of
 from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations

@@ -15,7 +15,7 @@ from local_distill.batch import Prompt, RolloutEngine, Teacher, TeacherView
 from local_distill.config.parsing import comma_separated
 from local_distill.eval.held_out import SHOWN_TOP
 from local_distill.inputs import Launch
-from local_distill.losses.registry import Loss
+from local_distill.losses.loss import Loss
 from local_distill.models.quantization import quantization_config
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
@@ -204,7 +204,7 @@ def _ask_samplers(launch: Launch) -> tuple[HttpClient, str]:
 def open_teacher(launch: Launch, student: TokenScorer, loss: Loss, ahead: Ahead) -> tuple[Teacher, Teacher]:
     """Who is learned from, as training reads it and as evaluation does. student: not wrapped for training."""
     config, inputs, device = launch.inputs.config, launch.inputs, launch.accelerator.device
-    dtype, top_k = inputs.precision.dtype, config.top_k or 0
+    dtype, top_k = inputs.precision.dtype, config.loss_top_k or 0
     if ahead.teacher is not None:
         return ahead.teacher, ahead.teacher
     if config.teacher_kind == "zero3":
@@ -257,7 +257,7 @@ def _ask_teacher(launch: Launch) -> Teacher:
         student_tokenizer=inputs.pair.student.tokenizer,
         vocab_size=inputs.pair.vocab_size,
         longest=launch.inputs.longest,
-        top_k=config.top_k or 0,
+        top_k=config.loss_top_k or 0,
         device=launch.accelerator.device,
         timeout=config.server_timeout,
         patience=config.server_patience,

@@ -14,9 +14,11 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
+from local_distill.config.earlier_runs import with_loss_of_before
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.losses.registry import Loss, make_loss
+from local_distill.losses.loss import Loss
+from local_distill.losses.registry import make_loss
 from local_distill.losses.sampler_mismatch import SamplerMismatch
 from local_distill.models.adapters import (
     Adapter,
@@ -125,7 +127,7 @@ def with_template_date(config: TrainConfig) -> TrainConfig:
 def check_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights. Collective: raises UserError for what is wrong on any process."""
     # Midnight may come between two processes.
-    config = on_main_process(PartialState(), lambda: with_template_date(config))
+    config = on_main_process(PartialState(), lambda: with_template_date(with_loss_of_before(config)))
     return on_every_process(lambda: open_inputs(config))
 
 
@@ -149,9 +151,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
         _check_packing(config, teacher)
     pair = pair_of(student, teacher, config.stop_tokens)
     prompts = _prompts(config, pair)
-    if config.top_k is not None and config.top_k >= pair.vocab_size:
+    if config.loss_top_k is not None and config.loss_top_k >= pair.vocab_size:
         raise UserError(
-            f"--top_k: {config.top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
+            f"--top_k: {config.loss_top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
         )
     lora = open_lora(config)
     _check_engine(config.rollouts_kind, pair)
@@ -253,13 +255,13 @@ def loss_of(config: TrainConfig) -> Loss:
     """Return the loss of the settings; our own sampling loop's mismatch is measured where that costs nothing."""
     choose = NucleusSampling(config.temperature, config.top_p)
     return make_loss(
-        config.loss,
+        config.loss_name,
         kl_coef=config.kl_coef,
         kl_discount=config.kl_discount,
         ratio_cap=config.ratio_cap,
         ppo_clip=config.ppo_clip,
         jsd_beta=config.jsd_beta,
-        top_k=config.top_k,
+        top_k=config.loss_top_k,
         top_k_support=config.top_k_support,
         mismatch=SamplerMismatch(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
         stale=config.overlap,

@@ -143,7 +143,9 @@ NUMBERS = {
     "more top tokens than there are": Mistake(
         "--loss jsd --top_k 300", says("--top_k", "300 given", "the vocabulary has 300 tokens", "lower it")
     ),
-    "top tokens of a sampled token": Mistake("--top_k 5", says("--top_k", "--loss policy_gradient", "reverse_kl")),
+    "top tokens of a sampled token": Mistake(
+        "--loss policy_gradient --top_k 5", says("--top_k", "--loss policy_gradient", "reverse_kl")
+    ),
     "discount of a divergence": Mistake(
         "--loss forward_kl --kl_discount 0.5", says("--kl_discount", "0.5", "--loss forward_kl", "no advantages")
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from local_distill.config.train_fields import DIVERGENCES, SAMPLED_LOSSES, TrainFields
+from local_distill.config.registry import LOSSES
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 
 LARGEST = 2**31 - 1
@@ -132,19 +133,13 @@ def _check_rollouts(config: TrainFields) -> None:
 
 
 def _check_loss(config: TrainFields) -> None:
-    if config.loss in SAMPLED_LOSSES:
-        if config.top_k is not None:
-            raise UserError(
-                f"--top_k: given with --loss {config.loss}, which looks at the sampled token alone; drop it, "
-                f"or use {', '.join(DIVERGENCES)}"
-            )
-        return
-    if config.kl_discount:
-        raise UserError(
-            f"--kl_discount: {config.kl_discount:g} given with --loss {config.loss}, which has no advantages to "
-            "discount; drop it, or use a sampled-token loss"
-        )
-    if config.teacher_kind in ("zero3", "server") and (config.top_k is None or config.top_k_support == "student"):
+    if config.loss == "auto":
+        for name, needed in (("ratio_cap", "importance_sampling"), ("ppo_clip", "ppo"), ("jsd_beta", "jsd")):
+            if getattr(config, name) != getattr(TrainFields, name):
+                raise UserError(f"--{name}: given with --loss auto, which takes no such loss; add --loss {needed}")
+    loss = LOSSES.get(config.loss_name)
+    loss.check(config)
+    if loss.needs(config) > config.teacher_gives:
         where = {"zero3": "sharded by --teacher_ds_zero3", "server": "behind --teacher_url"}[config.teacher_kind]
         raise UserError(
             f"--loss {config.loss}: a teacher {where} cannot hand over its whole distribution; add --top_k 64 with "

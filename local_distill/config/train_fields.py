@@ -7,13 +7,16 @@ are handed the values they need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 
+from local_distill.batch import TeacherView
+from local_distill.config.builtin import BUILTIN_LOSSES
 from local_distill.config.parsing import option
 
-SAMPLED_LOSSES = ("policy_gradient", "importance_sampling", "ppo")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
+AUTO_TOP_K = 64
+"""Likeliest tokens that --loss auto compares where the teacher cannot hand over its whole distribution."""
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 1e-5
 
@@ -123,8 +126,8 @@ class TrainFields:
     batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True)
     group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True)
     max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True)
-    temperature: float = _sampling("Sampling temperature.", 0.8)
-    top_p: float = _sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 0.95)
+    temperature: float = _sampling("Sampling temperature.", 1.0)
+    top_p: float = _sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 1.0)
     stop_tokens: str = _sampling(
         "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
         "both",
@@ -156,10 +159,13 @@ class TrainFields:
     )
 
     loss: str = _objective(
-        "What is minimised; docs/method.md has the formulas. The first three weigh the sampled tokens by their "
-        "advantage; the others compare the whole distributions of student and teacher at every position.",
-        "policy_gradient",
-        choices=(*SAMPLED_LOSSES, *DIVERGENCES),
+        "What is minimised; docs/method.md has the formulas. policy_gradient, importance_sampling and ppo weigh the "
+        "sampled tokens by their advantage; reverse_kl, forward_kl and jsd compare the whole distributions of student "
+        "and teacher at every position. auto: reverse_kl, exact, or by 64 top tokens where the teacher gives no more; "
+        "policy_gradient with --kl_discount. Another one of your own: package.module:name.",
+        "auto",
+        choices=("auto", *BUILTIN_LOSSES),
+        outside=True,
     )
     kl_coef: float = _objective(
         "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0
@@ -263,8 +269,42 @@ class TrainFields:
         return "server" if self.teacher_url else "zero3" if self.teacher_ds_zero3 else "local"
 
     @property
+    def teacher_gives(self) -> TeacherView:
+        """How much of its distribution the teacher can give."""
+        sharded_or_served = self.teacher_kind in ("zero3", "server")
+        return TeacherView.top_tokens if sharded_or_served else TeacherView.whole_distribution
+
+    @property
+    def loss_name(self) -> str:
+        """The loss that is named, or what auto takes: the reverse KL, with the least noise that there can be."""
+        if self.loss != "auto":
+            return self.loss
+        return "policy_gradient" if self.kl_discount else "reverse_kl"
+
+    @property
+    def loss_top_k(self) -> int | None:
+        """The top tokens that the loss compares; None for every token."""
+        by_top_tokens = self.loss == "auto" and self.loss_name == "reverse_kl"
+        if self.top_k is None and by_top_tokens and self.teacher_gives < TeacherView.whole_distribution:
+            return AUTO_TOP_K
+        return self.top_k
+
+    @property
+    def loss_in_words(self) -> str:
+        """The loss, and where it was left to auto what that took."""
+        if self.loss != "auto":
+            return self.loss
+        return f"auto ({self.loss_name}{f', {self.loss_top_k} top tokens' if self.loss_top_k else ''})"
+
+    @property
     def rollouts_kind(self) -> str:
         """hf, continuous or vllm."""
         if self.rollouts != "auto":
             return self.rollouts
         return "vllm" if self.rollouts_url else "hf"
+
+
+def recorded_loss(settings: Mapping[str, object]) -> str:
+    """Return the loss of a run's recorded settings in words; empty where none is recorded."""
+    known = {field.name: settings[field.name] for field in fields(TrainFields) if field.name in settings}
+    return TrainFields(**known).loss_in_words if "loss" in known else ""  # type: ignore[arg-type]

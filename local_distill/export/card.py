@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from local_distill.config.train_fields import recorded_loss
 from local_distill.export.merging import Distance
 from local_distill.export.origin import Origin, hub_id
 from local_distill.runs.evaluations import Evaluation
@@ -87,7 +88,8 @@ def _training(origin: Origin) -> list[tuple[str, str]]:
         ("steps", origin.step),
     ]
     named = TOLD + (TOLD_OF_LORA if origin.settings.get("use_lora") else ())
-    rows += [(name.replace("_", " "), origin.settings.get(name)) for name in named]
+    settings = {**origin.settings, "loss": recorded_loss(origin.settings) or None}
+    rows += [(name.replace("_", " "), settings.get(name)) for name in named]
     if origin.tokens:
         rows += [
             ("completion tokens, whole run", number(origin.tokens)),

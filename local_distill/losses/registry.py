@@ -1,291 +1,159 @@
-"""What ``--loss`` names: from a scored batch to a reading of the student that ends in a summed loss.
+"""What ``--loss`` names: a record of each loss, which says all that others ask about it.
 
-Two families. The sampled-token losses know one number of the teacher's for each token and weigh that
-token by its advantage. The divergences compare whole distributions, of the vocabulary or of a few top
-tokens and a tail. Both work on a chunk of the student's distributions, (n, V), and give the loss and its
-gradient on the logits; ``head_loss`` walks the chunks. Every loss also says, for each token, how the
-student and the teacher differ there; those numbers come from what the loss has in hand anyway.
+A loss from elsewhere is a ``LossRecord`` as well, named as package.module:name; docs/extending.md shows one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Protocol
 
-import torch
-from torch import Tensor
-from torch.linalg import vecdot
-
-from local_distill.batch import (
-    HeadStates,
-    SampledLogprobs,
-    ScoredBatch,
-    TeacherView,
-    TokenBatch,
-    TopLogprobs,
-)
-from local_distill.head.chunked_loss import ChunkLoss, SummedLoss, summed_loss
-from local_distill.head.divergences import (
-    Distribution,
-    Divergence,
-    JensenShannon,
-    forward_kl,
-    on_support,
-    reverse_kl,
-    top_overlap,
-)
-from local_distill.head.logprobs import (
-    Head,
-    distribution,
-    read_tokens,
-)
-from local_distill.losses.sampled_token import (
-    PPO,
-    ImportanceSampling,
-    Objective,
-    discounted,
-    policy_gradient,
-    reverse_kl_advantages,
-    value_and_slope,
-)
+from local_distill.batch import TeacherView
+from local_distill.config.registry import LOSSES
+from local_distill.config.train_fields import TrainFields
+from local_distill.errors import UserError
+from local_distill.head.divergences import Divergence, JensenShannon, forward_kl, reverse_kl
+from local_distill.losses.loss import Loss, SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
+from local_distill.losses.sampled_token import PPO, ImportanceSampling, Objective, policy_gradient
 from local_distill.losses.sampler_mismatch import SamplerMismatch
 
-OVERLAP_TOP = 8
-"""Top tokens of student and teacher that are compared for the metric top_overlap."""
-
-
-class LossReading(Protocol):
-    """A reading of the student's hidden states that ends in a loss; see TokenScorer."""
-
-    def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
-        """From the student's (N, H) states, its head and the (N,) tokens that were sampled."""
-        ...
-
-
-class Loss(Protocol):
-    """A loss, before it has seen a batch."""
-
-    needs: ClassVar[TeacherView]
-    """What the teacher must give for it."""
-
-    @property
-    def uses_old_logprobs(self) -> bool:
-        """Whether ratios are taken against the student before its first update of the step, not the sampler."""
-        ...
-
-    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """The loss of one micro-batch. substep: 0 for a step's first update."""
-        ...
-
 
 @dataclass(frozen=True)
-class SampledTokenLoss:
-    """−Σ A_t s_t and its relatives; see objectives.
+class LossSettings:
+    """What a loss may be made of; see docs/flags.md.
 
-    later: the objective of a step's second and later updates, when the policy has moved.
+    mismatch: what measures the sampler. stale: the samples are not the student's own but older.
     """
 
-    objective: Objective
-    later: Objective
-    coef: float
-    discount: float
+    kl_coef: float = 1.0
+    kl_discount: float = 0.0
+    ratio_cap: float = 10.0
+    ppo_clip: float = 0.2
+    jsd_beta: float = 0.5
+    top_k: int | None = None
+    top_k_support: str = "teacher"
     mismatch: SamplerMismatch | None = None
-    needs: ClassVar[TeacherView] = TeacherView.tokens
-
-    @property
-    def uses_old_logprobs(self) -> bool:
-        """Plain policy gradient has no ratio until the policy moves; then it is measured from where it started."""
-        return self.objective is policy_gradient
-
-    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """See Loss."""
-        objective = self.later if substep else self.objective
-        return _SampledTokens(self, objective, batch.tokens, batch.signal_as(SampledLogprobs), batch.behaviour)
-
-
-@dataclass(frozen=True)
-class _SampledTokens:
-    loss: SampledTokenLoss
-    objective: Objective
-    tokens: TokenBatch
-    teacher: SampledLogprobs
-    behaviour: Tensor
-
-    def __call__(self, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
-        delta = None
-        if self.loss.discount:  # a token answers for later ones, so all must be known before the first chunk's gradient
-            delta = read_tokens(hidden.detach(), head, targets).logprobs - self.teacher.logprobs
-            delta = discounted(delta, self.tokens.lengths, self.loss.discount)
-        names = (
-            "reverse_kl",
-            "k3",
-            "entropy",
-            "ratio",
-            "ratio_squared",
-            "ratio_clipped",
-            *_mismatch_names(self.loss.mismatch),
-        )
-        return _with_entropy_of(self.teacher, summed_loss(hidden, head, partial(self._chunk, targets, delta), names))
-
-    def _chunk(self, targets: Tensor, future: Tensor | None, part: slice, student: Distribution) -> ChunkLoss:
-        chosen = targets[part, None]
-        s, q, b = student.logprobs.gather(1, chosen).squeeze(1), self.teacher.logprobs[part], self.behaviour[part]
-        delta = s - q
-        advantages = reverse_kl_advantages(delta if future is None else future[part], self.loss.coef)
-        loss, slope = value_and_slope(self.objective, s, advantages, b)
-        ratio = (s - b).exp()
-        clipped = ((slope == 0) & (advantages != 0)).to(s.dtype)
-        mismatch = _mismatch_stats(self.loss.mismatch, student, self.tokens, part)
-        stats = (delta, k3(delta), student.entropy(), ratio, ratio**2, clipped, *mismatch)
-        # ∂s/∂z = onehot(y) − p
-        grad = student.probs.mul_(-slope[:, None]).scatter_add_(1, chosen, slope[:, None])
-        return ChunkLoss(loss, grad, stats)
-
-
-@dataclass(frozen=True)
-class WholeDistributionLoss:
-    """coef · Σ D(student, teacher) over the whole vocabulary, or over the student's own top tokens and a tail.
-
-    student_top_k: how many of the student's likeliest tokens stand for themselves; None for all tokens.
-    """
-
-    divergence: Divergence
-    coef: float = 1.0
-    student_top_k: int | None = None
-    mismatch: SamplerMismatch | None = None
-    uses_old_logprobs: ClassVar[bool] = False
-    needs: ClassVar[TeacherView] = TeacherView.whole_distribution
-
-    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """See Loss."""
-        del substep
-        return partial(self._read, batch.tokens, batch.signal_as(HeadStates))
-
-    def _read(self, tokens: TokenBatch, teacher: HeadStates, hidden: Tensor, head: Head, targets: Tensor) -> SummedLoss:
-        del targets
-        matrix = teacher.head.matrix(teacher.hidden.dtype)
-        names = ("reverse_kl", "entropy", "teacher_entropy", "top_overlap", *_mismatch_names(self.mismatch))
-        return summed_loss(hidden, head, partial(self._chunk, tokens, teacher, matrix), names)
-
-    def _chunk(
-        self, tokens: TokenBatch, states: HeadStates, matrix: Tensor, part: slice, student: Distribution
-    ) -> ChunkLoss:
-        teacher = distribution(states.hidden[part], states.head, matrix)
-        stats = (
-            vecdot(student.probs, student.logprobs - teacher.logprobs),
-            student.entropy(),
-            teacher.entropy(),
-            top_overlap(student, teacher.logprobs.topk(OVERLAP_TOP).indices),
-            *_mismatch_stats(self.mismatch, student, tokens, part),
-        )
-        if self.student_top_k is None:
-            value, grad = self.divergence(student, teacher)
-        else:
-            support = student.logprobs.topk(self.student_top_k).indices
-            value, grad = on_support(self.divergence, student, support, teacher.with_tail(support))
-        return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
-
-
-@dataclass(frozen=True)
-class TopTokensLoss:
-    """coef · Σ D over the teacher's top tokens and a tail that holds all others.
-
-    Merging outcomes can only lower a divergence, so this is a lower bound of the whole one; it needs
-    k + 1 numbers a position of a teacher that cannot hand over its whole distribution.
-    """
-
-    divergence: Divergence
-    coef: float = 1.0
-    mismatch: SamplerMismatch | None = None
-    uses_old_logprobs: ClassVar[bool] = False
-    needs: ClassVar[TeacherView] = TeacherView.top_tokens
-
-    def reading(self, batch: ScoredBatch, substep: int) -> LossReading:
-        """See Loss."""
-        del substep
-        return partial(self._read, batch.tokens, batch.signal_as(TopLogprobs))
-
-    def _read(
-        self, tokens: TokenBatch, teacher: TopLogprobs, hidden: Tensor, head: Head, targets: Tensor
-    ) -> SummedLoss:
-        names = ("reverse_kl", "k3", "entropy", "top_overlap", *_mismatch_names(self.mismatch))
-        del targets
-        return _with_entropy_of(teacher, summed_loss(hidden, head, partial(self._chunk, tokens, teacher), names))
-
-    def _chunk(self, tokens: TokenBatch, teacher: TopLogprobs, part: slice, student: Distribution) -> ChunkLoss:
-        support = teacher.top.ids[part]
-        delta = student.logprobs.gather(1, tokens.targets[part, None]).squeeze(1) - teacher.logprobs[part]
-        mismatch = _mismatch_stats(self.mismatch, student, tokens, part)
-        stats = (delta, k3(delta), student.entropy(), top_overlap(student, support), *mismatch)
-        value, grad = on_support(self.divergence, student, support, Distribution.of(teacher.top.logprobs[part]))
-        return ChunkLoss(self.coef * value.sum(), grad.mul_(self.coef), stats)
-
-
-def _mismatch_names(mismatch: SamplerMismatch | None) -> tuple[str, ...]:
-    return () if mismatch is None else mismatch.names
-
-
-def _mismatch_stats(
-    mismatch: SamplerMismatch | None, student: Distribution, tokens: TokenBatch, part: slice
-) -> tuple[Tensor, ...]:
-    """Return what is measured of the sampler, where it is asked for."""
-    if mismatch is None:
-        return ()
-    return mismatch(student, tokens.targets[part], tokens.sampler_logprobs[part])
-
-
-def _with_entropy_of(teacher: SampledLogprobs, found: SummedLoss) -> SummedLoss:
-    """Return a loss that does not see the teacher's whole distribution with its own word on its entropy."""
-    if teacher.entropy is None:
-        return found
-    return SummedLoss(found.total, {**found.stats, "teacher_entropy": teacher.entropy})
-
-
-def k3(delta: Tensor) -> Tensor:
-    """exp(−δ) − 1 + δ, (n,): an estimate of KL(p‖q) from samples of p that is never negative and varies less than
-    δ does where p and q are close (Schulman, joschu.net/blog/kl-approx.html)."""
-    return torch.expm1(-delta) + delta
-
-
-def summarise(means: dict[str, float]) -> dict[str, float]:
-    """The metrics of a step from the token means of a loss's stats.
-
-    The effective share of the samples is (Σ r)² / (N Σ r²): 1 where all ratios are equal, 1/N where one
-    token has all the weight (Kish).
-    """
-    metrics = dict(means)
-    if "ratio" in metrics:
-        mean, mean_square = metrics.pop("ratio"), metrics.pop("ratio_squared")
-        metrics["ratio/mean"] = mean
-        metrics["ratio/effective"] = mean**2 / mean_square if mean_square > 0 else float("nan")
-        metrics["ratio/clipped"] = metrics.pop("ratio_clipped")
-    return metrics
+    stale: bool = False
 
 
 def make_loss(
     loss: str, *, kl_coef: float, kl_discount: float, ratio_cap: float, ppo_clip: float, jsd_beta: float,
     top_k: int | None, top_k_support: str, mismatch: SamplerMismatch | None = None, stale: bool = False,
 ) -> Loss:  # fmt: skip
-    """The loss that ``--loss`` and its settings name.
+    """Return the loss that ``--loss`` and its settings name."""
+    record = LOSSES.get(loss)
+    assert isinstance(record, LossRecord)
+    return record.make(
+        LossSettings(
+            kl_coef, kl_discount, ratio_cap, ppo_clip, jsd_beta, top_k, top_k_support, mismatch, stale
+        )
+    )  # fmt: skip
 
-    mismatch: what measures the engine. stale: the samples are not the student's own but older: policy_gradient then
-    needs the ratio that importance_sampling has.
+
+def takes_all_settings(settings: TrainFields) -> None:
+    """Accept any settings."""
+    del settings
+
+
+def needs_tokens(settings: TrainFields) -> TeacherView:
+    """Ask the teacher for no more than the log-probs of the sampled tokens."""
+    del settings
+    return TeacherView.tokens
+
+
+def says_nothing(settings: TrainFields) -> str:
+    """Return no note."""
+    del settings
+    return ""
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """All that is known of a loss: how it is made, what it needs of the teacher, and what its settings may be.
+
+    check: raises UserError for settings that it cannot use. note: a word for people about its settings, or nothing.
     """
-    weighed = ImportanceSampling(ratio_cap)
-    objectives: dict[str, tuple[Objective, Objective]] = {
-        "policy_gradient": (policy_gradient, weighed),
-        "importance_sampling": (weighed, weighed),
-        "ppo": (PPO(ppo_clip), PPO(ppo_clip)),
-    }
-    if loss in objectives:
-        now, later = objectives[loss]
-        return SampledTokenLoss(later if stale else now, later, kl_coef, kl_discount, mismatch)
-    divergences: dict[str, Divergence] = {
-        "reverse_kl": reverse_kl,
-        "forward_kl": forward_kl,
-        "jsd": JensenShannon(jsd_beta),
-    }
-    if top_k is not None and top_k_support == "teacher":
-        return TopTokensLoss(divergences[loss], kl_coef, mismatch)
-    return WholeDistributionLoss(divergences[loss], kl_coef, top_k, mismatch)
+
+    make: Callable[[LossSettings], Loss]
+    needs: Callable[[TrainFields], TeacherView] = needs_tokens
+    check: Callable[[TrainFields], None] = takes_all_settings
+    note: Callable[[TrainFields], str] = says_nothing
+
+
+def _no_top_tokens(settings: TrainFields) -> None:
+    if settings.top_k is not None:
+        others = ", ".join(name for name in LOSSES.names if LOSSES.get(name).needs(settings) > TeacherView.tokens)
+        given = settings.loss_name if settings.loss != "auto" else f"{settings.loss_name} (auto, with --kl_discount)"
+        raise UserError(
+            f"--top_k: given with --loss {given}, which looks at the sampled token alone; drop it, or use {others}"
+        )
+
+
+def _ratios_note(settings: TrainFields) -> str:
+    if settings.top_p == 1:
+        return ""
+    return (
+        f"samples at temperature {settings.temperature:g} and top-p {settings.top_p:g} never show the tail of the "
+        "student's distribution, which no ratio corrects: --temperature 1 --top_p 1 is exact (docs/method.md)"
+    )
+
+
+def _own_samples_note(settings: TrainFields) -> str:
+    if settings.temperature == 1 and settings.top_p == 1:
+        return ""
+    return (
+        f"samples at temperature {settings.temperature:g} and top-p {settings.top_p:g} are not quite the student's "
+        "own, which policy_gradient takes them for: --temperature 1 --top_p 1 is exact (docs/method.md)"
+    )
+
+
+def _policy_gradient(settings: LossSettings) -> Loss:
+    """Make −Σ A_t s_t; of samples that are older than the student it needs the ratio of importance sampling."""
+    weighed = ImportanceSampling(settings.ratio_cap)
+    now = weighed if settings.stale else policy_gradient
+    return SampledTokenLoss(now, weighed, settings.kl_coef, settings.kl_discount, settings.mismatch)
+
+
+def _with_ratio(objective: Objective, settings: LossSettings) -> Loss:
+    return SampledTokenLoss(objective, objective, settings.kl_coef, settings.kl_discount, settings.mismatch)
+
+
+POLICY_GRADIENT = LossRecord(_policy_gradient, check=_no_top_tokens, note=_own_samples_note)
+IMPORTANCE_SAMPLING = LossRecord(
+    lambda settings: _with_ratio(ImportanceSampling(settings.ratio_cap), settings),
+    check=_no_top_tokens,
+    note=_ratios_note,
+)
+CLIPPED = LossRecord(
+    lambda settings: _with_ratio(PPO(settings.ppo_clip), settings), check=_no_top_tokens, note=_ratios_note
+)
+
+
+def _no_discount(settings: TrainFields) -> None:
+    if settings.kl_discount:
+        raise UserError(
+            f"--kl_discount: {settings.kl_discount:g} given with --loss {settings.loss}, which has no advantages to "
+            "discount; drop it, or use a sampled-token loss"
+        )
+
+
+def _compared(settings: TrainFields) -> TeacherView:
+    by_top_tokens = settings.loss_top_k is not None and settings.top_k_support == "teacher"
+    return TeacherView.top_tokens if by_top_tokens else TeacherView.whole_distribution
+
+
+def _divergence(divergence: Callable[[LossSettings], Divergence]) -> LossRecord:
+    """Return the record of a divergence of whole distributions, which top tokens and a tail may stand for."""
+
+    def make(settings: LossSettings) -> Loss:
+        kind = divergence(settings)
+        if settings.top_k is not None and settings.top_k_support == "teacher":
+            return TopTokensLoss(kind, settings.kl_coef, settings.mismatch)
+        return WholeDistributionLoss(kind, settings.kl_coef, settings.top_k, settings.mismatch)
+
+    return LossRecord(make, _compared, _no_discount)
+
+
+REVERSE_KL = _divergence(lambda _: reverse_kl)
+FORWARD_KL = _divergence(lambda _: forward_kl)
+JSD = _divergence(lambda settings: JensenShannon(settings.jsd_beta))

@@ -142,7 +142,7 @@ def _shard_teacher(change: Change) -> Change | None:
         return None
     settings = {"teacher_ds_zero3": True, "teacher_backend": "auto"}
     settings |= {"teacher_offload": "none", "teacher_quantization": "none"}
-    if loss_of(run.config).needs < TeacherView.whole_distribution:
+    if run.config.loss == "auto" or loss_of(run.config).needs < TeacherView.whole_distribution:
         return change.and_set("--teacher_ds_zero3", **settings)
     return change.and_set(f"--teacher_ds_zero3 --top_k {TOP_K}", **settings, top_k=TOP_K, top_k_support="teacher")
 

@@ -192,7 +192,7 @@ class Costs:
         self._loss, self._choose = loss_of(config), NucleusSampling(config.temperature, config.top_p)
         self._low_precision = not run.zero_stage and run.dtype != torch.float32  # by autocast from float32 weights
         self._packs = run.machine.device == "cpu" and run.sampler_memory.own_loop
-        self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.top_k or 0, run.lengths
+        self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.loss_top_k or 0, run.lengths
         self._known: dict[object, Any] = {}
         for parameter in student.parameters():
             if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made

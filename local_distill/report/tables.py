@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from local_distill.config.train_config import TrainConfig
-from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
+from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, recorded_loss
 from local_distill.report.reading import Record, ReportedRun
 from local_distill.wording import clean, duration, number, percent, with_error
 
@@ -80,7 +80,7 @@ def outcome_of(run: ReportedRun) -> Outcome:
         run=run.name,
         student=_model(run, "student_model"),
         teacher=_model(run, "teacher_model"),
-        loss=str(run.settings.get("loss", ABSENT)),
+        loss=recorded_loss(run.settings) or ABSENT,
         before=_divergence(first),
         after=_divergence(last) if last is not first else ABSENT,
         left=_share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl")) if last is not first else ABSENT,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from local_distill.batch import ScoredBatch
 from local_distill.errors import RunError
-from local_distill.losses.registry import Loss, summarise
+from local_distill.losses.loss import Loss, summarise
 from local_distill.process.distributed import sum_over_processes
 from local_distill.process.seeding import seed_dropout
 from local_distill.training.device_memory import SmallerMicroBatches, is_out_of_memory

@@ -60,7 +60,8 @@ def test_every_flag_sets_its_setting(spelling):
         partners = {
             "dataset_path": ["--dataset", "tulu3"], "prompt_column": ["--dataset", "tulu3"], "lora_r": ["--use_lora"],
             "teacher_ds_config": ["--teacher_ds_zero3"], "wandb_name": ["--wandb_project", "p"],
-            "top_k": ["--loss", "jsd"], "teacher_backend": ["--use_lora", "--teacher_model", ""],
+            "top_k": ["--loss", "jsd"], "jsd_beta": ["--loss", "jsd"], "ppo_clip": ["--loss", "ppo"],
+            "ratio_cap": ["--loss", "importance_sampling"], "teacher_backend": ["--use_lora", "--teacher_model", ""],
             "teacher_url": ["--teacher_backend", "server"], "init_adapter": ["--use_lora"],
             "overlap": ["--rollouts_url", "http://127.0.0.1:1"],
         }.get(name, [])  # fmt: skip
@@ -124,6 +125,7 @@ def test_choices_are_what_the_code_accepts():
             top_k_support=support,
         )
         for loss in choices["loss"]
+        if loss != "auto"  # it stands for one of the others
         for support in choices["top_k_support"]
     ]
     assert {loss.needs for loss in losses} == set(TeacherView)

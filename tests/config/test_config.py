@@ -26,7 +26,7 @@ def test_settings_do_not_change():
 
 def test_documented_defaults():
     found = config()
-    assert (found.temperature, found.top_p, found.loss, found.kl_coef) == (0.8, 0.95, "policy_gradient", 1.0)
+    assert (found.temperature, found.top_p, found.loss, found.kl_coef) == (1.0, 1.0, "auto", 1.0)
     assert (found.dtype, found.wandb_mode, found.lora_target_modules) == ("auto", "online", "all-linear")
     assert (found.dataset, found.prompts_file, found.resume, found.output_dir) == (None, None, None, None)
     assert (found.use_lora, found.teacher_ds_zero3, found.trust_remote_code) == (False, False, False)

@@ -9,7 +9,7 @@ from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TokenB
 from local_distill.head.chunked_loss import ChunkLoss, summed_loss
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
 from local_distill.head.logprobs import Head, read_tokens
-from local_distill.losses.registry import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
+from local_distill.losses.loss import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import PPO, policy_gradient
 from tests.losses.test_losses import EXACT, ROWS, Case, H, N, V, assert_same, dense_logprobs, dense_whole, make_case
 

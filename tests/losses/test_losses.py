@@ -9,13 +9,8 @@ import torch
 from local_distill.batch import HeadStates, SampledLogprobs, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
 from local_distill.head.logprobs import Head, TopTokens, read_tokens, read_top_tokens
-from local_distill.losses.registry import (
-    SampledTokenLoss,
-    TopTokensLoss,
-    WholeDistributionLoss,
-    make_loss,
-    summarise,
-)
+from local_distill.losses.loss import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss, summarise
+from local_distill.losses.registry import make_loss
 from local_distill.losses.sampled_token import PPO, ImportanceSampling, policy_gradient
 
 N, H, V, ROWS, K = 23, 8, 50, 57, 6

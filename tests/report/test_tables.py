@@ -30,14 +30,14 @@ def test_before_the_second_evaluation_there_is_no_after(tmp_path: Path) -> None:
 
 
 def test_settings_that_were_given_come_first(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", learning_rate=1e-5, use_lora=True, top_p=1.0)
+    folder = write_run(tmp_path / "run", learning_rate=1e-5, use_lora=True, top_p=0.95)
     rows = {row.name: row for row in settings_rows([read_run(folder)])}
     given = [name for name, row in rows.items() if row.given]
     assert list(rows)[: len(given)] == given
     assert given[:2] == ["student_model", "teacher_model"]
     assert {"top_p", "use_lora", "learning_rate"} <= set(given), "1e-5 is not the default with LoRA"
     assert not rows["batch_size"].given
-    assert rows["top_p"].default == "0.95"
+    assert rows["top_p"].default == "1.0"
 
 
 def test_settings_that_differ_between_runs(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from local_distill.batch import Prompt, Rollout
 from local_distill.head.divergences import reverse_kl
-from local_distill.losses.registry import WholeDistributionLoss
+from local_distill.losses.loss import WholeDistributionLoss
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher

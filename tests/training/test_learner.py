@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from local_distill.batch import SampledLogprobs, ScoredBatch, TeacherView
 from local_distill.errors import UserError
 from local_distill.head.divergences import JensenShannon, forward_kl, reverse_kl
-from local_distill.losses.registry import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
+from local_distill.losses.loss import SampledTokenLoss, TopTokensLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import PPO, ImportanceSampling, policy_gradient
 from local_distill.models.files import open_model
 from local_distill.models.scorer import TokenScorer

@@ -1,0 +1,24 @@
+"""The backends that come with the package, by name, each as ``module:name`` of its record."""
+
+from __future__ import annotations
+
+import re
+
+OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""``package.module:name``; the word before the colon has two letters at least, so that it is no drive of Windows."""
+
+
+_LOSSES = "local_distill.losses.registry"
+BUILTIN_LOSSES = {
+    "policy_gradient": f"{_LOSSES}:POLICY_GRADIENT",
+    "importance_sampling": f"{_LOSSES}:IMPORTANCE_SAMPLING",
+    "ppo": f"{_LOSSES}:CLIPPED",
+    "reverse_kl": f"{_LOSSES}:REVERSE_KL",
+    "forward_kl": f"{_LOSSES}:FORWARD_KL",
+    "jsd": f"{_LOSSES}:JSD",
+}
+
+
+def is_outside(name: str) -> bool:
+    """Whether a name has the form ``package.module:name``."""
+    return len(name.partition(":")[0]) > 1 and OUTSIDE.fullmatch(name) is not None

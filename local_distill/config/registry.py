@@ -1,0 +1,84 @@
+"""Backends by name: the built-in ones, and any other as ``package.module:name``, imported when they are asked for.
+
+Settings are checked by the records of what they name. The table holds names of modules alone, so that nothing is
+imported upwards, and ``--help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from local_distill.batch import TeacherView
+from local_distill.config.builtin import BUILTIN_LOSSES, is_outside
+from local_distill.config.train_fields import TrainFields
+from local_distill.errors import UserError
+
+
+class LossRules(Protocol):
+    """What the settings ask of a loss; the whole record is ``losses.registry.LossRecord``."""
+
+    def check(self, settings: TrainFields) -> None:
+        """Raise UserError for settings that this loss cannot use."""
+        ...
+
+    def needs(self, settings: TrainFields) -> TeacherView:
+        """Return how much of the teacher's distribution it needs with these settings."""
+        ...
+
+    def note(self, settings: TrainFields) -> str:
+        """Return a word for people about these settings, or nothing."""
+        ...
+
+
+Record = TypeVar("Record")
+
+
+class Registry(Generic[Record]):
+    """The records of one kind of backend.
+
+    flag: the one that names them. record: ``module:class`` of the records. builtin: name → ``module:name``.
+    """
+
+    def __init__(self, flag: str, record: str, builtin: Mapping[str, str]) -> None:
+        self._flag = flag
+        self._record = record
+        self._builtin = builtin
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The built-in ones."""
+        return tuple(self._builtin)
+
+    def get(self, name: str) -> Record:
+        """Return the record that ``name`` stands for. Raises UserError where there is none."""
+        if name in self._builtin:
+            found: Record = _imported(self._builtin[name])
+            return found
+        where = f"{self._flag} {name}"
+        if not is_outside(name):
+            raise UserError(f"{where}: unknown; needs one of {', '.join(self._builtin)}, or package.module:name")
+        module, _, attribute = name.partition(":")
+        try:
+            found = _imported(name)
+        except AttributeError:
+            raise UserError(f"{where}: {module} has no {attribute}; look at its spelling") from None
+        # Whatever the module's own code raises, it cannot be used.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{where}: {module} cannot be imported ({reason}); mend it, or add its folder to PYTHONPATH"
+            ) from error
+        kind: type = _imported(self._record)
+        if not isinstance(found, kind):
+            raise UserError(f"{where}: a {type(found).__name__}, needs to be a {kind.__name__} (docs/extending.md)")
+        return found
+
+
+def _imported(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+LOSSES: Registry[LossRules] = Registry("--loss", "local_distill.losses.registry:LossRecord", BUILTIN_LOSSES)
