@@ -34,7 +34,7 @@ def test_they_are_planned_and_run(size, folders, tmp_path, capsys):
     local = tmp_path / "run.yaml"
     local.write_text(settings)
     smaller[1] = str(local)
-    command(["plan", *smaller, "--gpus", "2", "--gpu_memory", "80"])
+    assert command(["plan", *smaller, "--max_new_tokens", "64", "--gpus", "2", "--gpu_memory", "80"]) == 0, "it fits"
     assert "GPU" in capsys.readouterr().out
     few = [
         "--no-teacher_ds_zero3", "--batch_size", "4", "--max_new_tokens", "4", "--steps", "2", "--dtype", "fp32",
