@@ -85,8 +85,8 @@ class TrainFields:
 
     dataset: str | None = _prompts(
         "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder "
-        "or JSON, JSONL, CSV, TSV or Parquet file (these need --prompt_column). With no source named, built-in prompts "
-        "are used.",
+        "or JSON, JSONL, CSV, TSV or Parquet file (these need --prompt_column), or a source of your own: "
+        "package.module:name. With no source named, built-in prompts are used.",
         fixed=True,
     )
     dataset_path: str | None = _prompts("Local copy of the data set that --dataset names.")
