@@ -19,6 +19,15 @@ BUILTIN_LOSSES = {
 }
 
 
+class OrOutside(tuple[str, ...]):
+    """Names to choose from, which leave room for ``package.module:name``."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and is_outside(name))
+
+
 def is_outside(name: str) -> bool:
     """Whether a name has the form ``package.module:name``."""
     return len(name.partition(":")[0]) > 1 and OUTSIDE.fullmatch(name) is not None

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from local_distill.config.builtin import is_outside
+from local_distill.config.builtin import OrOutside
 from local_distill.errors import UserError
 from local_distill.runs.folder import LATEST
 
@@ -25,23 +25,14 @@ NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text"
 Settings = TypeVar("Settings")
 
 
-def option(
-    group: str,
-    help: str,
-    default: Any = None,
-    *,
-    choices: tuple[str, ...] = (),
-    fixed: bool = False,
-    outside: bool = False,
-) -> Any:
+def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
     """One setting.
 
     group: the heading of ``--help`` it stands under. choices: the only values it may take.
-    fixed: a resumed run must have the same value, or it would be another run. outside: besides its choices, it takes
-    package.module:name.
+    fixed: a resumed run must have the same value, or it would be another run.
     """
     return dataclasses.field(
-        default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed, "outside": outside}
+        default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed}
     )
 
 
@@ -53,7 +44,7 @@ def same_as(settings: type, name: str, **changes: Any) -> Any:
 
 def argument(help: str, *, many: bool = False) -> Any:
     """A setting without a flag, by its place on the command line: text, or with ``many`` a tuple of one or more."""
-    metadata = {"group": None, "help": help, "choices": (), "fixed": False, "outside": False, "many": many}
+    metadata = {"group": None, "help": help, "choices": (), "fixed": False, "many": many}
     return dataclasses.field(metadata=metadata)
 
 
@@ -202,11 +193,9 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:
         return
     more: dict[str, Any] = {"nargs": "?", "const": LATEST} if field.name == "resume" else {}
     choices = field.metadata["choices"]
-    more |= (
-        {"choices": choices} if choices and not field.metadata["outside"] else {}
-    )  # for shells that complete; the type has checked them before
+    more |= {"choices": choices} if choices else {}  # for shells that complete; the type has checked them before
     plain = {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
-    metavar = f"{{{','.join(choices)}}}" if choices and not field.metadata["outside"] else plain
+    metavar = f"{{{','.join(choices)}}}" if choices and not isinstance(choices, OrOutside) else plain
     group.add_argument(
         f"--{field.name}", type=partial(_from_word, field, kind), metavar=metavar, help=help_text, **more
     )
@@ -225,7 +214,7 @@ def _underscored(word: str) -> str:
 def _from_word(field: dataclasses.Field[Any], kind: type, word: str) -> Any:
     """A setting's value out of text. Raises ArgumentTypeError, for argparse and the YAML file to add the place."""
     choices = field.metadata["choices"]
-    if choices and word not in choices and not (field.metadata["outside"] and is_outside(word)):
+    if choices and word not in choices:
         raise argparse.ArgumentTypeError(f"{word!r} given, needs one of {', '.join(choices)}")
     try:
         return kind(word)

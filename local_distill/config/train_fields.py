@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from local_distill.batch import TeacherView
-from local_distill.config.builtin import BUILTIN_LOSSES
+from local_distill.config.builtin import BUILTIN_LOSSES, OrOutside
 from local_distill.config.parsing import option
 
 AUTO_TOP_K = 64
@@ -164,8 +164,7 @@ class TrainFields:
         "and teacher at every position. auto: reverse_kl, exact, or by 64 top tokens where the teacher gives no more; "
         "policy_gradient with --kl_discount. Another one of your own: package.module:name.",
         "auto",
-        choices=("auto", *BUILTIN_LOSSES),
-        outside=True,
+        choices=OrOutside(("auto", *BUILTIN_LOSSES)),
     )
     kl_coef: float = _objective(
         "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0

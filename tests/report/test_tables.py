@@ -37,7 +37,7 @@ def test_settings_that_were_given_come_first(tmp_path: Path) -> None:
     assert given[:2] == ["student_model", "teacher_model"]
     assert {"top_p", "use_lora", "learning_rate"} <= set(given), "1e-5 is not the default with LoRA"
     assert not rows["batch_size"].given
-    assert rows["top_p"].default == "1.0"
+    assert rows["top_p"].default == "1"
 
 
 def test_settings_that_differ_between_runs(tmp_path: Path) -> None:
