@@ -17,6 +17,7 @@ ENTRY = ["-m", "local_distill.train_on_policy_local"]
 SETTINGS = [
     "--batch_size", "3", "--group_size", "2", "--grad_accum", "2", "--max_new_tokens", "16", "--max_prompt_tokens",
     "100", "--learning_rate", "1e-3", "--eval_every", "2", "--eval_prompts", "5", "--save_every", "2",
+    "--loss", "policy_gradient", "--temperature", "0.8", "--top_p", "0.95",
 ]  # fmt: skip
 """Three prompts over two processes are ragged on purpose: one process has more rollouts than the other."""
 TIMING = ("seconds", "tokens_per_second", "peak_memory")
