@@ -28,8 +28,9 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("run")
-def test_a_run_goes_on_as_it_would_have_then():
-    assert train(["--config", "run/config.yaml", "--resume", "--steps", "4"]) == 0
+@pytest.mark.parametrize("file", ["run/config.yaml", "run.yaml"], ids=["all settings", "no loss is named"])
+def test_a_run_goes_on_as_it_would_have_then(file):
+    assert train(["--config", file, "--output_dir", "run", "--resume", "--steps", "4"]) == 0
 
     ours, theirs = load_file("run/step-4/model.safetensors"), load_file("step_4.safetensors")
     assert ours.keys() == theirs.keys()
