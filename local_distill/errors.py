@@ -1,8 +1,9 @@
-"""The exceptions for what the user can mend."""
+"""The exceptions for what the user can mend, and what others say in one line."""
 
 from __future__ import annotations
 
 import errno
+import re
 
 
 class UserError(Exception):
@@ -23,3 +24,29 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 class RunError(UserError):
     """The same in the middle of a run; told together with what was saved of it."""
+
+
+def one_line(error: BaseException, width: int | None = 240) -> str:
+    """Return what an exception says as one line of at most ``width`` characters; its type where it says nothing."""
+    return _cut(" ".join(str(error).split()) or type(error).__name__, width)
+
+
+def with_type(error: BaseException, width: int | None = 240) -> str:
+    """Return the type of an exception and the first line of what it says; further lines are details."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return _cut(f"{type(error).__name__}: {lines[0].rstrip()}", width)
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of what a library raised, as one line; those that follow are advice.
+
+    The type stands before it where the words alone may say little, such as "'hidden_size'".
+    """
+    line = one_line(error, width=None)
+    if not isinstance(error, OSError | ValueError):
+        line = f"{type(error).__name__}: {line}"
+    return _cut(re.split(r"\.\s+(?=[A-Z])", line, maxsplit=1)[0], 240)
+
+
+def _cut(line: str, width: int | None) -> str:
+    return line if width is None or len(line) <= width else line[: width - 1] + "…"

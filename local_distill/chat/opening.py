@@ -12,7 +12,7 @@ from local_distill.chat.answering import AnswerSampling, Voice
 from local_distill.chat.conversation import Speech
 from local_distill.chat.screen import open_screen
 from local_distill.chat.session import COMMANDS, END, Session, piped_lines, typed_lines
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.models.files import turns_after
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.scorer import TokenScorer
@@ -132,7 +132,7 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: not here ({str(error).splitlines()[0]}); use cpu or auto") from error
+        raise UserError(f"--device {name}: not here ({one_line(error, 120)}); use cpu or auto") from error
     return device
 
 

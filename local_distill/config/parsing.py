@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from local_distill.config.builtin import OrOutside
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.runs.folder import LATEST
 
 NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -102,7 +102,7 @@ def read_yaml(settings: type, path: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{where}: not valid YAML, line {line}: {error.problem}; mend it there") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2024-13-45
-        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())}); mend the file") from error
+        raise UserError(f"{where}: not valid YAML ({one_line(error, width=None)}); mend the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: needs to be a mapping of flag names to values, like `batch_size: 8`")
     fields = {field.name: field for field in flags_of(settings)}

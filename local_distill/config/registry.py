@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from local_distill.batch import TeacherView
 from local_distill.config.builtin import BUILTIN_LOSSES, is_outside
 from local_distill.config.train_fields import TrainFields
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 
 
 class LossRules(Protocol):
@@ -66,9 +66,8 @@ class Registry(Generic[Record]):
             raise UserError(f"{where}: {module} has no {attribute}; look at its spelling") from None
         # Whatever the module's own code raises, it cannot be used.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{where}: {module} cannot be imported ({reason}); mend it, or add its folder to PYTHONPATH"
+                f"{where}: {module} cannot be imported ({one_line(error)}); mend it, or add its folder to PYTHONPATH"
             ) from error
         kind: type = _imported(self._record)
         if not isinstance(found, kind):

@@ -9,11 +9,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.config.parsing import comma_separated
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.eval.eval_config import EvalSettings
 from local_distill.models.files import causal_lm
 from local_distill.prompts import parse_template_kwargs
-from local_distill.prompts.raw import one_line
 
 PLAIN_FILTER = "none"
 

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line, with_type
 
 FLAG = "--push_to_hub"
 
@@ -20,7 +20,8 @@ def check_hub(name: str, api: HfApi) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"{FLAG} {name}: no name for the hub ({_first_sentence(error)}); give owner/name") from error
+        reason = one_line(error).rstrip(".")
+        raise UserError(f"{FLAG} {name}: no name for the hub ({reason}); give owner/name") from error
     with _in_one_line(name):
         api.whoami()
 
@@ -44,10 +45,5 @@ def _in_one_line(name: str) -> Iterator[None]:
         raise UserError(f"{FLAG} {name}: nobody is logged in; hf auth login, or set HF_TOKEN") from error
     except Exception as error:  # httpx's, the hub's, the disk's
         raise UserError(
-            f"{FLAG} {name}: {type(error).__name__}: {_first_sentence(error)}; check the name, the token's "
-            "rights and the connection"
+            f"{FLAG} {name}: {with_type(error, 200).rstrip('.')}; check the name, the token's rights and the connection"
         ) from error
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")

@@ -9,8 +9,8 @@ from typing import Any
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.trained import Trained
+from local_distill.passwords import command_line
 from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
-from local_distill.runs.environment import command_line
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.layout import (
     COMPLETIONS_FILE,

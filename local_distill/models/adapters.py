@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from local_distill.config.parsing import comma_separated
-from local_distill.errors import UserError
-from local_distill.models.loading_errors import in_one_line, local_folder, reason_of
+from local_distill.errors import UserError, first_sentence
+from local_distill.models.loading_errors import in_one_line, local_folder
 from local_distill.models.reach import towers
 from local_distill.process.seeding import seed_adapter
 from local_distill.runs.manifest import check_as_written
@@ -137,7 +137,7 @@ class AdapterFiles:
             try:
                 return get_peft_model(skeleton, config)
             except ValueError as error:  # no module of these names
-                raise self._does_not_fit(str(error).split(". ")[0]) from error
+                raise self._does_not_fit(first_sentence(error)) from error
 
     def load(self, model: PreTrainedModel) -> nn.Module:
         """Return the model, frozen, with this adapter trainable in float32, in eval mode.
@@ -259,7 +259,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> nn.Mo
             return get_peft_model(model, config).eval()
         except ValueError as error:
             raise UserError(
-                f"--use_lora: peft has no such adapter for this model ({reason_of(error)}); where that is about "
+                f"--use_lora: peft has no such adapter for this model ({first_sentence(error)}); where that is about "
                 "dropout, set --lora_dropout 0, else choose other --lora_target_modules"
             ) from error
 

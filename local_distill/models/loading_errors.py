@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, first_sentence
 
 LOCAL_OR_REACHABLE = "or a hub id (owner/name) that can be reached"
 REFUSED = (
@@ -38,7 +38,7 @@ def in_one_line(flag: str, path: str, part: str, kind: str = "model") -> Iterato
         remedy = f"give a local {kind} folder, {LOCAL_OR_REACHABLE}"
         if Path(path).exists():
             remedy = f"mend it, or download the {kind} again"
-        raise UserError(f"{flag} {path}: {part} cannot be loaded ({reason_of(error)}); {remedy}") from error
+        raise UserError(f"{flag} {path}: {part} cannot be loaded ({first_sentence(error)}); {remedy}") from error
 
 
 def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
@@ -52,15 +52,6 @@ def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
     if path.startswith((".", "/")) or path.endswith("/") or path.count("/") > 1:
         raise UserError(f"{flag} {path}: no such folder; give a local {kind} folder or a hub id (owner/name)")
     return None
-
-
-def reason_of(error: Exception, width: int = 240) -> str:
-    """Return the first sentence of what a library raised, in one line of at most ``width`` characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)  # what follows a sentence is advice
-    if not isinstance(error, OSError | ValueError):
-        reason = f"{type(error).__name__}: {reason}"  # alone, "'hidden_size'" says little
-    return reason if len(reason) <= width else reason[: width - 1] + "…"
 
 
 def check_caches(error: BaseException) -> None:

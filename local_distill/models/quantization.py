@@ -11,10 +11,9 @@ import torch
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, first_sentence
 from local_distill.models.file_settings import with_parts
 from local_distill.models.footprint import Held, Place, Shape
-from local_distill.models.loading_errors import reason_of
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
 
@@ -89,7 +88,7 @@ def check_readable(flag: str, path: str, config: PretrainedConfig) -> None:
         AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True).validate_environment(device_map=None)
     except Exception as error:  # each kind has a package of its own, which fails in its own way
         raise UserError(
-            f"{flag} {path}: its weights are quantised ({kind}), which cannot be read here ({reason_of(error)}); "
+            f"{flag} {path}: its weights are quantised ({kind}), which cannot be read here ({first_sentence(error)}); "
             "install what that asks for, or give the model that it was made from, in bf16, fp16 or fp32"
         ) from error
 

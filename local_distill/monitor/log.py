@@ -23,7 +23,7 @@ from local_distill.monitor.trackers.swanlab import SwanLabSink
 from local_distill.monitor.trackers.tensorboard import TensorBoardSink
 from local_distill.monitor.trackers.trackio import TrackioSink
 from local_distill.monitor.trackers.wandb import WandbSink
-from local_distill.runs.environment import masked
+from local_distill.passwords import without_passwords
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.records import RunFiles
 
@@ -133,4 +133,7 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """The config in the types that every tracker takes: None, tuples and paths become text; no passwords of URLs."""
-    return {name: value if isinstance(value, (int, float)) else masked(str(value)) for name, value in config.items()}
+    return {
+        name: value if isinstance(value, (int, float)) else without_passwords(str(value))
+        for name, value in config.items()
+    }

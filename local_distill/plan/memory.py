@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from local_distill.errors import with_type
 from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
 from local_distill.plan.planned_run import PlannedRun
@@ -232,7 +233,7 @@ class Memory:
         try:
             return count()
         except Exception as error:  # a model's own code, which may ask anything of its tensors
-            self.not_counted = self.not_counted or f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            self.not_counted = self.not_counted or with_type(error, 160)
             return nothing
 
     @cached_property

@@ -13,7 +13,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch.distributed import distributed_c10d
 
-from local_distill.errors import RunError, UserError
+from local_distill.errors import RunError, UserError, with_type
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def losing_others() -> Iterator[None]:
         if "out of memory" in str(error):  # what NCCL lacks for itself on this device
             raise
         who = f"process {PartialState().process_index} on {platform.node()}"
-        said = _in_one_line(error)[:200]
+        said = with_type(error, 200)
         raise alone(RunError(f"{who}: another one has ended or does not answer, see what it wrote ({said})")) from error
 
 
@@ -61,10 +61,6 @@ def alone(error: UserError) -> UserError:
     """The error, for this process to say; see UserError."""
     error.alone = True
     return error
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
@@ -103,7 +99,7 @@ def on_main_process(accelerator: Accelerator | PartialState, ask: Callable[[], T
             answer[0] = error
         except Exception as error:
             unforeseen = error
-            answer[0] = RunError(f"{_in_one_line(error)} (process 0, on {platform.node()})")
+            answer[0] = RunError(f"{with_type(error, None)} (process 0, on {platform.node()})")
     broadcast_object_list(answer)
     if unforeseen is not None:
         raise unforeseen
@@ -123,7 +119,7 @@ def on_every_process(ask: Callable[[], T]) -> T:
         answer.append(ask())
     except (UserError, OSError) as error:
         own = error
-    text = "" if own is None else str(own) if isinstance(own, UserError) else _in_one_line(own)
+    text = "" if own is None else str(own) if isinstance(own, UserError) else with_type(own, None)
     said = [(platform.node(), isinstance(own, (RunError, OSError)), text)]
     everybody = gather_object(said) if PartialState().num_processes > 1 else said
     if own is not None:

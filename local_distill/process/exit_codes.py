@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import IO
 
-from local_distill.errors import OF_THE_DISK, UserError
+from local_distill.errors import OF_THE_DISK, UserError, one_line
 from local_distill.process.signals import Stopped, stoppable, tell
 
 PIPE = 13
@@ -36,7 +36,7 @@ def exit_code_of(action: Callable[[], int]) -> int:
         return 2
     except UserError as error:
         if error.alone or os.environ.get("LOCAL_RANK", "0") == "0":  # what all find, one a machine says
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", one_line(error, width=None), file=sys.stderr)
         return 2
     except Stopped as stopped:
         tell(stopped)

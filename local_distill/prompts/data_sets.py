@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.models.loading_errors import check_caches
 from local_distill.packages import installed
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
-from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer
+from local_distill.prompts.raw import RawPrompt, RawPrompts, read_answer
 
 FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 TOOLS_COLUMN = "tools"

@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.prompts.chats import decoded_chat, from_sharegpt, read_messages, read_tools, user_says, without_nulls
 from local_distill.prompts.data_sets import kind_of, load_table
-from local_distill.prompts.raw import RawPrompt, RawPrompts, one_line, read_answer
+from local_distill.prompts.raw import RawPrompt, RawPrompts, read_answer
 
 BUILTIN = "builtin.txt"
 KEYS = ("prompt", "messages", "conversations")

@@ -79,9 +79,3 @@ def check_share_of_wrong(wrong: Sequence[UserError], looked_at: int) -> None:
     if wrong and len(wrong) >= MOST_WRONG * looked_at:
         count = f"; {len(wrong)} of the {looked_at} rows read are wrong" if looked_at > 1 else ""
         raise UserError(f"{wrong[0]}{count}")
-
-
-def one_line(error: BaseException, width: int = 240) -> str:
-    """The reason that an exception gives, as one line of at most ``width`` characters."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return reason if len(reason) <= width else reason[: width - 1] + "…"

@@ -9,11 +9,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 from local_distill.prompts.chats import with_parsed_arguments
 from local_distill.prompts.clock import CLOCK, with_fixed_clock
 from local_distill.prompts.control_tokens import ControlTokens
-from local_distill.prompts.raw import Message, RawPrompt, one_line
+from local_distill.prompts.raw import Message, RawPrompt
 
 # What apply_chat_template takes for itself. Left to the user, these would cut or reshape the ids in silence.
 RESERVED_KWARGS = frozenset(

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from local_distill import __version__
-from local_distill.errors import UserError
+from local_distill.errors import UserError, with_type
 from local_distill.report.curves import charts_of, columns_of
 from local_distill.report.reading import ReportedRun, read_run
 from local_distill.report.tables import completions_by_prompt, environment_rows, outcome_of, settings_rows
@@ -50,8 +50,8 @@ def report_of_ended_run(folder: Path) -> str:
     try:
         return f"report: {write_report([read_run(folder)], folder / REPORT_FILE)}"
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return f"report: could not be written ({reason}); try again: local-distill report {shlex.quote(str(folder))}"
+        again = f"local-distill report {shlex.quote(str(folder))}"
+        return f"report: could not be written ({with_type(error)}); try again: {again}"
 
 
 def render(runs: Sequence[ReportedRun]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from local_distill.batch import Prompt, Rollout
-from local_distill.errors import UserError
+from local_distill.errors import UserError, with_type
 from local_distill.head.logprobs import matmul_dtype
 from local_distill.losses.sampler_mismatch import divergence, rounding_of
 from local_distill.models.files import ModelFiles, causal_lm, turns_after
@@ -160,7 +160,6 @@ def _in_one_line(scorer: TokenScorer, flag: str, instead: str) -> Iterator[None]
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = (str(error).strip().splitlines() or ["no message"])[0][:240]
         raise UserError(
-            f"{flag}: {_name(scorer)} cannot be sampled from with a cache ({type(error).__name__}: {said}); {instead}"
+            f"{flag}: {_name(scorer)} cannot be sampled from with a cache ({with_type(error)}); {instead}"
         ) from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from local_distill.batch import Prompt, Rollout, ignore
-from local_distill.errors import RunError, UserError
+from local_distill.errors import RunError, UserError, with_type
 from local_distill.models.files import causal_lm, precision_of, saved_tensors
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.packages import installed
@@ -134,7 +134,7 @@ class SharedEngine:
             )
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             raise UserError(
-                f"{FLAG}: the engine did not start ({_first_line(error)}); lower its share of the memory, or use "
+                f"{FLAG}: the engine did not start ({with_type(error)}); lower its share of the memory, or use "
                 "--rollouts hf"
             ) from error
         self._sleep()
@@ -178,7 +178,7 @@ class SharedEngine:
             self._llm.reset_prefix_cache()
             yield self._llm.llm_engine
         except (ValueError, RuntimeError, AssertionError) as error:
-            raise RunError(f"{FLAG}: the engine failed ({_first_line(error)}); use --rollouts hf") from error
+            raise RunError(f"{FLAG}: the engine failed ({with_type(error)}); use --rollouts hf") from error
         self._sleep()
 
     def _sleep(self) -> None:
@@ -304,8 +304,3 @@ def _check_allocator() -> None:
             f"{FLAG}: PYTORCH_CUDA_ALLOC_CONF has expandable_segments:True, with which vLLM cannot give its memory "
             "back; unset it"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:240] if lines else 'no message'}"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from local_distill.passwords import command_line
 from local_distill.runs.layout import ENVIRONMENT_FILE, read_starts
 from local_distill.runs.whole_files import write_whole
 
@@ -28,15 +27,6 @@ PACKAGES = (
 )  # fmt: skip
 """Those that can change a number; one that is not installed is left out."""
 GIB = 2**30
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s?#]*@")  # up to the last @: a password may hold one
-_SECRET_PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s#]+")
-_MASK = "***"
-
-
-def masked(text: str) -> str:
-    """The same with the passwords and keys of its URLs replaced: https://***@host/?api_key=***."""
-    return _SECRET_PARAMETER.sub(rf"\g<1>{_MASK}", _CREDENTIALS.sub(f"{_MASK}@", text))
 
 
 def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
@@ -68,11 +58,6 @@ def describe_environment(processes: int) -> dict[str, Any]:
         "cpu": {"model": _cpu_model(), "cores": psutil.cpu_count(logical=False), "threads": psutil.cpu_count()},
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
     }
-
-
-def command_line(words: Sequence[str]) -> str:
-    """The words as a shell takes them, without the passwords and keys of URLs."""
-    return shlex.join(masked(word) for word in words)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

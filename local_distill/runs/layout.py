@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, one_line
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -71,4 +71,4 @@ def _text(path: Path) -> str | None:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it")
+    return UserError(f"{path}: cannot be read ({one_line(error, width=None)}); mend or remove it")

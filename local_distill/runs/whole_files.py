@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from local_distill.errors import RunError, UserError
+from local_distill.errors import RunError, UserError, one_line
 
 REMEDIES = {
     errno.ENOSPC: "free some space on that disk",
@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
         number = _error_number(error)
         if number is None and not isinstance(error, OSError):
             raise
-        reason = os.strerror(number) if number else " ".join(str(error).split())
+        reason = os.strerror(number) if number else one_line(error)
         remedy = f"; {REMEDIES[number]}" if number in REMEDIES else ""
         raise RunError(f"{path}: cannot be written ({reason}){remedy}") from error
 

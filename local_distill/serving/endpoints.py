@@ -16,8 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from local_distill.errors import UserError
-from local_distill.runs.environment import masked
+from local_distill.errors import UserError, one_line
+from local_distill.passwords import without_passwords
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _transport(url: str, context: SSLContext, limits: httpx.Limits) -> httpx.HTT
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         name = next((n for n in (f"{scheme}_proxy", f"{scheme}_PROXY".upper()) if os.environ.get(n)), f"{scheme} proxy")
         raise UserError(
-            f"{name}: {masked(given)} cannot be used as the proxy to {url} ({' '.join(str(error).split())}); put it "
+            f"{name}: {without_passwords(given)} cannot be used as the proxy to {url} ({one_line(error)}); put it "
             f"right, unset it, or add {host} to NO_PROXY"
         ) from error
 

@@ -30,10 +30,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from local_distill.errors import UserError
+from local_distill.errors import UserError, first_sentence
 from local_distill.models.adapters import Adapter
 from local_distill.models.files import ModelFiles
-from local_distill.models.loading_errors import reason_of
 from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.models.reach import freeze_towers
 from local_distill.process.distributed import on_main_process
@@ -169,8 +168,8 @@ def check_saving(
         ) from error
     except Exception as error:  # a model's settings can break their writer in any way
         raise UserError(
-            f"{student.flag} {student.path}: can be read but not saved ({reason_of(error)}), so its training would be "
-            "lost; mend its configuration, its tokenizer or its generation_config.json"
+            f"{student.flag} {student.path}: can be read but not saved ({first_sentence(error)}), so its training "
+            "would be lost; mend its configuration, its tokenizer or its generation_config.json"
         ) from error
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from local_distill.errors import UserError
-from local_distill.runs.environment import command_line, masked, write_environment
+from local_distill.passwords import command_line
+from local_distill.runs.environment import write_environment
 
 
 def starts(folder: Path) -> list[dict[str, object]]:
@@ -71,26 +72,6 @@ def test_a_damaged_file_is_named_not_overwritten(damaged: str, tmp_path: Path) -
 def test_a_run_from_before_this_file_begins_it(tmp_path: Path) -> None:
     write_environment(tmp_path, 1, resumed=True)
     assert len(starts(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ("http://me:secret@host:8000/v1", "http://***@host:8000/v1"),
-        ("https://secret@host", "https://***@host"),
-        ("http://me:p@secret@host", "http://***@host"),
-        ("http://a:secret@host1,http://b:secret@host2", "http://***@host1,http://***@host2"),
-        ("--teacher_url=http://me:secret@host", "--teacher_url=http://***@host"),
-        ("https://host/?write_token=secret&x=1", "https://host/?write_token=***&x=1"),
-        ("https://host/?api_key=secret#top", "https://host/?api_key=***#top"),
-        ("http://host:8000/v1", "http://host:8000/v1"),
-        ("--max_new_tokens", "--max_new_tokens"),
-        ("me@host", "me@host"),
-        ("http://host/a@b", "http://host/a@b"),
-    ],
-)
-def test_passwords_and_keys_of_urls_are_masked(given: str, shown: str) -> None:
-    assert masked(given) == shown
 
 
 def test_the_command_is_one_that_a_shell_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

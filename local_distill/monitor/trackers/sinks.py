@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from local_distill.runs.environment import masked
+from local_distill.errors import with_type
+from local_distill.passwords import without_passwords
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.records import evaluation_metrics
 
@@ -110,4 +111,4 @@ class TrackerSink:
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line that shows no password."""
-    return masked(f"{type(error).__name__}: {error}".splitlines()[0])
+    return without_passwords(with_type(error))

@@ -1,0 +1,35 @@
+"""What others' exceptions say, in one line."""
+
+import pytest
+
+from local_distill.errors import first_sentence, one_line, with_type
+
+
+def test_line_breaks_go_and_what_is_too_long_is_cut():
+    error = ValueError("a mapping\n  in line 1\tis missing")
+    assert one_line(error) == "a mapping in line 1 is missing"
+    assert one_line(error, 10) == "a mapping…"
+    assert len(one_line(ValueError("a" * 999))) == 240
+    assert one_line(ValueError("a" * 999), width=None) == "a" * 999
+
+
+def test_an_exception_without_words_is_told_by_its_type():
+    assert one_line(AssertionError()) == "AssertionError"
+    assert with_type(AssertionError(" \n")) == "AssertionError: no message"
+
+
+def test_of_several_lines_the_first_stands_beside_the_type():
+    assert with_type(RuntimeError("out of memory\nat frame 0")) == "RuntimeError: out of memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("no such folder. Give\nanother one."), "no such folder"),
+        (ValueError("needs version 4.5, e.g. that of today"), "needs version 4.5, e.g. that of today"),
+        (ValueError("loading:\n\tsize mismatch"), "loading: size mismatch"),
+        (KeyError("hidden_size"), "KeyError: 'hidden_size'"),
+    ],
+)
+def test_advice_after_the_first_sentence_is_left_out(error, said):
+    assert first_sentence(error) == said
