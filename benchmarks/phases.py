@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from local_distill.batch import Prompt
 from local_distill.head.divergences import reverse_kl
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.losses.loss import SampledTokenLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import policy_gradient
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, split_substeps
 from local_distill.training.device_memory import SmallerMicroBatches
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
     student = make_model(args.student, torch.float32).to(accelerator.device)
     teacher_model = make_model(args.teacher, torch.bfloat16).to(accelerator.device)
     engine = HFRollouts(
-        student, choose=NucleusSampling(1.0, 1.0), group_size=1, max_new_tokens=args.tokens, stop_ids=[], pad_id=0,
-        vocab_size=VOCABULARY, seed=0, batch_size=args.batch, autocast=accelerator.autocast, say=print,
+        student, params=SamplingParams(NucleusSampling(1.0, 1.0), 1, args.tokens, frozenset(), 0), pad_id=0,
+        vocab_size=VOCABULARY, batch_size=args.batch, autocast=accelerator.autocast, say=print,
     )  # fmt: skip
     scorer, judge = TokenScorer(student, VOCABULARY), TokenScorer(teacher_model, VOCABULARY)
     if args.loss == "reverse_kl":

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
+from local_distill.backends import teacher_of
 from local_distill.batch import TeacherView
 from local_distill.config.registry import LOSSES
 from local_distill.config.train_config import TrainConfig
@@ -92,10 +93,7 @@ def write_settings(config: TrainConfig, folder: Path) -> None:
 
 def teacher_in_words(config: TrainConfig) -> str:
     """Return who is learned from, in a few words."""
-    if config.teacher_kind == "self":
-        return "itself without its adapter"
-    where = f" at {config.teacher_url}" if config.teacher_url else ""
-    return f"{config.teacher_model or 'what is served'}{where}"
+    return teacher_of(config).words(config)
 
 
 def off_policy_note(config: TrainConfig) -> str:
@@ -109,6 +107,8 @@ def auto_loss_note(config: TrainConfig) -> str:
         return ""
     if config.kl_discount:
         return f"--loss auto: policy_gradient, for --kl_discount {config.kl_discount:g} weighs the sampled tokens"
+    if config.teacher_gives == TeacherView.tokens:
+        return "--loss auto: policy_gradient, for the teacher gives the log-probs of the sampled tokens alone"
     if config.teacher_gives == TeacherView.whole_distribution:
         over = "every token" if config.top_k is None else f"the {config.top_k} top tokens of --top_k and a tail"
         return f"--loss auto: reverse_kl over {over}, exact, for the teacher gives its whole distribution"

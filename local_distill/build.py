@@ -19,10 +19,20 @@ import torch
 from torch import nn
 
 from local_distill.announcements import announce, conclude
-from local_distill.batch import Teacher
+from local_distill.backends import (
+    MakeSampler,
+    Opening,
+    OpenSampler,
+    Student,
+    TeacherReaders,
+    sampler_of,
+    teacher_of,
+)
+from local_distill.batch import Prompt, Teacher
 from local_distill.config.train_config import TrainConfig
-from local_distill.engines import Ahead, MakeEngine, Student, open_ahead, open_engine, open_teacher
+from local_distill.errors import UserError
 from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation, verifier_of
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.inputs import Inputs, Launch, check_inputs, learning_rates, loss_of
 from local_distill.loop import Evaluator, Schedule, distil
 from local_distill.losses.loss import Loss
@@ -40,13 +50,14 @@ from local_distill.plan.fitting import micro_batch_tokens
 from local_distill.process.distributed import any_process, on_every_process, on_main_process, reduce_max
 from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
-from local_distill.rollouts.checking import OTHER_ENGINE, check_sampling
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.checking import check_sampling
+from local_distill.rollouts.needs import OTHER_ENGINE
+from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
 from local_distill.runs.folder import RunFolder, check_checkpoint_is_here, open_run_folder
 from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.records import read_evaluations
 from local_distill.runs.result import TrainResult
-from local_distill.training.batching import MicroBatches, split_substeps
+from local_distill.training.batching import MicroBatches, share_of_process, split_substeps
 from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
 from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import Learner
@@ -59,15 +70,13 @@ READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; gr
 class Models:
     """Both models are in their places.
 
-    student: not wrapped for training. teacher, judge: who is learned from, as training and as evaluation read it.
-    ahead: what was started before any weights were loaded. log: of the run, open.
+    student: not wrapped for training. sampler: was asked whether it is there. log: of the run, open.
     """
 
     student: TokenScorer
-    teacher: Teacher
-    judge: Teacher
+    teacher: TeacherReaders
     loss: Loss
-    ahead: Ahead
+    sampler: OpenSampler
     log: RunLog
 
 
@@ -92,7 +101,12 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
 def open_models(launch: Launch) -> Models:
     """Ask the servers, begin the log, load both models and try them. Raises UserError."""
     inputs, accelerator = launch.inputs, launch.accelerator
-    ahead = open_ahead(launch)
+    opening = Opening(
+        inputs.config, inputs.pair, inputs.lora, inputs.precision.dtype, inputs.longest, accelerator,
+        launch.folder.path, launch.say, launch.closing,
+    )  # fmt: skip
+    open_teacher = teacher_of(inputs.config).open(opening)
+    sampler = sampler_of(inputs.config).open(opening)
     log = launch.closing.enter_context(on_every_process(lambda: open_log(launch)))
     on_every_process(lambda: announce(inputs, accelerator, launch.folder, log.say))
     model = on_every_process(lambda: load_student(inputs, launch.folder)).to(accelerator.device)
@@ -101,8 +115,8 @@ def open_models(launch: Launch) -> Models:
     on_every_process(lambda: try_student(launch, student))
     student.needs_mask = any_process(accelerator, student.needs_mask)
     loss = loss_of(launch.inputs.config)
-    teacher, judge = on_every_process(lambda: open_teacher(launch, student, loss, ahead))
-    return Models(student, teacher, judge, loss, ahead, log)
+    teacher = on_every_process(lambda: open_teacher(student, loss.needs))
+    return Models(student, teacher, loss, sampler, log)
 
 
 def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
@@ -112,7 +126,19 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     updates = make_updates(accelerator, models.student, config.weight_decay, config.max_grad_norm)
     if folder.checkpoint:
         updates.load_optimizer_state(on_every_process(partial(moments_of, folder.checkpoint)))
-    engine, samplers = open_engine(launch, Student(model, updates, folder.path), models.ahead)
+    params = SamplingParams(
+        NucleusSampling(config.temperature, config.top_p), config.group_size, config.max_new_tokens,
+        frozenset(inputs.pair.stops.ids), config.seed,
+    )  # fmt: skip
+    make_sampler = models.sampler(Student(model, updates))
+    engine = make_sampler(params)
+    if config.overlap:
+        if not isinstance(engine, ServedEngine):
+            raise UserError(
+                f"--overlap: --rollouts {config.rollouts_kind} cannot draw while this process trains; drop it"
+            )
+        engine = overlapped = OverlappedRollouts(engine, partial(own_share, launch), lambda: updates.version)
+        launch.closing.callback(overlapped.close)
     # With all models in their places, for what is left of the memory is looked at.
     most = config.microbatch_tokens
     if most is None:
@@ -130,7 +156,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     )
     smaller = SmallerMicroBatches(micro_batches, log.say)
     learner = Learner(accelerator, updates, models.loss, learning_rates(config, config.steps), config.seed, smaller)
-    evaluator = make_evaluator(launch, updates, models.judge, samplers, micro_batches)
+    evaluator = make_evaluator(launch, updates, models.teacher.evaluation, make_sampler, params, micro_batches)
     saver = Checkpointer(
         accelerator,
         updates,
@@ -143,8 +169,8 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     )
     schedule, profiler = make_schedule(config, folder), make_profiler(launch, log)
     return lambda stop: distil(
-        accelerator, inputs.prompts, engine, collate, models.teacher, learner, evaluator, saver, log, schedule, stop,
-        profiler,
+        accelerator, inputs.prompts, engine, collate, models.teacher.training, learner, evaluator, saver, log, schedule,
+        stop, profiler,
     )  # fmt: skip
 
 
@@ -159,6 +185,14 @@ def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
     return on_every_process(
         lambda: conclude(launch.inputs.config, result) if launch.accelerator.is_main_process else result
     )
+
+
+def own_share(launch: Launch, step: int) -> list[tuple[int, Prompt]] | None:
+    """Return (position, prompt) of this process in a step; None past the last step."""
+    if step >= launch.inputs.config.steps:
+        return None
+    accelerator = launch.accelerator
+    return share_of_process(launch.inputs.prompts.batch(step), accelerator.process_index, accelerator.num_processes)
 
 
 def open_log(launch: Launch) -> RunLog:
@@ -177,7 +211,7 @@ def mismatch_watch(inputs: Inputs, say: Callable[[str], None]) -> MismatchWatch:
     config, dropout = inputs.config, inputs.lora.dropout if inputs.lora else 0.0
     if dropout or config.overlap or config.num_substeps > 1:
         return MismatchWatch(say)
-    if config.rollouts_kind == "hf":
+    if sampler_of(config).memory.own_loop:
         most = rounding_of(inputs.precision.dtype, has_experts(inputs.pair.student.config))
         return MismatchWatch(say, most, OTHER_ENGINE)
     return MismatchWatch(say, WRONG_ENGINE, "look at the engine's weights and settings, or use --rollouts hf")
@@ -202,7 +236,7 @@ def try_student(launch: Launch, student: TokenScorer) -> None:
     flag = "--student_model"
     check_scorer(student, flag)
     check_quiet(student, flag)
-    if launch.inputs.config.rollouts_kind == "hf":
+    if sampler_of(launch.inputs.config).memory.own_loop:
         check_sampling(
             student, flag, pad_id=launch.inputs.pair.pad_id, longest=launch.inputs.longest,
             autocast=launch.accelerator.autocast, instead=OTHER_ENGINE,
@@ -210,7 +244,12 @@ def try_student(launch: Launch, student: TokenScorer) -> None:
 
 
 def make_evaluator(
-    launch: Launch, updates: Updates, teacher: Teacher, samplers: MakeEngine, micro_batches: MicroBatches
+    launch: Launch,
+    updates: Updates,
+    teacher: Teacher,
+    make_sampler: MakeSampler,
+    params: SamplingParams,
+    micro_batches: MicroBatches,
 ) -> Evaluator:
     """Return what evaluates on the prompts that were held out, in batches no larger than training's."""
     config, inputs, accelerator = launch.inputs.config, launch.inputs, launch.accelerator
@@ -224,8 +263,8 @@ def make_evaluator(
         accelerator,
         student=updates.student,
         teacher=teacher,
-        sampler=samplers(choose=NucleusSampling(1.0, 1.0), group_size=1),
-        reader=samplers(choose=READABLE, group_size=1),
+        sampler=make_sampler(replace(params, choose=NucleusSampling(1.0, 1.0), group_size=1)),
+        reader=make_sampler(replace(params, choose=READABLE, group_size=1)),
         prompts=held_out,
         tokenizer=inputs.pair.student.tokenizer,
         pad_id=inputs.pair.pad_id,

@@ -14,46 +14,39 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
+from local_distill.backends import sampler_of, teacher_of
 from local_distill.config.earlier_runs import with_loss_of_before
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
+from local_distill.head.sampling import NucleusSampling
 from local_distill.losses.loss import Loss
 from local_distill.losses.registry import make_loss
 from local_distill.losses.sampler_mismatch import SamplerMismatch
 from local_distill.models.adapters import (
     Adapter,
     LoraSettings,
-    adapts_packed_weights,
     frozen_experts_note,
     open_adapter,
 )
-from local_distill.models.files import ModelFiles, open_model
+from local_distill.models.files import open_model
 from local_distill.models.pair import ModelPair, pair_of
-from local_distill.models.quantization import check_dense, check_quantization, check_readable, quantised_by
+from local_distill.models.quantization import check_dense
 from local_distill.models.tokenization import unsampled_tokens_note
 from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.registry import check_wandb, tracker_names
 from local_distill.process.distributed import on_every_process, on_main_process
-from local_distill.process.launch import Precision, check_deepspeed, resolve_precision
+from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
 from local_distill.prompts.clock import read_date
-from local_distill.rollouts.checking import OTHER_ENGINE, check_has_cache, check_positions
-from local_distill.rollouts.continuous import check_seeded
-from local_distill.rollouts.left_out import check_limits
-from local_distill.rollouts.sampling import NucleusSampling
-from local_distill.rollouts.vllm_colocated import check_installed
+from local_distill.rollouts.needs import check_positions
 from local_distill.runs.folder import LATEST, RunFolder
 from local_distill.runs.layout import read_settings
-from local_distill.teachers.zero3 import zero3_config
 from local_distill.training.optimizer import learning_rate_at
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run is made of these, and of weights.
-
-    teacher_sharding: DeepSpeed settings of a sharded teacher, None for one that each process holds whole.
-    """
+    """A run is made of these, and of weights."""
 
     config: TrainConfig
     precision: Precision
@@ -61,7 +54,6 @@ class Inputs:
     prompts: PromptSource
     lora: Adapter | None
     trackers: tuple[str, ...]
-    teacher_sharding: dict[str, Any] | None
 
     @property
     def longest(self) -> int:
@@ -134,21 +126,19 @@ def check_inputs(config: TrainConfig) -> Inputs:
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights, on this process. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(config.dtype)
-    sharded = config.teacher_kind == "zero3"
-    if sharded:
-        check_deepspeed("--teacher_ds_zero3")
-    if config.rollouts_kind == "vllm" and not config.rollouts_url:
-        check_installed()
-    sharding = zero3_config(config.teacher_ds_config) if sharded else None
+    teacher_backend = teacher_of(config)
+    sampler = sampler_of(config)
+    teacher_backend.check_machine(config)
+    sampler.check_machine(config)
     trackers = tracker_names(config.wandb_project, config.trackers, config.wandb_mode)
     if "wandb" in trackers:
         check_wandb(config.wandb_mode)
     student = open_model("--student_model", config.student_model, config.trust_remote_code)
     check_dense(student.flag, student.path, student.config, "to be trained")
     teacher = None
-    if sharded or config.teacher_kind == "local":
+    if teacher_backend.memory.held:
         teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
-        _check_packing(config, teacher)
+        teacher_backend.check_files(config, teacher)
     pair = pair_of(student, teacher, config.stop_tokens)
     prompts = _prompts(config, pair)
     if config.loss_top_k is not None and config.loss_top_k >= pair.vocab_size:
@@ -156,16 +146,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"--top_k: {config.loss_top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
         )
     lora = open_lora(config)
-    _check_engine(config.rollouts_kind, pair)
+    sampler.check_student(config, pair, lora)
     for files in (pair.student, pair.teacher):
         check_positions(files, prompts.longest, config.max_new_tokens)
-    if config.rollouts_kind == "vllm" and lora and adapts_packed_weights(lora.put_shapes_on(student.skeleton())):
-        raise UserError(
-            "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "
-            "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
-        )
-    if config.rollouts_kind == "vllm":
-        check_limits(pair.rows, pair.vocab_size, config.temperature)
     return Inputs(
         config=config,
         precision=precision,
@@ -173,41 +156,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         prompts=prompts,
         lora=lora,
         trackers=tuple(trackers),
-        teacher_sharding=sharding,
     )
-
-
-def _check_packing(config: TrainConfig, teacher: ModelFiles) -> None:
-    """Raise UserError for a teacher that comes quantised, where it cannot be read or is to be packed once more."""
-    check_readable(teacher.flag, teacher.path, teacher.config)
-    packed = quantised_by(teacher.path, teacher.config)
-    for flag, given in (
-        ("--teacher_quantization", config.teacher_quantization != "none" and (packed or teacher.gguf)),
-        ("--teacher_offload", config.teacher_offload != "none" and packed),
-        ("--teacher_ds_zero3", config.teacher_kind == "zero3" and packed),
-    ):
-        if given:
-            kind = packed or "a GGUF file"
-            raise UserError(f"{flag}: given with a teacher that is quantised already ({kind}); drop it")
-    if config.teacher_quantization != "none":
-        check_quantization(config.teacher_quantization)
-
-
-def _check_engine(rollouts: str, pair: ModelPair) -> None:
-    if rollouts == "hf":
-        check_has_cache(pair.student, OTHER_ENGINE)
-    if rollouts == "vllm" and pair.student.gguf:
-        raise UserError(
-            "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
-            "transformers, or use --rollouts hf"
-        )
-    if rollouts == "continuous":
-        check_seeded()
-    if rollouts == "continuous" and pair.rows > pair.vocab_size:
-        raise UserError(
-            f"--rollouts continuous: the student's head has {pair.rows} rows, of which {pair.vocab_size} are tokens "
-            "that the teacher has too, and this engine cannot leave the others out; use --rollouts hf"
-        )
 
 
 def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
@@ -254,6 +203,7 @@ def open_lora(config: TrainConfig) -> Adapter | None:
 def loss_of(config: TrainConfig) -> Loss:
     """Return the loss of the settings; our own sampling loop's mismatch is measured where that costs nothing."""
     choose = NucleusSampling(config.temperature, config.top_p)
+    own_loop = sampler_of(config).memory.own_loop
     return make_loss(
         config.loss_name,
         kl_coef=config.kl_coef,
@@ -263,7 +213,7 @@ def loss_of(config: TrainConfig) -> Loss:
         jsd_beta=config.jsd_beta,
         top_k=config.loss_top_k,
         top_k_support=config.top_k_support,
-        mismatch=SamplerMismatch(choose.logprobs_of) if config.rollouts_kind != "hf" or choose.exact else None,
+        mismatch=SamplerMismatch(choose.logprobs_of) if choose.exact or not own_loop else None,
         stale=config.overlap,
     )
 

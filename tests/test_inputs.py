@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from local_distill.backends import sampler_of
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.inputs import _check_engine
 from local_distill.models.files import open_model
 from local_distill.models.pair import pair_of
 from local_distill.rollouts.left_out import check_limits
@@ -16,12 +17,17 @@ def test_continuous_batching_needs_a_head_of_shared_tokens(folders):
     pair = pair_of(open_model("--student_model", str(folders["student"]), trust_remote_code=False))
     rows = pair.student.config.vocab_size
     whole, less = (replace(pair, vocab_size=size) for size in (rows, rows - 5))
-    _check_engine("continuous", whole)
-    _check_engine("hf", less)
+
+    def check(sampler, pair):
+        config = TrainConfig(student_model="s", teacher_model="t", rollouts=sampler)
+        sampler_of(config).check_student(config, pair, None)
+
+    check("continuous", whole)
+    check("hf", less)
     with pytest.raises(
         UserError, match=rf"^--rollouts continuous: .* {rows} rows, of which {rows - 5} .* --rollouts hf"
     ):
-        _check_engine("continuous", less)
+        check("continuous", less)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ PACKAGE = Path(local_distill.__file__).parent
 # fmt: off
 LAYERS = (
     "__init__", "errors", "packages", "wording", "passwords", "process", "runs", "head", "batch", "config", "models",
-    "prompts", "losses", "serving", "training", "rollouts", "teachers", "monitor", "loop", "eval", "inputs", "plan",
-    "engines", "report", "announcements", "build", "export", "chat", "demo", "train_on_policy_local", "commands",
+    "prompts", "losses", "serving", "training", "backends", "rollouts", "teachers", "monitor", "loop", "eval", "inputs",
+    "plan", "report", "announcements", "build", "export", "chat", "demo", "train_on_policy_local", "commands",
     "__main__",
 )
 # fmt: on

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.head.divergences import Distribution, reverse_kl
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.comparison import Comparison
 from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, next_logits
-from local_distill.rollouts.sampling import NucleusSampling
 
 SHOWN_CHOICES = 5
 """The teacher's likeliest tokens that are kept at each position."""

@@ -13,6 +13,7 @@ from local_distill.chat.conversation import Speech
 from local_distill.chat.screen import open_screen
 from local_distill.chat.session import COMMANDS, END, Session, piped_lines, typed_lines
 from local_distill.errors import UserError, one_line
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.files import turns_after
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.scorer import TokenScorer
@@ -20,8 +21,8 @@ from local_distill.models.trained import Trained, open_trained
 from local_distill.process.launch import Precision, resolve_precision
 from local_distill.process.signals import sigint_is_an_answer
 from local_distill.prompts import parse_template_kwargs
-from local_distill.rollouts.checking import check_has_cache, check_sampling
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.checking import check_sampling
+from local_distill.rollouts.needs import check_has_cache
 
 if TYPE_CHECKING:
     from local_distill.chat.chat_config import ChatSettings

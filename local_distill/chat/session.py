@@ -24,7 +24,7 @@ from local_distill.chat.conversation import (
 from local_distill.chat.screen import Screen, ShowToken, worst_tokens
 from local_distill.config.checks import LOWEST_TEMPERATURE
 from local_distill.errors import UserError
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.head.sampling import NucleusSampling
 from local_distill.wording import number
 
 END = "/quit"

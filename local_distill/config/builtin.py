@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import Any
 
 OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:name``; the word before the colon has two letters at least, so that it is no drive of Windows."""
@@ -19,6 +21,20 @@ BUILTIN_LOSSES = {
 }
 
 
+BUILTIN_TEACHERS = {
+    "local": "local_distill.teachers.local:BACKEND",
+    "zero3": "local_distill.teachers.zero3:BACKEND",
+    "server": "local_distill.teachers.server:BACKEND",
+    "self": "local_distill.teachers.student_base:BACKEND",
+}
+BUILTIN_SAMPLERS = {
+    "hf": "local_distill.rollouts.hf:BACKEND",
+    "continuous": "local_distill.rollouts.continuous:BACKEND",
+    "vllm_server": "local_distill.rollouts.vllm_server:BACKEND",
+    "vllm": "local_distill.rollouts.vllm_colocated:BACKEND",
+}
+
+
 class OrOutside(tuple[str, ...]):
     """Names to choose from, which leave room for ``package.module:name``."""
 
@@ -31,3 +47,9 @@ class OrOutside(tuple[str, ...]):
 def is_outside(name: str) -> bool:
     """Whether a name has the form ``package.module:name``."""
     return len(name.partition(":")[0]) > 1 and OUTSIDE.fullmatch(name) is not None
+
+
+def imported(path: str) -> Any:
+    """Import what ``module:name`` stands for."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

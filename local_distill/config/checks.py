@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from local_distill.config.registry import LOSSES
+from local_distill.config.registry import LOSSES, SAMPLERS, TEACHERS
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 
@@ -29,7 +29,7 @@ _MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 def check_settings(config: TrainFields) -> None:
     """Raise UserError for the first setting that is out of its range, or contradicts another."""
-    for check in (_check_ranges, _check_combinations, _check_teacher, _check_rollouts, _check_loss):
+    for check in (_check_ranges, _check_combinations, _check_backends, _check_adapter, _check_loss):
         check(config)
 
 
@@ -94,42 +94,15 @@ def _check_combinations(config: TrainFields) -> None:
         )
 
 
-def _check_teacher(config: TrainFields) -> None:
-    kind = config.teacher_kind
-    if not config.teacher_model and kind in ("local", "zero3"):
-        raise UserError("--teacher_model: not given, needs a hub id or a local folder")
-    if config.teacher_ds_zero3 and kind != "zero3":
-        raise UserError(f"--teacher_ds_zero3: contradicts a {kind} teacher; drop one of them")
-    if config.teacher_ds_config and kind != "zero3":
-        raise UserError("--teacher_ds_config: only used with --teacher_ds_zero3; add it, or drop the file")
-    if (kind == "server") != (config.teacher_url is not None):
-        remedy = "add it" if kind == "server" else "drop it"
-        raise UserError(f"--teacher_url: {'not ' if kind == 'server' else ''}given for a {kind} teacher; {remedy}")
-    for name in ("teacher_offload", "teacher_quantization"):
-        if getattr(config, name) != "none" and kind != "local":
-            raise UserError(
-                f"--{name}: {getattr(config, name)} given for a {kind} teacher, needs one that each process holds "
-                "whole (--teacher_backend local); drop it"
-            )
-    if config.teacher_offload != "none" and config.teacher_quantization != "none":
-        raise UserError("--teacher_offload and --teacher_quantization: both given; drop one of them")
-    if kind == "self" and not config.use_lora:
-        raise UserError("--teacher_backend self: the teacher is the student without its adapter; add --use_lora")
-    if kind == "self" and config.teacher_model:
-        raise UserError("--teacher_model: given with --teacher_backend self, where it is the student itself; drop it")
+def _check_adapter(config: TrainFields) -> None:
     if config.init_adapter and not config.use_lora:
         raise UserError("--init_adapter: given without --use_lora, which it belongs to; add it, or drop the adapter")
 
 
-def _check_rollouts(config: TrainFields) -> None:
-    kind = config.rollouts_kind
-    if config.rollouts_url and kind != "vllm":
-        raise UserError(f"--rollouts_url: given with --rollouts {kind}, needs vllm; drop one of them")
-    if config.overlap and not config.rollouts_url:
-        raise UserError(
-            "--overlap: needs a sampler that works while this process trains; start a vLLM server and give its "
-            "--rollouts_url, or drop --overlap"
-        )
+def _check_backends(config: TrainFields) -> None:
+    """Ask the teacher and the sampler; what is for another teacher or sampler than the one that was chosen is wrong."""
+    TEACHERS.get(config.teacher_kind).check(config)
+    SAMPLERS.get(config.rollouts_kind).check(config)
 
 
 def _check_loss(config: TrainFields) -> None:
@@ -140,7 +113,7 @@ def _check_loss(config: TrainFields) -> None:
     loss = LOSSES.get(config.loss_name)
     loss.check(config)
     if loss.needs(config) > config.teacher_gives:
-        where = {"zero3": "sharded by --teacher_ds_zero3", "server": "behind --teacher_url"}[config.teacher_kind]
+        where = TEACHERS.get(config.teacher_kind).where
         raise UserError(
             f"--loss {config.loss}: a teacher {where} cannot hand over its whole distribution; add --top_k 64 with "
             "the teacher's support, use policy_gradient, or a teacher that each process holds whole"

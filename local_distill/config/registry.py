@@ -6,12 +6,11 @@ imported upwards, and ``--help`` needs no torch.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from local_distill.batch import TeacherView
-from local_distill.config.builtin import BUILTIN_LOSSES, is_outside
+from local_distill.config.builtin import BUILTIN_LOSSES, BUILTIN_SAMPLERS, BUILTIN_TEACHERS, imported, is_outside
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError, one_line
 
@@ -29,6 +28,23 @@ class LossRules(Protocol):
 
     def note(self, settings: TrainFields) -> str:
         """Return a word for people about these settings, or nothing."""
+        ...
+
+
+class SamplerRules(Protocol):
+    """What the settings ask of a sampler; the whole record is ``backends.SamplerBackend``."""
+
+    def check(self, settings: TrainFields) -> None:
+        """Raise UserError for settings that it cannot do with."""
+        ...
+
+
+class TeacherRules(SamplerRules, Protocol):
+    """What the settings ask of a teacher; the whole record is ``backends.TeacherBackend``."""
+
+    @property
+    def where(self) -> str:
+        """Say where it is, for a message on what it cannot give: ``behind --teacher_url``."""
         ...
 
 
@@ -54,14 +70,14 @@ class Registry(Generic[Record]):
     def get(self, name: str) -> Record:
         """Return the record that ``name`` stands for. Raises UserError where there is none."""
         if name in self._builtin:
-            found: Record = _imported(self._builtin[name])
+            found: Record = imported(self._builtin[name])
             return found
         where = f"{self._flag} {name}"
         if not is_outside(name):
             raise UserError(f"{where}: unknown; needs one of {', '.join(self._builtin)}, or package.module:name")
         module, _, attribute = name.partition(":")
         try:
-            found = _imported(name)
+            found = imported(name)
         except AttributeError:
             raise UserError(f"{where}: {module} has no {attribute}; look at its spelling") from None
         # Whatever the module's own code raises, it cannot be used.
@@ -69,15 +85,14 @@ class Registry(Generic[Record]):
             raise UserError(
                 f"{where}: {module} cannot be imported ({one_line(error)}); mend it, or add its folder to PYTHONPATH"
             ) from error
-        kind: type = _imported(self._record)
+        kind: type = imported(self._record)
         if not isinstance(found, kind):
             raise UserError(f"{where}: a {type(found).__name__}, needs to be a {kind.__name__} (docs/extending.md)")
         return found
 
 
-def _imported(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 LOSSES: Registry[LossRules] = Registry("--loss", "local_distill.losses.registry:LossRecord", BUILTIN_LOSSES)
+TEACHERS: Registry[TeacherRules] = Registry(
+    "--teacher_backend", "local_distill.backends:TeacherBackend", BUILTIN_TEACHERS
+)
+SAMPLERS: Registry[SamplerRules] = Registry("--rollouts", "local_distill.backends:SamplerBackend", BUILTIN_SAMPLERS)

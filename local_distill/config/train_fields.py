@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from local_distill.batch import TeacherView
-from local_distill.config.builtin import BUILTIN_LOSSES, OrOutside
+from local_distill.config.builtin import BUILTIN_LOSSES, BUILTIN_SAMPLERS, BUILTIN_TEACHERS, OrOutside, imported
 from local_distill.config.parsing import option
 
 AUTO_TOP_K = 64
@@ -46,9 +46,9 @@ class TrainFields:
     teacher_backend: str = _model(
         "Where the teacher is. local: whole in each process. zero3: sharded over them, as --teacher_ds_zero3. server: "
         "behind --teacher_url. self: the student without its adapter, no second model. auto: server when there is a "
-        "--teacher_url, else zero3 or local.",
+        "--teacher_url, else zero3 or local. package.module:name: your own (docs/extending.md).",
         "auto",
-        choices=("auto", "local", "zero3", "server", "self"),
+        choices=OrOutside(("auto", *BUILTIN_TEACHERS)),
         fixed=True,
     )
     teacher_url: str | None = _model(
@@ -136,10 +136,11 @@ class TrainFields:
     )
     rollouts: str = _sampling(
         "What samples. hf: our own loop, the same samples for any batch size and number of processes. continuous: "
-        "transformers' continuous batching, made for GPUs. vllm: the servers of --rollouts_url, or without it an "
-        "engine inside these processes. auto: vllm when there is a --rollouts_url, else hf.",
+        "transformers' continuous batching, made for GPUs. vllm: an engine inside these processes; with --rollouts_url "
+        "the same as vllm_server. vllm_server: the servers of --rollouts_url. auto: vllm_server when there is a "
+        "--rollouts_url, else hf. package.module:name: your own (docs/extending.md).",
         "auto",
-        choices=("auto", "hf", "continuous", "vllm"),
+        choices=OrOutside(("auto", *BUILTIN_SAMPLERS)),
     )
     rollouts_url: str | None = _sampling(
         "Comma-separated addresses of vLLM servers that serve the student; its new weights are sent to them after each "
@@ -262,23 +263,24 @@ class TrainFields:
 
     @property
     def teacher_kind(self) -> str:
-        """local, zero3, server or self."""
+        """Return the name of the teacher's backend; ``--teacher_ds_zero3`` is another word for zero3."""
         if self.teacher_backend != "auto":
             return self.teacher_backend
         return "server" if self.teacher_url else "zero3" if self.teacher_ds_zero3 else "local"
 
     @property
     def teacher_gives(self) -> TeacherView:
-        """How much of its distribution the teacher can give."""
-        sharded_or_served = self.teacher_kind in ("zero3", "server")
-        return TeacherView.top_tokens if sharded_or_served else TeacherView.whole_distribution
+        """Return how much of its distribution the teacher can give, which its record states."""
+        gives: TeacherView = imported(BUILTIN_TEACHERS.get(self.teacher_kind, self.teacher_kind)).gives
+        return gives
 
     @property
     def loss_name(self) -> str:
         """The loss that is named, or what auto takes: the reverse KL, with the least noise that there can be."""
         if self.loss != "auto":
             return self.loss
-        return "policy_gradient" if self.kl_discount else "reverse_kl"
+        by_sampled_tokens = self.kl_discount or self.teacher_gives == TeacherView.tokens
+        return "policy_gradient" if by_sampled_tokens else "reverse_kl"
 
     @property
     def loss_top_k(self) -> int | None:
@@ -297,10 +299,10 @@ class TrainFields:
 
     @property
     def rollouts_kind(self) -> str:
-        """hf, continuous or vllm."""
-        if self.rollouts != "auto":
-            return self.rollouts
-        return "vllm" if self.rollouts_url else "hf"
+        """Return the name of the sampler's backend."""
+        if self.rollouts_url and self.rollouts in ("auto", "vllm"):
+            return "vllm_server"
+        return "hf" if self.rollouts == "auto" else self.rollouts
 
 
 def recorded_loss(settings: Mapping[str, object]) -> str:

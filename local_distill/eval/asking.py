@@ -5,29 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batch import Prompt, Rollout, RolloutEngine, Teacher
+from local_distill.backends import MakeSampler
+from local_distill.batch import Prompt, Rollout, Teacher
 from local_distill.errors import UserError
 from local_distill.eval.answers import Answer, Divergence, Journal, OutputFolder
 from local_distill.eval.held_out import DRAW
 from local_distill.eval.verifying import Verifier
+from local_distill.head.sampling import Greedy, NucleusSampling, SamplingParams
 from local_distill.models.comparison import compare
-from local_distill.rollouts.sampling import Greedy, NucleusSampling
 from local_distill.training.batching import MicroBatches, collate
 
 ANSWERS_DRAW = -2
 """The step whose random numbers answers draw: no training step's, and not those of the reverse KL."""
 SCORED_TOGETHER = 4096
 """Most tokens that are scored at a time, padding included."""
-
-MakeEngine = Callable[..., RolloutEngine]
-"""A RolloutEngine, once it is told how to ``choose`` and the ``group_size``."""
 
 
 def choice_of(temperature: float, top_p: float) -> NucleusSampling:
@@ -37,25 +35,30 @@ def choice_of(temperature: float, top_p: float) -> NucleusSampling:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What samples. name: hf or vllm. at_once: most completions under way. tick: told of each that is written down."""
+    """An evaluation samples with this.
+
+    name: hf or vllm. params: of answers. at_once: most completions under way. tick: told of each that is written down.
+    """
 
     name: str
-    make: MakeEngine
+    make: MakeSampler
+    params: SamplingParams
     at_once: int
     tick: Callable[[int], None]
 
 
 def answer_all(
     model: str, task: str, prompts: Sequence[Prompt], sampler: Sampler, verifier: Verifier, journal: Journal[Answer], *,
-    tokenizer: PreTrainedTokenizerBase, choose: NucleusSampling, samples: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:  # fmt: skip
-    """``samples`` answers to each prompt, verified, in the journal."""
+    """Sample as many answers to each prompt as are missing, verify them, and write them into the journal."""
+    samples = sampler.params.group_size
     missing = [
         (place, prompt)
         for place, prompt in enumerate(prompts)
         if not all((model, task, place, member) in journal.found for member in range(samples))
     ]
-    engine = sampler.make(choose=choose, group_size=samples)
+    engine = sampler.make(sampler.params)
     for part in _chunks(missing, max(1, sampler.at_once // samples)):
         rollouts = engine.sample(part, ANSWERS_DRAW)
         journal.add(
@@ -115,7 +118,7 @@ def diverge_all(
 ) -> None:
     """One completion a prompt at temperature 1 and top-p 1, scored, in the journal: as held-out prompts in training."""
     missing = [(i, prompt) for i, prompt in enumerate(prompts) if (model, task, i, 0) not in journal.found]
-    engine = sampler.make(choose=NucleusSampling(1.0, 1.0), group_size=1)
+    engine = sampler.make(replace(sampler.params, choose=NucleusSampling(1.0, 1.0), group_size=1))
     for part in _chunks(missing, sampler.at_once):
         rollouts = engine.sample(part, DRAW, finished=scoring.teacher.prepare)
         scored = [

@@ -31,6 +31,7 @@ from local_distill.eval.eval_config import SELF, EvalSettings
 from local_distill.eval.questions_and_model import EvalInputs, Subject, check_inputs
 from local_distill.eval.scores import differences, measure, show, to_record
 from local_distill.eval.servers import served_sampler, served_teacher
+from local_distill.head.sampling import SamplingParams
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_head, check_scorer
 from local_distill.monitor.terminal import open_console
@@ -120,7 +121,6 @@ def _ask(shared: _Shared, subject: Subject, live: bool) -> dict[str, Any]:
                     answer_all(
                         subject.name, task.name, subject.prompts[task.name], sampler, shared.inputs.verifier,
                         output.answers, tokenizer=subject.pair.student.tokenizer,
-                        choose=choice_of(settings.temperature, settings.top_p), samples=settings.samples,
                     )  # fmt: skip
             if any(divergences.values()):
                 assert model is not None
@@ -180,21 +180,17 @@ def _autocast(shared: _Shared, subject: Subject) -> Callable[[], Any]:
 
 def _sampler(shared: _Shared, subject: Subject, model: nn.Module | None, tick: Callable[[int], None]) -> Sampler:
     settings = shared.settings
-    drawn: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "stop_ids": subject.pair.stops.ids,
-        "vocab_size": subject.pair.vocab_size,
-        "seed": settings.seed,
-    }
+    choose, stops = choice_of(settings.temperature, settings.top_p), frozenset(subject.pair.stops.ids)
+    params = SamplingParams(choose, settings.samples, settings.max_new_tokens, stops, settings.seed)
     if settings.samples_by_server:
         make = served_sampler(settings, subject, longest=shared.inputs.longest, say=shared.say, closing=shared.closing)
-        return Sampler("vllm", partial(make, **drawn), settings.sampling_batch_size, tick)
+        return Sampler("vllm", make, params, settings.sampling_batch_size, tick)
     assert model is not None
-    make = partial(
-        HFRollouts, model, pad_id=subject.pair.pad_id, batch_size=settings.sampling_batch_size,
-        autocast=_autocast(shared, subject), say=shared.say, **drawn,
+    own = partial(
+        HFRollouts, model, pad_id=subject.pair.pad_id, vocab_size=subject.pair.vocab_size,
+        batch_size=settings.sampling_batch_size, autocast=_autocast(shared, subject), say=shared.say,
     )  # fmt: skip
-    return Sampler("hf", make, settings.sampling_batch_size, tick)
+    return Sampler("hf", lambda params: own(params=params), params, settings.sampling_batch_size, tick)
 
 
 def _scoring(shared: _Shared, subject: Subject, model: nn.Module) -> Scoring:

@@ -18,15 +18,12 @@ from local_distill.eval.verifying import MathVerifier, Verifier, math_verify_is_
 from local_distill.models.comparison import Comparison, compare
 from local_distill.models.tokenization import texts_of
 from local_distill.process.distributed import gather_lists, on_every_process
-from local_distill.runs.evaluations import Completion, Evaluation, Piece
+from local_distill.runs.evaluations import SHOWN_TOP, Completion, Evaluation, Piece
 from local_distill.training.batching import MicroBatches, collate, share_of_process
 from local_distill.training.device_memory import naming_the_number, score
 
 SHOWN = 4
 """Held-out prompts whose completions are kept for people to read."""
-
-SHOWN_TOP = 5
-"""The teacher's likeliest tokens that are shown beside each token of those."""
 
 DECIMALS = 5
 """Of what is written for each token: files of half the size, and finer than float32 log-probs are."""

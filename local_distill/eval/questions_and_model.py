@@ -31,7 +31,7 @@ from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
 from local_distill.prompts.clock import read_date
 from local_distill.prompts.raw import check_share_of_wrong
-from local_distill.rollouts.checking import check_has_cache, check_positions
+from local_distill.rollouts.needs import check_has_cache, check_positions
 
 FLAG = "MODEL"
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 
+from local_distill.backends import MakeSampler
 from local_distill.config.parsing import comma_separated
 from local_distill.eval.eval_config import EvalSettings
 from local_distill.eval.questions_and_model import Subject
+from local_distill.head.sampling import NucleusSampling
 from local_distill.rollouts import vllm_server
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.serving.client import HttpClient
 from local_distill.serving.publishing import Publisher
 from local_distill.teachers.server import ServerTeacher, open_server_teacher
@@ -21,7 +21,7 @@ from local_distill.teachers.server import ServerTeacher, open_server_teacher
 
 def served_sampler(
     settings: EvalSettings, subject: Subject, *, longest: int, say: Callable[[str], None], closing: ExitStack
-) -> Callable[..., Any]:
+) -> MakeSampler:
     """Return what makes engines that sample from the servers. Raises UserError when they serve something else."""
     client = HttpClient(
         comma_separated(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
@@ -33,7 +33,9 @@ def served_sampler(
         client, subject.pair.student.tokenizer, longest=longest, choose=NucleusSampling(1.0, 1.0)
     )
     say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
-    return partial(vllm_server.VLLMServerRollouts, client, Publisher(name), rows=subject.pair.rows)
+    return lambda params: vllm_server.VLLMServerRollouts(
+        client, Publisher(name), params=params, vocab_size=subject.pair.vocab_size, rows=subject.pair.rows
+    )
 
 
 def served_teacher(

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PretrainedConfig, PreTrainedModel
 
+from local_distill.backends import sampler_of, teacher_of
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.inputs import Inputs, open_lora
@@ -19,11 +20,6 @@ from local_distill.models.footprint import SamplerMemory, TeacherMemory
 from local_distill.models.quantization import check_dense
 from local_distill.plan.machine import Machine, free_for_a_run
 from local_distill.process.launch import DTYPES, resolve_precision
-from local_distill.rollouts import continuous, hf, vllm_colocated
-from local_distill.teachers import local, server, student_base, zero3
-
-TEACHERS = {"local": local.MEMORY, "zero3": zero3.MEMORY, "self": student_base.MEMORY, "server": server.MEMORY}
-SAMPLERS = {"hf": hf.MEMORY, "continuous": continuous.MEMORY, "vllm": vllm_colocated.MEMORY}
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,12 @@ class PlannedRun:
     @property
     def teacher_memory(self) -> TeacherMemory:
         """Return what the teacher states of its memory."""
-        return TEACHERS[self.config.teacher_kind]
+        return teacher_of(self.config).memory
 
     @property
     def sampler_memory(self) -> SamplerMemory:
         """Return what the sampler states of its memory."""
-        return SAMPLERS[self.config.rollouts_kind]
+        return sampler_of(self.config).memory
 
     @property
     def vocab_size(self) -> int:
@@ -98,7 +94,7 @@ def open_run(config: TrainConfig, machine: Machine, zero_stage: int) -> PlannedR
     student = open_config("--student_model", config.student_model, config.trust_remote_code)
     check_dense("--student_model", config.student_model, student, "to be trained")
     teacher = None
-    if TEACHERS[config.teacher_kind].held:
+    if teacher_of(config).memory.held:
         teacher = open_config("--teacher_model", config.teacher_model, config.trust_remote_code)
     contexts = [length for each in (student, teacher) if each is not None and (length := context_length_of(each))]
     if contexts and min(contexts) - config.max_new_tokens < 1:
@@ -121,7 +117,7 @@ def run_that_starts(inputs: Inputs, accelerator: Accelerator, completion: int = 
     return PlannedRun(
         config,
         inputs.pair.student.config,
-        inputs.pair.teacher.config if TEACHERS[config.teacher_kind].held else None,
+        inputs.pair.teacher.config if teacher_of(config).memory.held else None,
         inputs.lora,
         inputs.precision.dtype,
         plugin.zero_stage if plugin else 0,

@@ -30,6 +30,7 @@ from local_distill.batch import (
     TopLogprobs,
 )
 from local_distill.head.logprobs import Head, TopTokens, chunks_of_device, read_tokens, read_top_tokens
+from local_distill.head.sampling import NucleusSampling
 from local_distill.inputs import loss_of
 from local_distill.models.files import causal_lm, recompute_activations
 from local_distill.models.footprint import DecodingBytes
@@ -38,7 +39,6 @@ from local_distill.models.scorer import TokenScorer, head_of
 from local_distill.plan.planned_run import PlannedRun
 from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.packing import packed_weights
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.student_base import BaseOfStudent
 
 T = TypeVar("T")

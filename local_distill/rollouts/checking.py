@@ -18,62 +18,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from local_distill.batch import Prompt, Rollout
 from local_distill.errors import UserError, with_type
 from local_distill.head.logprobs import matmul_dtype
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.losses.sampler_mismatch import divergence, rounding_of
-from local_distill.models.files import ModelFiles, causal_lm, turns_after
+from local_distill.models.files import causal_lm
 from local_distill.models.reach import has_experts
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.decoding import STATES_ALONE, evaluating, parameters_of
+from local_distill.rollouts.decoding import evaluating
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.needs import OTHER_MODEL
 from local_distill.training.batching import collate
 from local_distill.training.device_memory import is_out_of_memory
 
 Context = Callable[[], AbstractContextManager[Any]]
-OTHER_MODEL = "choose another model"
-OTHER_ENGINE = "use --rollouts vllm, or choose another model"
 SHORT = (2, 7)
 """Tokens of the prompts that are read in any case, in one batch."""
 NEW_TOKENS = 4
 CHANGES = ("window", "chunk", "block_size", "floor_scale", "original_max_position")
 """In the names of settings that are a length at which a model changes its ways."""
-
-
-def check_has_cache(files: ModelFiles, instead: str = OTHER_MODEL) -> None:
-    """Raise UserError where a model keeps what it has read in a way of its own (RWKV, xLSTM), or not at all (GPT-1).
-
-    instead: what to do, for the message.
-    """
-    model_class = AutoModelForCausalLM._model_mapping.get(type(files.config), None)
-    if model_class is None:  # code of its own: check_sampling will see
-        return
-    taken = parameters_of(model_class)
-    cache = taken.get("past_key_values", taken.get(STATES_ALONE))
-    kind = "" if cache is None else str(cache.annotation)
-    if cache is None or ("Cache" in kind and "cache_utils" not in kind):
-        raise UserError(
-            f"{files.flag} {files.path}: {model_class.__name__} does not keep what it has read in a cache of "
-            f"transformers, which sampling needs; {instead}"
-        )
-
-
-def check_positions(files: ModelFiles, prompt: int, max_new_tokens: int) -> None:
-    """Raise UserError where a text may be longer than what the model's positions turn at.
-
-    They turn for a whole batch when its longest text passes that length: the keys in the cache have the old ones, and
-    what a text scores depends on what is beside it. prompt: tokens of the longest one.
-    """
-    turn = turns_after(files.config)
-    if turn is not None and prompt + max_new_tokens > turn:
-        raise UserError(
-            f"{files.flag} {files.path}: has other positions for texts longer than {turn} tokens (longrope), which a "
-            f"prompt of {prompt} and --max_new_tokens {max_new_tokens} would pass; lower --max_new_tokens, or leave "
-            f"out prompts of more than {max(turn - max_new_tokens, 0)} tokens"
-        )
 
 
 @torch.no_grad()
@@ -127,9 +92,11 @@ def _sample(scorer: TokenScorer, lengths: Sequence[int], pad_id: int, context: C
     """Two of each short prompt, so that rows are copied; one of a long one, whose rows are large."""
     prompts = [_prompt(length, scorer.vocab_size) for length in lengths]
     engine = HFRollouts(
-        scorer.model, choose=NucleusSampling(1.0, 1.0), group_size=2 if lengths == SHORT else 1,
-        max_new_tokens=NEW_TOKENS, stop_ids=(), pad_id=pad_id, vocab_size=scorer.vocab_size, seed=0,
-        batch_size=2 * len(lengths), autocast=context, say=lambda _: None,
+        scorer.model,
+        params=SamplingParams(
+            NucleusSampling(1.0, 1.0), 2 if lengths == SHORT else 1, NEW_TOKENS, stop_ids=frozenset(), seed=0
+        ),
+        pad_id=pad_id, vocab_size=scorer.vocab_size, batch_size=2 * len(lengths), autocast=context, say=lambda _: None,
     )  # fmt: skip
     return engine.sample(list(enumerate(prompts)), step=0)
 

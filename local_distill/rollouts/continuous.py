@@ -16,17 +16,28 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
+from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError
+from local_distill.head.sampling import SamplingParams
+from local_distill.models.adapters import Adapter
 from local_distill.models.files import cast, causal_lm, saved_tensors
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
+from local_distill.models.pair import ModelPair
 from local_distill.process.seeding import process_seed
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.needs import check_here
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
 SETTINGS = tuple(field.name for field in fields(ContinuousBatchingConfig))
 """That the installed transformers knows. The first is the size of a page: page_size in 5.23, block_size in 5.17."""
+
+
+def check(config: TrainFields) -> None:
+    """Refuse what only a sampler elsewhere can do."""
+    check_here(config, "continuous")
 
 
 def check_seeded() -> None:
@@ -35,6 +46,16 @@ def check_seeded() -> None:
         raise UserError(
             f"--rollouts continuous: the engine of transformers {transformers_version} takes no seed, needs one that "
             "does, such as that of 5.17; pip install --upgrade transformers, or use --rollouts hf"
+        )
+
+
+def check_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+    """Refuse a head with rows that must not be drawn."""
+    del config, lora
+    if pair.rows > pair.vocab_size:
+        raise UserError(
+            f"--rollouts continuous: the student's head has {pair.rows} rows, of which {pair.vocab_size} are tokens "
+            "that the teacher has too, and this engine cannot leave the others out; use --rollouts hf"
         )
 
 
@@ -49,9 +70,6 @@ def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingB
     pages = -(-run.longest // PAGE) + 1
     paged = cache / at_once * (run.rollouts if run.device == "cpu" else 1) * pages * PAGE / run.longest
     return (), (Part(CACHE, paged), Part(WORK, work))
-
-
-MEMORY = SamplerMemory(while_sampling, always)
 
 
 class SampledModel:
@@ -87,47 +105,40 @@ class ContinuousRollouts:
     What is drawn depends on the seed, the step and the process, and also on which rollouts happen to share a forward
     pass: unlike HFRollouts, another number of processes draws other samples. What was drawn is reported exactly.
 
-    process: the number of this one. stop_ids: tokens that end a completion and belong to it. Any row of the head may be
-    drawn.
+    process: the number of this one. Any row of the head may be drawn.
     """
 
     def __init__(
         self,
         model: SampledModel,
         *,
-        choose: NucleusSampling,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
+        params: SamplingParams,
         pad_id: int,
-        seed: int,
         process: int,
     ) -> None:
         self._model = model
         self._settings = GenerationConfig(
             do_sample=True,
-            temperature=choose.temperature,
-            top_p=choose.top_p,
+            temperature=params.choose.temperature,
+            top_p=params.choose.top_p,
             top_k=0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(stop_ids) or [-1],
+            max_new_tokens=params.max_new_tokens,
+            eos_token_id=sorted(params.stop_ids) or [-1],
             pad_token_id=pad_id,
         )
-        self._group_size = group_size
-        self._stop_ids = frozenset(stop_ids)
-        self._seed = seed
+        self._params = params
         self._process = process
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
-        wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._group_size)]
+        wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._params.group_size)]
         inputs = [list(prompt.ids) for _, prompt in wanted]
         with self._model.newest() as model:
             batching = ContinuousBatchingConfig(
                 return_logprobs=True,
-                seed=process_seed(self._seed, step, self._process),
+                seed=process_seed(self._params.seed, step, self._process),
                 **self._cache_size(inputs, model.device),
                 **_attention(model.dtype),
             )
@@ -146,7 +157,7 @@ class ContinuousRollouts:
                 position=position,
                 completion=torch.tensor(output.generated_tokens, dtype=torch.long),
                 sampler_logprobs=torch.tensor(output.logprobs, dtype=torch.float32),
-                finish="stop" if output.generated_tokens[-1] in self._stop_ids else "length",
+                finish="stop" if output.generated_tokens[-1] in self._params.stop_ids else "length",
             )
             for (position, prompt), output in zip(wanted, outputs, strict=True)
         ]
@@ -169,3 +180,23 @@ def _attention(dtype: torch.dtype) -> dict[str, bool]:
     """No switch to flash attention, whose kernels take no float32; where transformers has one to switch off."""
     switch = "auto_switch_to_flash"
     return {switch: False} if dtype == torch.float32 and switch in SETTINGS else {}
+
+
+def open_continuous(opening: Opening) -> OpenSampler:
+    """Sample from the student itself: there is nothing to ask before it is loaded."""
+
+    def with_student(student: Student) -> MakeSampler:
+        sampled = SampledModel(student.model, opening.dtype)
+        process = opening.accelerator.process_index
+        return lambda params: ContinuousRollouts(sampled, params=params, pad_id=opening.pair.pad_id, process=process)
+
+    return with_student
+
+
+BACKEND = SamplerBackend(
+    check=check,
+    check_machine=lambda _: check_seeded(),
+    check_student=check_student,
+    memory=SamplerMemory(while_sampling, always),
+    open=open_continuous,
+)

@@ -10,13 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError
+from local_distill.head.sampling import SamplingParams
+from local_distill.models.adapters import Adapter
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
+from local_distill.models.pair import ModelPair
 from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
+from local_distill.rollouts.needs import OTHER_ENGINE, check_has_cache, check_here
 from local_distill.rollouts.packing import packed_weights
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.device_memory import is_out_of_memory, release_memory
 
 
@@ -25,9 +31,6 @@ def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingB
     del run, at_once
     copies, cache, work = decoding()
     return (Part(COPIES, copies),), (Part(CACHE, cache), Part(WORK, work))
-
-
-MEMORY = SamplerMemory(while_sampling, own_loop=True)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class HFRollouts:
 
     model: the transformers (or peft) model, unwrapped. autocast: makes the context in which it runs;
     the model is called past its training wrapper, which would otherwise set the precision.
-    stop_ids: tokens that end a completion and belong to it. vocab_size: tokens that may be drawn.
+    vocab_size: tokens that may be drawn.
     batch_size: most rollouts decoded at a time; never changes a result; halved when memory runs out.
     say: tells the user.
     """
@@ -56,25 +59,18 @@ class HFRollouts:
         self,
         model: nn.Module,
         *,
-        choose: NucleusSampling,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
+        params: SamplingParams,
         pad_id: int,
         vocab_size: int,
-        seed: int,
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[None]],
         say: Callable[[str], None],
     ) -> None:
         self._model = model
-        self._choose = choose
-        self._group_size = group_size
-        self._max_new_tokens = max_new_tokens
-        self._stop_ids = torch.tensor(sorted(stop_ids))
+        self._params = params
+        self._stop_ids = torch.tensor(sorted(params.stop_ids))
         self._pad_id = pad_id
         self._vocab_size = vocab_size
-        self._seed = seed
         self._batch_size = batch_size
         self._autocast = autocast
         self._say = say
@@ -83,10 +79,11 @@ class HFRollouts:
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
+        params = self._params
         rows = [
-            _Row(position, prompt, rollout_stream(self._max_new_tokens, self._seed, step, position, member))
+            _Row(position, prompt, rollout_stream(params.max_new_tokens, params.seed, step, position, member))
             for position, prompt in prompts
-            for member in range(self._group_size)
+            for member in range(params.group_size)
         ]
         # Prompts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.ids))
@@ -129,8 +126,8 @@ class HFRollouts:
         uniforms = torch.stack([row.uniforms for row in rows]).to(
             device, torch.float32 if device.type == "mps" else torch.float64
         )
-        tokens = torch.zeros(len(rows), self._max_new_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(len(rows), self._max_new_tokens, device=device)
+        tokens = torch.zeros(len(rows), self._params.max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(rows), self._params.max_new_tokens, device=device)
         done: dict[int, Rollout] = {}
 
         def finish(which: Tensor, length: int, reason: Literal["stop", "length"]) -> None:
@@ -141,8 +138,8 @@ class HFRollouts:
 
         alive = torch.arange(len(rows), device=device)
         cache, mask, logits = self._prefill([row.prompt for row in rows], device)
-        for t in range(self._max_new_tokens):
-            chosen, chosen_logprobs = self._choose(logits, uniforms[alive, t])
+        for t in range(self._params.max_new_tokens):
+            chosen, chosen_logprobs = self._params.choose(logits, uniforms[alive, t])
             tokens[alive, t], logprobs[alive, t] = chosen, chosen_logprobs
             ends = torch.isin(chosen, stop_ids)
             if bool(ends.any()):
@@ -152,10 +149,10 @@ class HFRollouts:
                 if len(alive) == 0:
                     break
                 cache.take_rows(going)
-            if t + 1 < self._max_new_tokens:
+            if t + 1 < self._params.max_new_tokens:
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
                 logits = next_logits(self._model, chosen[:, None], mask, cache, self._vocab_size)
-        finish(alive, self._max_new_tokens, "length")
+        finish(alive, self._params.max_new_tokens, "length")
         return [done[i] for i in range(len(rows))]
 
     def _prefill(self, prompts: list[Prompt], device: torch.device) -> tuple[TokenCache, Tensor, Tensor]:
@@ -178,3 +175,39 @@ class HFRollouts:
             cache.take_rows(copies)
             mask, logits = mask[copies], logits[copies]
         return cache, mask, logits
+
+
+def check(config: TrainFields) -> None:
+    """Refuse what only a sampler elsewhere can do."""
+    check_here(config, "hf")
+
+
+def check_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+    """Refuse a student without keys and values to keep."""
+    del config, lora
+    check_has_cache(pair.student, OTHER_ENGINE)
+
+
+def open_hf(opening: Opening) -> OpenSampler:
+    """Sample from the student itself: there is nothing to ask before it is loaded."""
+
+    def with_student(student: Student) -> MakeSampler:
+        return lambda params: HFRollouts(
+            student.model,
+            params=params,
+            pad_id=opening.pair.pad_id,
+            vocab_size=opening.pair.vocab_size,
+            batch_size=opening.config.sampling_batch_size,
+            autocast=opening.accelerator.autocast,
+            say=opening.say,
+        )
+
+    return with_student
+
+
+BACKEND = SamplerBackend(
+    check=check,
+    check_student=check_student,
+    memory=SamplerMemory(while_sampling, own_loop=True),
+    open=open_hf,
+)

@@ -6,7 +6,10 @@ out are few (128 of Qwen2.5-7B's 152,064 beside a teacher of 151,936), so they a
 
 from __future__ import annotations
 
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
+from local_distill.models.adapters import Adapter, adapts_packed_weights
+from local_distill.models.pair import ModelPair
 
 MOST = 1024
 """Entries of ``logit_bias``: MAX_NUM_LOGIT_BIAS_TOKENS in vLLM's v1/worker/gpu/sample/logit_bias.py."""
@@ -32,3 +35,18 @@ def check_limits(rows: int, vocab_size: int, temperature: float) -> None:
             f"--rollouts vllm: the student's head has {rows} rows, of which {vocab_size} are tokens that the teacher "
             f"has too, and vLLM can leave out {MOST} at most; use --rollouts hf"
         )
+
+
+def check_vllm_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+    """Raise UserError for a student that vLLM cannot sample from, in these processes or in servers."""
+    if pair.student.gguf:
+        raise UserError(
+            "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
+            "transformers, or use --rollouts hf"
+        )
+    if lora and adapts_packed_weights(lora.put_shapes_on(pair.student.skeleton())):
+        raise UserError(
+            "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "
+            "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
+        )
+    check_limits(pair.rows, pair.vocab_size, config.temperature)

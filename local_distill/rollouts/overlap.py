@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.process.distributed import on_every_process
@@ -13,6 +13,7 @@ from local_distill.process.distributed import on_every_process
 Numbered = Sequence[tuple[int, Prompt]]
 
 
+@runtime_checkable
 class ServedEngine(Protocol):
     """An engine outside of this process: what it is sent and what it draws are two things."""
 

@@ -18,14 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError, with_type
+from local_distill.head.sampling import SamplingParams
 from local_distill.models.files import causal_lm, precision_of, saved_tensors
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.packages import installed
+from local_distill.process.distributed import on_every_process
 from local_distill.process.seeding import rollout_seed
-from local_distill.rollouts.left_out import bias_against
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.left_out import bias_against, check_vllm_student
+from local_distill.rollouts.needs import check_here
 
 FLAG = "--rollouts vllm"
 DISCARD_WEIGHTS = 2
@@ -37,8 +41,8 @@ NamedWeights = Iterable[tuple[str, Tensor]]
 
 
 def always(run: ToSample) -> Parts:
-    """Count the engine on a processor, where it cannot sleep. Nothing of it is here behind ``--rollouts_url``."""
-    if run.config.rollouts_url or run.device != "cpu":
+    """Count the engine on a processor, where it cannot sleep."""
+    if run.device != "cpu":
         return ()
     return (Part(ENGINE, run.weights + CPU_CACHE, estimated=True),)
 
@@ -46,12 +50,9 @@ def always(run: ToSample) -> Parts:
 def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
     """Count the share of a GPU that the engine fills while it is awake."""
     del at_once, decoding
-    if run.config.rollouts_url or run.device == "cpu":
+    if run.device == "cpu":
         return (), ()
     return (Part(ENGINE, run.config.rollouts_memory_share * run.memory, estimated=True),), ()
-
-
-MEMORY = SamplerMemory(while_sampling, always)
 
 
 def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -194,33 +195,25 @@ class ColocatedVLLMRollouts:
     which rollouts share a forward pass, so that another number of processes may draw other samples. What was drawn is
     reported as the engine drew it.
 
-    stop_ids: tokens that end a completion and belong to it. vocab_size: tokens that may be drawn.
+    vocab_size: tokens that may be drawn.
     """
 
     def __init__(
         self,
         engine: SharedEngine,
         *,
-        choose: NucleusSampling,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
+        params: SamplingParams,
         vocab_size: int,
-        seed: int,
     ) -> None:
         self._engine = engine
-        self._choose = choose
-        self._group_size = group_size
-        self._max_new_tokens = max_new_tokens
-        self._stop_ids = frozenset(stop_ids)
+        self._params = params
         self._bias = bias_against(vocab_size, engine.rows, -math.inf) or None
-        self._seed = seed
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
         """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
-        wanted = [(at, prompt, member) for at, prompt in prompts for member in range(self._group_size)]
+        wanted = [(at, prompt, member) for at, prompt in prompts for member in range(self._params.group_size)]
         done: dict[int, Rollout] = {}
 
         def complete(i: int, output: Any) -> None:
@@ -230,7 +223,7 @@ class ColocatedVLLMRollouts:
 
         self._engine.draw(
             [prompt.ids for _, prompt, _ in wanted],
-            [self._settings(rollout_seed(self._seed, step, position, member)) for position, _, member in wanted],
+            [self._settings(rollout_seed(self._params.seed, step, position, member)) for position, _, member in wanted],
             complete,
         )
         if lost := len(wanted) - len(done):
@@ -238,17 +231,17 @@ class ColocatedVLLMRollouts:
         return [done[i] for i in range(len(wanted))]
 
     def _settings(self, seed: int) -> Any:
-        from vllm import SamplingParams
+        import vllm
         from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(
-            temperature=self._choose.temperature,
-            top_p=self._choose.top_p,
-            max_tokens=self._max_new_tokens,
+        return vllm.SamplingParams(
+            temperature=self._params.choose.temperature,
+            top_p=self._params.choose.top_p,
+            max_tokens=self._params.max_new_tokens,
             seed=seed,
             logprobs=0,  # of the drawn token alone
             ignore_eos=True,  # our stop tokens may be others
-            stop_token_ids=sorted(self._stop_ids),
+            stop_token_ids=sorted(self._params.stop_ids),
             logit_bias=self._bias,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -263,8 +256,13 @@ class ColocatedVLLMRollouts:
             position=position,
             completion=torch.tensor(ids, dtype=torch.long),
             sampler_logprobs=torch.tensor([chosen[i].logprob for i, chosen in zip(ids, output.logprobs, strict=True)]),
-            finish="stop" if ids[-1] in self._stop_ids else "length",
+            finish="stop" if ids[-1] in self._params.stop_ids else "length",
         )
+
+
+def check(config: TrainFields) -> None:
+    """Refuse what only a sampler elsewhere can do."""
+    check_here(config, "vllm")
 
 
 def check_installed() -> None:
@@ -274,6 +272,39 @@ def check_installed() -> None:
             f"{FLAG}: needs vLLM, which is not installed; pip install vllm, name a server with --rollouts_url, or use "
             "--rollouts hf"
         )
+
+
+def open_inside(opening: Opening) -> OpenSampler:
+    """Start the engine before the models are loaded, for it looks for free memory."""
+    config, students = opening.config, list[Student]()
+    engine = on_every_process(
+        lambda: SharedEngine(
+            config.student_model,
+            weights=lambda: merged_weights(students[0].model, opening.dtype),
+            version=lambda: students[0].updates.version,
+            dtype=opening.dtype,
+            max_tokens=opening.longest,
+            memory_share=config.rollouts_memory_share,
+            seed=config.seed,
+            trust_remote_code=config.trust_remote_code,
+            eager=opening.accelerator.device.type == "cpu",
+        )
+    )
+
+    def with_student(student: Student) -> MakeSampler:
+        students.append(student)
+        return lambda params: ColocatedVLLMRollouts(engine, params=params, vocab_size=opening.pair.vocab_size)
+
+    return with_student
+
+
+BACKEND = SamplerBackend(
+    check=check,
+    check_machine=lambda _: check_installed(),
+    check_student=check_vllm_student,
+    memory=SamplerMemory(while_sampling, always),
+    open=open_inside,
+)
 
 
 def _load(weights: NamedWeights, worker: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
@@ -11,16 +12,23 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
+from local_distill.config.parsing import comma_separated
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError
+from local_distill.head.sampling import NucleusSampling, SamplingParams
+from local_distill.models.footprint import DecodingBytes, Parts, SamplerMemory, ToSample
 from local_distill.models.tokenization import PROBES
+from local_distill.process.distributed import on_main_process
 from local_distill.process.seeding import rollout_seed
-from local_distill.rollouts.left_out import bias_against
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.rollouts.left_out import bias_against, check_vllm_student
 from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
-from local_distill.serving.publishing import Publisher
+from local_distill.serving.publishing import AdapterPublisher, Publisher, WeightsPublisher, fresh_folder
 
+SERVED = "served"
+"""Folder of a run in which weights are handed to the servers that sample."""
 FLAG = "--rollouts_url"
 KEY_VARIABLE = "LOCAL_DISTILL_ROLLOUTS_API_KEY"
 COMPLETIONS = "/v1/completions"
@@ -38,9 +46,8 @@ class VLLMServerRollouts:
     What is drawn depends on the seed, the step, the position and the place in the group, and, because a server's
     rounding depends on what else it computes at the time, not on these alone. What was drawn is reported by the engine.
 
-    publisher: has the weights that are sampled from. stop_ids: tokens that end a completion and belong to it.
-    vocab_size: tokens that the student and the teacher share. rows: of the student's head, of which later ones are
-    left out. max_new_tokens: at most so many in a completion.
+    publisher: has the weights that are sampled from. vocab_size: tokens that the student and the teacher share. rows:
+    of the student's head, of which later ones are left out.
     """
 
     def __init__(
@@ -48,22 +55,15 @@ class VLLMServerRollouts:
         client: HttpClient,
         publisher: Publisher,
         *,
-        choose: NucleusSampling,
-        group_size: int,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
+        params: SamplingParams,
         vocab_size: int,
         rows: int,
-        seed: int,
     ) -> None:
         self._client = client
         self._publisher = publisher
-        self._group_size = group_size
-        self._max_new_tokens = max_new_tokens
-        self._stop_ids = frozenset(stop_ids)
+        self._params = params
         self._vocab_size = vocab_size
-        self._seed = seed
-        self._sampling = _sampling_parameters(choose, max_new_tokens, stop_ids, bias_against(vocab_size, rows))
+        self._asked = _in_vllm_words(params, bias_against(vocab_size, rows))
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
@@ -87,7 +87,7 @@ class VLLMServerRollouts:
             futures = [
                 self._client.in_background(self._maker(prompt, position, step, member, finished))
                 for position, prompt in prompts
-                for member in range(self._group_size)
+                for member in range(self._params.group_size)
             ]
             wait(futures, return_when=FIRST_EXCEPTION)
             return _results(futures)
@@ -99,8 +99,8 @@ class VLLMServerRollouts:
             "model": self._publisher.served_model,
             "prompt": list(prompt.ids),
             "cache_salt": self._publisher.salt,  # keys and values of other weights are never looked up
-            "seed": rollout_seed(self._seed, step, position, member) % LARGEST_SEED,
-            **self._sampling,
+            "seed": rollout_seed(self._params.seed, step, position, member) % LARGEST_SEED,
+            **self._asked,
         }
 
         def make() -> Rollout:
@@ -129,20 +129,20 @@ class VLLMServerRollouts:
         """Raises BadAnswerError for what is not one whole completion with a log-prob for each of its tokens."""
         ids, logprobs = _tokens(choice)
         wrong = None
-        if not 1 <= len(ids) <= self._max_new_tokens:
-            wrong = f"{len(ids)} tokens, 1 to {self._max_new_tokens} were asked for"
+        if not 1 <= len(ids) <= self._params.max_new_tokens:
+            wrong = f"{len(ids)} tokens, 1 to {self._params.max_new_tokens} were asked for"
         elif max(ids) >= self._vocab_size or min(ids) < 0:
             wrong = f"token {max(ids)}, student and teacher share {self._vocab_size}"
         elif not all(math.isfinite(each) and each > NO_LOGPROB for each in logprobs):
             wrong = "log-probs that are not finite, as if its weights held NaN"
-        elif any(each in self._stop_ids for each in ids[:-1]):
+        elif any(each in self._params.stop_ids for each in ids[:-1]):
             wrong = "a completion that goes on after a stop token"
-        elif ids[-1] not in self._stop_ids and len(ids) < self._max_new_tokens:
+        elif ids[-1] not in self._params.stop_ids and len(ids) < self._params.max_new_tokens:
             said = choice.get("finish_reason")
             wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {said!r})"
         if wrong:
             raise BadAnswerError(wrong)
-        finish: Literal["stop", "length"] = "stop" if ids[-1] in self._stop_ids else "length"
+        finish: Literal["stop", "length"] = "stop" if ids[-1] in self._params.stop_ids else "length"
         return Rollout(prompt, position, torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32), finish)
 
 
@@ -203,7 +203,7 @@ def _check_processed(
     Where top-p leaves one token, it is drawn with certainty: log-prob 0. After a single token no model is certain by
     itself, so that a server which reports its log-probs from before top-p says less.
     """
-    greedy = _sampling_parameters(NucleusSampling(0.5, 1e-6), 1, (), {})
+    greedy = _in_vllm_words(SamplingParams(NucleusSampling(0.5, 1e-6), 1, 1, frozenset(), 0), {})
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
         _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
@@ -215,22 +215,20 @@ def _check_processed(
             )
 
 
-def _sampling_parameters(
-    choose: NucleusSampling, max_new_tokens: int, stop_ids: Sequence[int], bias: Mapping[int, float]
-) -> dict[str, Any]:
-    """In vLLM's words. What could come from the server's own defaults is said as well."""
+def _in_vllm_words(params: SamplingParams, bias: Mapping[int, float]) -> dict[str, Any]:
+    """Say how to sample. What could come from the server's own defaults is said as well."""
     return {
         "n": 1,
-        "temperature": choose.temperature,
-        "top_p": choose.top_p,
+        "temperature": params.choose.temperature,
+        "top_p": params.choose.top_p,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "max_tokens": max_new_tokens,
+        "max_tokens": params.max_new_tokens,
         "min_tokens": 0,
-        "stop_token_ids": sorted(stop_ids),
+        "stop_token_ids": sorted(params.stop_ids),
         "ignore_eos": True,  # its own end tokens; ours are above
         "logprobs": 0,  # of the drawn token alone
         "return_token_ids": True,
@@ -273,3 +271,54 @@ def _results(futures: Sequence[Future[Rollout]]) -> list[Rollout]:
             future.cancel()
         failed[0].result()
     return [future.result() for future in futures]
+
+
+def check(config: TrainFields) -> None:
+    """Ask for the servers' addresses."""
+    if not config.rollouts_url:
+        raise UserError("--rollouts vllm_server: needs the addresses of the servers; add --rollouts_url")
+
+
+def nothing_here(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
+    """Count nothing: the engine has a machine of its own."""
+    del run, at_once, decoding
+    return (), ()
+
+
+def open_served(opening: Opening) -> OpenSampler:
+    """Ask the servers what they serve. Raises UserError when one is not there, or serves something else."""
+    config, pair, accelerator = opening.config, opening.pair, opening.accelerator
+    client = HttpClient(
+        comma_separated(config.rollouts_url), flag=FLAG, key_variable=KEY_VARIABLE, timeout=config.server_timeout,
+        patience=config.server_patience, concurrency=config.server_concurrency, say=opening.say,
+    )  # fmt: skip
+    opening.closing.callback(client.close)
+    ask = partial(
+        check_engine, client, pair.student.tokenizer, longest=opening.longest,
+        choose=NucleusSampling(config.temperature, config.top_p), leaves_out=pair.rows > pair.vocab_size,
+    )  # fmt: skip
+    base = on_main_process(accelerator, ask)
+
+    def with_student(student: Student) -> MakeSampler:
+        folder = on_main_process(accelerator, lambda: fresh_folder(opening.folder / SERVED))
+        if accelerator.is_main_process:
+            opening.closing.callback(shutil.rmtree, folder, ignore_errors=True)
+        shared = client, student.updates, folder, partial(on_main_process, accelerator), accelerator.wait_for_everyone
+        publisher: AdapterPublisher | WeightsPublisher
+        if opening.lora:
+            publisher = AdapterPublisher(*shared, model=student.model)
+        else:
+            publisher = WeightsPublisher(*shared, model=student.model, base=base, dtype=opening.dtype)
+        return lambda params: VLLMServerRollouts(
+            client, publisher, params=params, vocab_size=pair.vocab_size, rows=pair.rows
+        )
+
+    return with_student
+
+
+BACKEND = SamplerBackend(
+    check=check,
+    check_student=check_vllm_student,
+    memory=SamplerMemory(nothing_here),
+    open=open_served,
+)

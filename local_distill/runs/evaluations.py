@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+SHOWN_TOP = 5
+"""The teacher's likeliest tokens that are shown beside each token."""
+
 
 @dataclass(frozen=True)
 class Piece:

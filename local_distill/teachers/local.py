@@ -7,13 +7,28 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from local_distill.batch import HeadStates, Rollout, SampledLogprobs, ScoredBatch, TokenBatch, TopLogprobs
+from local_distill.backends import Opening, OpenTeacher, TeacherBackend, TeacherReaders
+from local_distill.batch import (
+    HeadStates,
+    Rollout,
+    SampledLogprobs,
+    ScoredBatch,
+    Teacher,
+    TeacherView,
+    TokenBatch,
+    TopLogprobs,
+)
 from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import TrainFields
+from local_distill.errors import UserError
 from local_distill.head.logprobs import Head, TokenReading, TopTokens, read_tokens, read_top_tokens
+from local_distill.models.files import ModelFiles
 from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
-from local_distill.models.quantization import held_packed
-from local_distill.models.scorer import Reading
-from local_distill.teachers.offload import held_offloaded
+from local_distill.models.quantization import check_quantization, held_packed, quantization_config
+from local_distill.models.scorer import Reading, TokenScorer
+from local_distill.models.start_checks import check_scorer
+from local_distill.teachers.needs import check_named, check_own, check_packing
+from local_distill.teachers.offload import held_offloaded, offloaded
 
 
 def freeze(scorer: nn.Module) -> None:
@@ -29,9 +44,6 @@ def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
     if config.teacher_offload != "none":
         return held_offloaded(shape, place)
     return Held("local", shape, place.item * shape.parameters)
-
-
-MEMORY = TeacherMemory(held)
 
 
 class Scorer(Protocol):
@@ -99,3 +111,62 @@ class WholeDistributionTeacher(LocalTeacher):
         """See Teacher."""
         tokens = batch.to(self._device)
         return ScoredBatch(tokens, self._states(tokens))
+
+
+def check(config: TrainFields) -> None:
+    """Ask for a model; refuse what is for another kind of teacher, and two ways to make one smaller."""
+    check_own(config, "local", "teacher_offload", "teacher_quantization")
+    check_named(config)
+    if config.teacher_offload != "none" and config.teacher_quantization != "none":
+        raise UserError("--teacher_offload and --teacher_quantization: both given; drop one of them")
+
+
+def check_files(config: TrainConfig, teacher: ModelFiles) -> None:
+    """Refuse a model that comes quantised, where it cannot be read or is to be made smaller once more."""
+    check_packing(
+        teacher,
+        ("--teacher_quantization", config.teacher_quantization != "none", True),
+        ("--teacher_offload", config.teacher_offload != "none", False),
+    )
+    if config.teacher_quantization != "none":
+        check_quantization(config.teacher_quantization)
+
+
+def open_local(opening: Opening) -> OpenTeacher:
+    """Load a teacher that each process holds whole: on its device, packed there, or passing through it."""
+    config, files, device = opening.config, opening.pair.teacher, opening.accelerator.device
+
+    def load(student: TokenScorer, needs: TeacherView) -> TeacherReaders:
+        del student
+        vocab_size = opening.pair.vocab_size
+        if config.teacher_quantization != "none":
+            packed = quantization_config(config.teacher_quantization, opening.dtype)
+            scorer = TokenScorer(files.load(opening.dtype, packed, device), vocab_size)
+        elif config.teacher_offload == "cpu":
+            scorer = offloaded(TokenScorer(files.load(opening.dtype), vocab_size), device)
+        else:
+            scorer = TokenScorer(files.load(opening.dtype).to(device), vocab_size)
+        check_scorer(scorer, files.flag)
+        return readers_of_whole(scorer, device, needs, config.loss_top_k or 0)
+
+    return load
+
+
+def readers_of_whole(scorer: WholeScorer, device: torch.device, needs: TeacherView, top_k: int) -> TeacherReaders:
+    """Read a model that is here whole as the loss needs it, and for evaluation by its whole distribution."""
+    whole = WholeDistributionTeacher(scorer, device)
+    readers: dict[TeacherView, Teacher] = {
+        TeacherView.tokens: LocalTeacher(scorer, device),
+        TeacherView.top_tokens: TopTokensTeacher(scorer, device, top_k),
+        TeacherView.whole_distribution: whole,
+    }
+    return TeacherReaders(readers[needs], whole)
+
+
+BACKEND = TeacherBackend(
+    check=check,
+    check_files=check_files,
+    gives=TeacherView.whole_distribution,
+    memory=TeacherMemory(held),
+    open=open_local,
+)

@@ -10,19 +10,22 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batch import Rollout, SampledLogprobs, ScoredBatch, TokenBatch, TopLogprobs
+from local_distill.backends import Opening, OpenTeacher, TeacherBackend, TeacherReaders
+from local_distill.batch import Rollout, SampledLogprobs, ScoredBatch, TeacherView, TokenBatch, TopLogprobs
+from local_distill.config.parsing import comma_separated
+from local_distill.config.train_fields import TrainFields
+from local_distill.errors import UserError
 from local_distill.head.logprobs import TopTokens
 from local_distill.models.footprint import TeacherMemory
+from local_distill.process.distributed import on_every_process
 from local_distill.serving.client import HttpClient
 from local_distill.serving.scoring import Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire
+from local_distill.teachers.needs import check_own
 
 KEY_VARIABLE = "LOCAL_DISTILL_TEACHER_API_KEY"
 FORGOTTEN_AFTER = 4096
 """Batches after which a rollout that was prepared will not be asked for any more; more than a step has."""
-
-
-MEMORY = TeacherMemory(None, "not in this process")
 
 
 class _Prepared(NamedTuple):
@@ -140,3 +143,42 @@ def open_server_teacher(
         client.close()
         raise
     return ServerTeacher(client, wire, device=device, vocab_size=vocab_size, top_k=top_k)
+
+
+def check(config: TrainFields) -> None:
+    """Ask for an address, and refuse what is for a teacher in these processes."""
+    check_own(config, "server", "teacher_url")
+    if config.teacher_url is None:
+        raise UserError("--teacher_url: not given for a server teacher; add it")
+
+
+def open_server(opening: Opening) -> OpenTeacher:
+    """Ask the servers what they serve. Raises UserError when one is not there, or has other tokens."""
+    config, pair = opening.config, opening.pair
+    teacher = on_every_process(
+        lambda: open_server_teacher(
+            comma_separated(config.teacher_url),
+            model=config.teacher_model or None,
+            student_tokenizer=pair.student.tokenizer,
+            vocab_size=pair.vocab_size,
+            longest=opening.longest,
+            top_k=config.loss_top_k or 0,
+            device=opening.accelerator.device,
+            timeout=config.server_timeout,
+            patience=config.server_patience,
+            concurrency=config.server_concurrency,
+            say=opening.say,
+        )
+    )
+    opening.closing.callback(teacher.close)
+    return lambda _student, _needs: TeacherReaders(teacher, teacher)
+
+
+BACKEND = TeacherBackend(
+    check=check,
+    gives=TeacherView.top_tokens,
+    memory=TeacherMemory(None, "not in this process"),
+    open=open_server,
+    where=f"behind {FLAG}",
+    words=lambda config: f"{config.teacher_model or 'what is served'} at {config.teacher_url}",
+)

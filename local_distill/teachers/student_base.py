@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from local_distill.batch import HeadStates, TokenBatch
+from local_distill.backends import Opening, OpenTeacher, TeacherBackend, TeacherReaders
+from local_distill.batch import HeadStates, TeacherView, TokenBatch
+from local_distill.config.train_fields import TrainFields
+from local_distill.errors import UserError
 from local_distill.head.logprobs import read_tokens
 from local_distill.models.footprint import TeacherMemory
 from local_distill.models.scorer import Reading, TokenScorer
-
-MEMORY = TeacherMemory(None, "the student without its adapter", is_student=True)
+from local_distill.teachers.local import readers_of_whole
+from local_distill.teachers.needs import check_own
 
 
 class BaseOfStudent:
@@ -50,3 +53,31 @@ class BaseOfStudent:
                 yield
         finally:
             self._scorer.train(was_training)
+
+
+def check(config: TrainFields) -> None:
+    """Ask for an adapter, and refuse a model of the teacher's own."""
+    check_own(config, "self")
+    if not config.use_lora:
+        raise UserError("--teacher_backend self: the teacher is the student without its adapter; add --use_lora")
+    if config.teacher_model:
+        raise UserError("--teacher_model: given with --teacher_backend self, where it is the student itself; drop it")
+
+
+def open_self(opening: Opening) -> OpenTeacher:
+    """Read the student without its adapter."""
+
+    def with_student(student: TokenScorer, needs: TeacherView) -> TeacherReaders:
+        device = opening.accelerator.device
+        return readers_of_whole(BaseOfStudent(student), device, needs, opening.config.loss_top_k or 0)
+
+    return with_student
+
+
+BACKEND = TeacherBackend(
+    check=check,
+    gives=TeacherView.whole_distribution,
+    memory=TeacherMemory(None, "the student without its adapter", is_student=True),
+    open=open_self,
+    words=lambda _: "itself without its adapter",
+)

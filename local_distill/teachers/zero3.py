@@ -12,21 +12,29 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from local_distill.backends import Opening, OpenTeacher, TeacherBackend, TeacherReaders
+from local_distill.batch import TeacherView
 from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
 from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_scorer
-from local_distill.process.distributed import runs_on_cuda
-from local_distill.teachers.local import freeze
+from local_distill.process.distributed import any_process, runs_on_cuda
+from local_distill.process.launch import check_deepspeed
+from local_distill.runs.evaluations import SHOWN_TOP
+from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, freeze
+from local_distill.teachers.needs import check_named, check_own, check_packing
 
+FLAG = "--teacher_ds_zero3"
 LIVE_PARAMETERS = 1e9
 """ZeRO-3's stage3_max_live_parameters, most that are gathered at a time, unless its settings have another."""
 
@@ -59,9 +67,6 @@ def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
     most = min(float(live) if isinstance(live, int | float) else LIVE_PARAMETERS, shape.parameters - shape.head)
     gathered = most + shape.head if place.processes > 1 else 0.0
     return Held("zero3", shape, place.item * shape.parameters / place.processes, place.item * gathered)
-
-
-MEMORY = TeacherMemory(held, shared=True)
 
 
 @contextmanager
@@ -123,3 +128,48 @@ def load_zero3_teacher(
     check_scorer(scorer, files.flag)
     scorer.needs_mask = agreed(scorer.needs_mask)
     return sharded
+
+
+def check(config: TrainFields) -> None:
+    """Ask for a model, and refuse what is for another kind of teacher."""
+    check_named(config)
+    check_own(config, "zero3", "teacher_ds_zero3", "teacher_ds_config")
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Raise UserError without DeepSpeed, or for settings of it that cannot be read or do not shard."""
+    check_deepspeed(FLAG)
+    zero3_config(config.teacher_ds_config)
+
+
+def check_files(config: TrainConfig, teacher: ModelFiles) -> None:
+    """Refuse a model that comes quantised."""
+    del config
+    check_packing(teacher, (FLAG, True, False))
+
+
+def open_zero3(opening: Opening) -> OpenTeacher:
+    """Load the teacher in shares; evaluation reads its likeliest tokens."""
+    config, device = opening.config, opening.accelerator.device
+
+    def load(student: TokenScorer, needs: TeacherView) -> TeacherReaders:
+        del student
+        settings = zero3_config(config.teacher_ds_config)
+        agreed = partial(any_process, opening.accelerator)
+        sharded = load_zero3_teacher(opening.pair.teacher, settings, opening.dtype, opening.pair.vocab_size, agreed)
+        top = TopTokensTeacher(sharded, device, config.loss_top_k or 0)
+        training = top if needs == TeacherView.top_tokens else LocalTeacher(sharded, device)
+        return TeacherReaders(training, TopTokensTeacher(sharded, device, SHOWN_TOP))
+
+    return load
+
+
+BACKEND = TeacherBackend(
+    check=check,
+    check_machine=check_machine,
+    check_files=check_files,
+    gives=TeacherView.top_tokens,
+    memory=TeacherMemory(held, shared=True),
+    open=open_zero3,
+    where=f"sharded by {FLAG}",
+)

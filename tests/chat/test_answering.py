@@ -8,9 +8,9 @@ import torch
 from local_distill.batch import Prompt
 from local_distill.chat.answering import AnswerSampling, Reading, TextStream, Voice, answer
 from local_distill.chat.conversation import finished_answer
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
 from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer
 
 PROMPT = (5, 17, 80, 9, 33)
@@ -33,7 +33,7 @@ def dense(model, ids):
 def test_an_answer_is_what_the_training_sampler_draws(config, number):
     student = voice(config)
     engine = HFRollouts(
-        student.model, choose=CHOOSE, group_size=1, max_new_tokens=24, stop_ids=[0], pad_id=0, vocab_size=300, seed=3,
+        student.model, params=SamplingParams(CHOOSE, 1, 24, frozenset([0]), 3), pad_id=0, vocab_size=300,
         batch_size=1, autocast=nullcontext, say=print,
     )  # fmt: skip
     (rollout,) = engine.sample([(0, Prompt(PROMPT, "", ""))], step=number)

@@ -22,8 +22,8 @@ from local_distill.chat.conversation import Speech
 from local_distill.chat.screen import PlainScreen, colour_of, harmless
 from local_distill.chat.session import Session
 from local_distill.commands import main
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.trained import Trained
-from local_distill.rollouts.sampling import NucleusSampling
 from tests.tiny_models import llama_config, make_model, make_tokenizer
 
 

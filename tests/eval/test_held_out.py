@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from local_distill.batch import Prompt
 from local_distill.eval.held_out import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation, ratio_of_sums
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches
 from tests.models.test_scorer import V, dense
@@ -27,8 +27,8 @@ def evaluator(student, teacher, prompts=PROMPTS, micro_batch=4, max_new_tokens=6
 
     def engine(choose):
         return HFRollouts(
-            student, choose=choose, group_size=1, max_new_tokens=max_new_tokens, stop_ids=list(range(0, V, 16)),
-            pad_id=0, vocab_size=V, seed=3, batch_size=8, autocast=nullcontext, say=print,
+            student, params=SamplingParams(choose, 1, max_new_tokens, frozenset(range(0, V, 16)), 3),
+            pad_id=0, vocab_size=V, batch_size=8, autocast=nullcontext, say=print,
         )  # fmt: skip
 
     sampler = engine(NucleusSampling(1.0, 1.0))

@@ -8,6 +8,7 @@ import torch
 
 from local_distill.errors import RunError
 from local_distill.head.divergences import Distribution
+from local_distill.head.sampling import NucleusSampling
 from local_distill.losses.sampler_mismatch import (
     KL,
     MOST_KL,
@@ -18,7 +19,6 @@ from local_distill.losses.sampler_mismatch import (
     rounding_of,
 )
 from local_distill.models import start_checks
-from local_distill.rollouts.sampling import NucleusSampling
 from tests.launching import ROOT, environment
 
 V, N = 50, 4000

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from local_distill.commands.plan import PlanSettings
+from local_distill.config.builtin import BUILTIN_SAMPLERS, BUILTIN_TEACHERS
 from local_distill.models.adapters import LoraSettings
 from local_distill.models.files import skeleton_of
 from local_distill.models.footprint import shape_of
@@ -189,7 +190,7 @@ def test_the_heap_of_glibc_loses_half_of_what_comes_and_goes_in_training():
 
 
 def test_the_plan_compares_no_name_of_a_backend_but_asks_what_each_states():
-    names = {*planned_run.TEACHERS, *planned_run.SAMPLERS}
+    names = {*BUILTIN_TEACHERS, *BUILTIN_SAMPLERS}
     for file in Path(planned_run.__file__).parent.glob("*.py"):
         compared = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Compare)]
         words = {n.value for node in compared for n in ast.walk(node) if isinstance(n, ast.Constant)}

@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-import local_distill.engines
-import local_distill.inputs
+import local_distill.teachers.local
 from local_distill.batch import TeacherView
+from local_distill.head.sampling import NucleusSampling
 from local_distill.losses.registry import make_loss
 from local_distill.losses.sampler_mismatch import SamplerMismatch
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, collate
 from local_distill.training.device_memory import SmallerMicroBatches
@@ -160,7 +159,7 @@ def test_a_teacher_that_is_packed_as_it_is_loaded(run, folders, monkeypatch):
         return model.to(device)
 
     monkeypatch.setattr(ModelFiles, "load", load_packed)
-    monkeypatch.setattr(local_distill.inputs, "check_quantization", lambda _: None)
+    monkeypatch.setattr(local_distill.teachers.local, "check_quantization", lambda _: None)
     words = ["--teacher_model", folders["teacher"], "--loss", "reverse_kl", "--dtype", "fp32"]
     packed, _ = run("packed", *words, "--teacher_quantization", "8bit")
     whole, _ = run("whole", *words)

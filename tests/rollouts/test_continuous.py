@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from local_distill.errors import UserError
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts import continuous as continuous_batching
 from local_distill.rollouts.continuous import ContinuousRollouts, SampledModel
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.batching import collate
 from tests.rollouts.test_hf import GREEDY, PROMPTS, V, completions, engine
+from tests.sampling import flat
 from tests.tiny_models import llama_config, make_model
 
 NUMBERED = list(enumerate(PROMPTS))
@@ -22,7 +23,7 @@ def continuous(model, dtype=torch.float32, **overrides):
         "choose": NucleusSampling(1.0, 1.0), "group_size": 3, "max_new_tokens": 6, "stop_ids": [0], "pad_id": 0,
         "seed": 7, "process": 0,
     }  # fmt: skip
-    return ContinuousRollouts(SampledModel(model, dtype), **{**settings, **overrides})
+    return ContinuousRollouts(SampledModel(model, dtype), **flat({**settings, **overrides}))
 
 
 def scored(model, rollouts):

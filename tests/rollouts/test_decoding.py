@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from local_distill.batch import Prompt
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.rollouts.decoding import TokenCache, next_logits
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
 from tests.rollouts.test_checking import RIGHT, V
 from tests.tiny_models import llama_config, make_model
 
@@ -21,8 +21,8 @@ def low():
 
 def sample(model):
     engine = HFRollouts(
-        model, choose=NucleusSampling(1.0, 1.0), group_size=2, max_new_tokens=12, stop_ids=[], pad_id=0, vocab_size=V,
-        seed=7, batch_size=64, autocast=low, say=print,
+        model, params=SamplingParams(NucleusSampling(1.0, 1.0), 2, 12, frozenset(), 7), pad_id=0, vocab_size=V,
+        batch_size=64, autocast=low, say=print,
     )  # fmt: skip
     return engine.sample(list(enumerate(PROMPTS)), step=0)
 

@@ -7,10 +7,11 @@ import torch
 
 from local_distill.batch import Prompt
 from local_distill.errors import UserError
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.training.batching import collate
+from tests.sampling import flat
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300
@@ -23,7 +24,7 @@ def engine(model, **overrides):
         "choose": NucleusSampling(1.0, 1.0), "group_size": 3, "max_new_tokens": 12, "stop_ids": [0], "pad_id": 0,
         "vocab_size": V, "seed": 7, "batch_size": 64, "autocast": nullcontext, "say": print,
     }  # fmt: skip
-    return HFRollouts(model, **{**settings, **overrides})
+    return HFRollouts(model, **flat({**settings, **overrides}))
 
 
 def completions(rollouts):

@@ -9,10 +9,11 @@ import pytest
 
 from local_distill.batch import Prompt
 from local_distill.errors import RunError, UserError
-from local_distill.rollouts.sampling import NucleusSampling
+from local_distill.head.sampling import NucleusSampling
 from local_distill.rollouts.vllm_server import COMPLETIONS, FLAG, KEY_VARIABLE, VLLMServerRollouts, check_engine
 from local_distill.serving.client import HttpClient
 from tests.fake_vllm import FakeVLLM
+from tests.sampling import flat
 from tests.tiny_models import make_tokenizer
 
 V = 300
@@ -67,7 +68,7 @@ def engine(client, publisher=None, **overrides):
         "choose": TEMPERATURE_ONE, "group_size": 3, "max_new_tokens": 12, "stop_ids": STOPS, "vocab_size": V, "rows": V,
         "seed": 7,
     }  # fmt: skip
-    return VLLMServerRollouts(client, publisher or Held(), **{**settings, **overrides})
+    return VLLMServerRollouts(client, publisher or Held(), **flat({**settings, **overrides}))
 
 
 def completions(rollouts):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from local_distill.batch import Prompt
 from local_distill.errors import RunError
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.adapters import LoraSettings, add_lora
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_colocated import ColocatedVLLMRollouts, SharedEngine, merged_weights
 
 ALLOWED, NEW_TOKENS, MAX_TOKENS = 300, 24, 256
@@ -100,14 +100,11 @@ def main() -> None:
         folder, weights=weights, version=lambda: student.version, dtype=dtype, max_tokens=MAX_TOKENS,
         memory_share=0.5, seed=0, eager=True,
     )  # fmt: skip
-    sampler = partial(
-        ColocatedVLLMRollouts,
-        engine,
-        group_size=4 if kind == "adapter" else 1,
-        max_new_tokens=NEW_TOKENS,
-        vocab_size=ALLOWED,
-        seed=3,
-    )
+
+    def sampler(choose: NucleusSampling, stop_ids: Sequence[int]) -> ColocatedVLLMRollouts:
+        params = SamplingParams(choose, 4 if kind == "adapter" else 1, NEW_TOKENS, frozenset(stop_ids), seed=3)
+        return ColocatedVLLMRollouts(engine, params=params, vocab_size=ALLOWED)
+
     plain, stopping = sampler(choose=EXACT, stop_ids=()), sampler(choose=EXACT, stop_ids=STOP)
     result: dict[str, object] = {"rows": engine.rows}
 

@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.batch import Prompt
 from local_distill.errors import UserError
+from local_distill.head.sampling import NucleusSampling
 from local_distill.models.adapters import LoraSettings, add_lora
 from local_distill.models.scorer import TokenScorer
-from local_distill.rollouts.sampling import NucleusSampling
 from local_distill.rollouts.vllm_server import FLAG, KEY_VARIABLE, VLLMServerRollouts, check_engine
 from local_distill.serving.client import HttpClient
 from local_distill.serving.publishing import AdapterPublisher, WeightsPublisher, fresh_folder
 from local_distill.training.batching import collate, split_by_tokens
+from tests.sampling import flat
 from tests.tiny_models import make_tokenizer
 
 V = 49152
@@ -146,7 +147,7 @@ def engine(client, publisher, **overrides):
         "choose": TEMPERATURE_ONE, "group_size": 2, "max_new_tokens": 24, "stop_ids": [2], "vocab_size": V, "rows": V,
         "seed": 7,
     }  # fmt: skip
-    return VLLMServerRollouts(client, publisher, **{**settings, **overrides})
+    return VLLMServerRollouts(client, publisher, **flat({**settings, **overrides}))
 
 
 @torch.no_grad()

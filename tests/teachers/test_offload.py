@@ -32,8 +32,8 @@ def test_readings_are_those_of_the_plain_teacher(name, dtype):
     for again in range(2):
         expected = TopTokensTeacher(plain, CPU, 5).score(batch)
         found = TopTokensTeacher(passing, CPU, 5).score(batch)
-        for part in ("teacher_logprobs", "teacher_entropy"):
-            assert torch.equal(getattr(found, part), getattr(expected, part)), again
+        for part in ("logprobs", "entropy"):
+            assert torch.equal(getattr(found.signal, part), getattr(expected.signal, part)), again
         assert torch.equal(found.signal.top.ids, expected.signal.top.ids)
         assert torch.equal(found.signal.top.logprobs, expected.signal.top.logprobs)
     assert torch.equal(LocalTeacher(passing, CPU).score(batch).signal.logprobs, expected.signal.logprobs)

@@ -73,6 +73,21 @@ class Greedy(NucleusSampling):
         return tokens, torch.zeros(tokens.shape, device=logits.device)
 
 
+@dataclass(frozen=True)
+class SamplingParams:
+    """A sampler draws completions in this way.
+
+    choose: how a token is drawn. group_size: completions of each prompt. max_new_tokens: at most so many in one.
+    stop_ids: tokens that end a completion and belong to it. seed: what its random numbers come from, among others.
+    """
+
+    choose: NucleusSampling
+    group_size: int
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    seed: int
+
+
 def nucleus_floor(probs: Tensor, top_p: float) -> Tensor:
     """(n, 1): the least probability inside the smallest set of likeliest tokens whose sum reaches top_p.
 

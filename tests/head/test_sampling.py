@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from local_distill.rollouts import sampling
-from local_distill.rollouts.sampling import Greedy, NucleusSampling, nucleus_floor
+from local_distill.head import sampling
+from local_distill.head.sampling import Greedy, NucleusSampling, nucleus_floor
 
 
 def truncated(logits, temperature, top_p):

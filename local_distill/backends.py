@@ -1,0 +1,142 @@
+"""Teachers and samplers state what they are, in one record each; docs/extending.md has one of each from outside.
+
+A record is opened in two stages. Before any weights are loaded it asks what it needs to ask: is the server there, does
+it serve these tokens? What that returns is called again when the student is in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from local_distill.batch import RolloutEngine, Teacher, TeacherView
+from local_distill.config.registry import SAMPLERS, TEACHERS
+from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import TrainFields
+from local_distill.head.sampling import SamplingParams
+from local_distill.models.adapters import Adapter
+from local_distill.models.files import ModelFiles
+from local_distill.models.footprint import SamplerMemory, TeacherMemory
+from local_distill.models.pair import ModelPair
+from local_distill.models.scorer import TokenScorer
+from local_distill.training.optimizer import Updates
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A backend is opened with this.
+
+    dtype: precision of the products. longest: tokens of the longest prompt and completion together. folder: of the run.
+    say: tells the user. closing: what is to be closed when the loop has ended.
+    """
+
+    config: TrainConfig
+    pair: ModelPair
+    lora: Adapter | None
+    dtype: torch.dtype
+    longest: int
+    accelerator: Accelerator
+    folder: Path
+    say: Callable[[str], None]
+    closing: ExitStack
+
+
+@dataclass(frozen=True)
+class TeacherReaders:
+    """A teacher is read in two ways. training: as the loss needs it. evaluation: as fully as it can be."""
+
+    training: Teacher
+    evaluation: Teacher
+
+
+OpenTeacher = Callable[[TokenScorer, TeacherView], TeacherReaders]
+"""The second stage of a teacher. It is given the student, not wrapped for training, and what the loss needs."""
+
+
+def no_checks(settings: TrainFields) -> None:
+    """Accept all settings."""
+    del settings
+
+
+def nothing_to_look_up(config: TrainConfig) -> None:
+    """Accept every machine."""
+    del config
+
+
+def any_files(config: TrainConfig, teacher: ModelFiles) -> None:
+    """Accept all files of a teacher."""
+    del config, teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherBackend:
+    """A teacher states what it is.
+
+    gives: the most that it can give at each position. check: raises UserError for settings that it cannot do with.
+    memory: what it takes; where that counts weights, the files of
+    ``--teacher_model`` are opened, and ``check_files`` raises UserError for those that it cannot do with.
+    check_machine: raises UserError where a package or a file of its own is not there.
+    words: who is learned from, for people. where: such as ``behind --teacher_url``, where it cannot give all.
+    """
+
+    gives: TeacherView
+    memory: TeacherMemory
+    open: Callable[[Opening], OpenTeacher]
+    check: Callable[[TrainFields], None] = no_checks
+    words: Callable[[TrainConfig], str] = lambda config: config.teacher_model
+    where: str = "of this kind"
+    check_machine: Callable[[TrainConfig], None] = nothing_to_look_up
+    check_files: Callable[[TrainConfig, ModelFiles], None] = any_files
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student that is sampled from: the model, unwrapped, and what updates it."""
+
+    model: nn.Module
+    updates: Updates
+
+
+MakeSampler = Callable[[SamplingParams], RolloutEngine]
+OpenSampler = Callable[[Student], MakeSampler]
+"""The second stage of a sampler. What it gives makes engines for training and for evaluation."""
+
+
+def any_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+    """Accept every student."""
+    del config, pair, lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerBackend:
+    """A sampler states what it is.
+
+    check, check_machine: see TeacherBackend. check_student: raises UserError for a student that it cannot sample from.
+    memory: what it takes; it says as well whether it is our own loop, which samples with the student as it is trained.
+    """
+
+    memory: SamplerMemory
+    open: Callable[[Opening], OpenSampler]
+    check: Callable[[TrainFields], None] = no_checks
+    check_machine: Callable[[TrainConfig], None] = nothing_to_look_up
+    check_student: Callable[[TrainConfig, ModelPair, Adapter | None], None] = any_student
+
+
+def teacher_of(config: TrainConfig) -> TeacherBackend:
+    """Return the record of the teacher that the settings name."""
+    found = TEACHERS.get(config.teacher_kind)
+    assert isinstance(found, TeacherBackend)
+    return found
+
+
+def sampler_of(config: TrainConfig) -> SamplerBackend:
+    """Return the record of the sampler that the settings name."""
+    found = SAMPLERS.get(config.rollouts_kind)
+    assert isinstance(found, SamplerBackend)
+    return found
