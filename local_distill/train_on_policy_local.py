@@ -7,11 +7,10 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     from local_distill.packages import leave_out_working_folder
-    from local_distill.process.signals import ending_on_signals
+    from local_distill.process.signals import end_on_signals
 
     leave_out_working_folder()
-    to_the_end = ending_on_signals()
-    to_the_end.__enter__()
+    end_on_signals()
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from local_distill import __version__
 from local_distill.config.parsing import build_parser, parse
 from local_distill.errors import UserError
 from local_distill.process.exit_codes import exit_code_of
-from local_distill.process.signals import ending_on_signals
+from local_distill.process.signals import end_on_signals, ending_on_signals
 
 COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
@@ -56,7 +56,9 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 2 for a user's mistake."""
+    """Run the command line, by itself that of this process. Returns the exit code: 0, 2 for a user's mistake."""
+    if argv is None:
+        end_on_signals()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())

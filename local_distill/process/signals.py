@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -84,6 +84,17 @@ def ending_on_signals() -> Iterator[None]:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             wakes.close()
+
+
+_TO_THE_END = ExitStack()
+
+
+def end_on_signals() -> None:
+    """Have SIGINT and SIGTERM end this process, as ``ending_on_signals`` says, while Python shuts down too.
+
+    By itself Python would tell a traceback then, and exit with the code 0.
+    """
+    _TO_THE_END.enter_context(ending_on_signals())
 
 
 @contextmanager

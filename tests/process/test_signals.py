@@ -91,6 +91,24 @@ def test_wherever_it_is_before_the_first_step(waiting, number, code, within):
     ended(process, number, code, within)
 
 
+SHUTTING_DOWN = """
+import atexit, sys, time
+from local_distill import commands
+atexit.register(lambda: (print("shutting down", flush=True), time.sleep(60)))
+sys.argv = ["local-distill", "--version"]
+sys.exit(commands.main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), BOTH)
+def test_while_python_shuts_down_after_a_command(number, code):
+    process = start("-c", SHUTTING_DOWN)
+    assert process.stdout.readline().startswith("local-distill ")
+    assert process.stdout.readline() == "shutting down\n"
+    time.sleep(0.1)
+    ended(process, number, code)
+
+
 SWALLOWING = """
 import ctypes, gc, io, os, sys, time, weakref
 from local_distill.process.exit_codes import exit_code_of
