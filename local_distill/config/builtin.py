@@ -6,6 +6,8 @@ import importlib
 import re
 from typing import Any
 
+from local_distill.batch import TeacherView
+
 OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:name``; the word before the colon has two letters at least, so that it is no drive of Windows."""
 
@@ -27,6 +29,13 @@ BUILTIN_TEACHERS = {
     "server": "local_distill.teachers.server:BACKEND",
     "self": "local_distill.teachers.student_base:BACKEND",
 }
+BUILTIN_GIVES = {
+    "local": TeacherView.whole_distribution,
+    "zero3": TeacherView.top_tokens,
+    "server": TeacherView.top_tokens,
+    "self": TeacherView.whole_distribution,
+}
+"""What their records say that they give, for those who only read what a run has left, and need not wait for torch."""
 BUILTIN_SAMPLERS = {
     "hf": "local_distill.rollouts.hf:BACKEND",
     "continuous": "local_distill.rollouts.continuous:BACKEND",

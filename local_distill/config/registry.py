@@ -6,6 +6,8 @@ imported upwards, and ``--help`` needs no torch.
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -74,20 +76,25 @@ class Registry(Generic[Record]):
             return found
         where = f"{self._flag} {name}"
         if not is_outside(name):
-            raise UserError(f"{where}: unknown; needs one of {', '.join(self._builtin)}, or package.module:name")
+            near = difflib.get_close_matches(name, self._builtin, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(self._builtin)
+            raise UserError(f"{where}: unknown; needs one of {known}, or package.module:name{hint}")
         module, _, attribute = name.partition(":")
         try:
-            found = imported(name)
-        except AttributeError:
-            raise UserError(f"{where}: {module} has no {attribute}; look at its spelling") from None
+            home = importlib.import_module(module)
         # Whatever the module's own code raises, it cannot be used.
         except Exception as error:
             raise UserError(
                 f"{where}: {module} cannot be imported ({one_line(error)}); mend it, or add its folder to PYTHONPATH"
             ) from error
+        if not hasattr(home, attribute):
+            raise UserError(f"{where}: {module} has no {attribute}; look at its spelling")
+        found = getattr(home, attribute)
         kind: type = imported(self._record)
         if not isinstance(found, kind):
-            raise UserError(f"{where}: a {type(found).__name__}, needs to be a {kind.__name__} (docs/extending.md)")
+            what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+            raise UserError(f"{where}: {what}, needs to be a {kind.__name__} (docs/extending.md)")
         return found
 
 

@@ -12,7 +12,14 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from local_distill.batch import TeacherView
-from local_distill.config.builtin import BUILTIN_LOSSES, BUILTIN_SAMPLERS, BUILTIN_TEACHERS, OrOutside, imported
+from local_distill.config.builtin import (
+    BUILTIN_GIVES,
+    BUILTIN_LOSSES,
+    BUILTIN_SAMPLERS,
+    BUILTIN_TEACHERS,
+    OrOutside,
+    imported,
+)
 from local_distill.config.parsing import option
 
 AUTO_TOP_K = 64
@@ -271,7 +278,9 @@ class TrainFields:
     @property
     def teacher_gives(self) -> TeacherView:
         """Return how much of its distribution the teacher can give, which its record states."""
-        gives: TeacherView = imported(BUILTIN_TEACHERS.get(self.teacher_kind, self.teacher_kind)).gives
+        if self.teacher_kind in BUILTIN_GIVES:
+            return BUILTIN_GIVES[self.teacher_kind]
+        gives: TeacherView = imported(self.teacher_kind).gives
         return gives
 
     @property
@@ -306,6 +315,12 @@ class TrainFields:
 
 
 def recorded_loss(settings: Mapping[str, object]) -> str:
-    """Return the loss of a run's recorded settings in words; empty where none is recorded."""
+    """Return the loss of a run's recorded settings in words; empty where none is recorded.
+
+    What auto took for a teacher from outside is not said: that teacher need not be on this machine.
+    """
     known = {field.name: settings[field.name] for field in fields(TrainFields) if field.name in settings}
-    return TrainFields(**known).loss_in_words if "loss" in known else ""  # type: ignore[arg-type]
+    if "loss" not in known:
+        return ""
+    recorded = TrainFields(**known)  # type: ignore[arg-type]
+    return recorded.loss_in_words if recorded.teacher_kind in BUILTIN_GIVES else recorded.loss

@@ -1,0 +1,54 @@
+"""A backend is found by its name, or named from outside; what leads to none is one line."""
+
+import pytest
+
+from local_distill.config.builtin import BUILTIN_GIVES
+from local_distill.config.registry import LOSSES, SAMPLERS, TEACHERS
+from local_distill.config.train_fields import recorded_loss
+from local_distill.errors import UserError
+
+
+@pytest.mark.parametrize("registry", [LOSSES, SAMPLERS, TEACHERS])
+def test_every_built_in_name_has_its_record(registry):
+    assert all(callable(registry.get(name).check) for name in registry.names)
+
+
+def test_what_teachers_give_is_what_their_records_say():
+    assert {name: TEACHERS.get(name).gives for name in TEACHERS.names} == BUILTIN_GIVES
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "lokal",
+            r": unknown; needs one of local, zero3, server, self, or package.module:name; did you mean local\?$",
+        ),
+        (
+            "no_such_module:NAME",
+            r"^--teacher_backend no_such_module:NAME: .* cannot be imported \(No module",
+        ),
+        ("own:NOTHING", r"^--teacher_backend own:NOTHING: own has no NOTHING; look at its spelling"),
+        ("own:NUMBER", r"^--teacher_backend own:NUMBER: a int, needs to be a TeacherBackend \(docs/extending.md\)"),
+        ("own:Kind", r"^--teacher_backend own:Kind: a class, needs to be a TeacherBackend"),
+        (
+            "broken:NAME",
+            r": broken cannot be imported \(.*has no attribute 'nothing'.*\)",
+        ),
+    ],
+)
+def test_a_name_that_leads_to_no_record_is_one_line(name, line, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("NUMBER = 1\n\n\nclass Kind: ...\n")
+    (tmp_path / "broken.py").write_text("import math\n\nmath.nothing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in ("own", "broken"):
+        monkeypatch.delitem(__import__("sys").modules, module, raising=False)
+    with pytest.raises(UserError, match=line) as raised:
+        TEACHERS.get(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_loss_of_a_run_is_read_without_its_teacher():
+    """A run may be reported where the module of its teacher is not."""
+    assert recorded_loss({"loss": "auto", "teacher_backend": "elsewhere:TEACHER"}) == "auto"
+    assert recorded_loss({"loss": "auto", "teacher_backend": "server"}) == "auto (reverse_kl, 64 top tokens)"
