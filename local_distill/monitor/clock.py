@@ -21,7 +21,7 @@ PHASE = "phase: "
 
 
 class StepClock:
-    """Seconds of each phase of one step, as metrics ``seconds/<phase>``."""
+    """The seconds of each phase of a step are measured here, as metrics ``seconds/<phase>``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -45,7 +45,7 @@ class StepClock:
 
 
 def rollout_metrics(accelerator: Accelerator, rollouts: Sequence[Rollout], seconds: float) -> dict[str, float]:
-    """Lengths and speed, over the rollouts of all processes; collective."""
+    """Return lengths and speed over the rollouts of all processes; collective."""
     tokens_of_each = [len(r.completion) for r in rollouts]
     counts = [
         len(rollouts), sum(tokens_of_each), sum(r.finish == "length" for r in rollouts), sum(r.age for r in rollouts)
@@ -62,7 +62,7 @@ def rollout_metrics(accelerator: Accelerator, rollouts: Sequence[Rollout], secon
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU where there is one, else resident."""
+    """Return the most memory this process has held: on the GPU where there is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return _peak_resident_bytes() / 2**30

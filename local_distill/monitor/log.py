@@ -18,11 +18,8 @@ from accelerate import Accelerator
 
 from local_distill.errors import UserError
 from local_distill.monitor.terminal import Terminal
+from local_distill.monitor.trackers.services import SwanLabSink, TensorBoardSink, TrackioSink, WandbSink
 from local_distill.monitor.trackers.sinks import LOG_DIR, Sink, Start, TrackerSink, first_line
-from local_distill.monitor.trackers.swanlab import SwanLabSink
-from local_distill.monitor.trackers.tensorboard import TensorBoardSink
-from local_distill.monitor.trackers.trackio import TrackioSink
-from local_distill.monitor.trackers.wandb import WandbSink
 from local_distill.passwords import without_passwords
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.records import RunFiles
@@ -53,12 +50,12 @@ class RunLog:
         self._terminal.say(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What update number ``step`` (from 1) measured."""
+        """Tell what update number ``step`` (from 1) measured."""
         for sink in self._sinks:
             sink.step(step, metrics)
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """What the held-out prompts say after ``evaluation.step`` updates; people see one of them, always the same."""
+        """Tell what held-out prompts say after ``evaluation.step`` updates; people see one of them, always the same."""
         for sink in self._sinks:
             sink.evaluation(evaluation)
         for completion in evaluation.completions[:1]:
@@ -90,7 +87,7 @@ def open_run_log(
     wandb_mode: str = "online",
     watchers: Sequence[Sink] = (),
 ) -> RunLog:
-    """The log of a run; on processes other than the main one, a log that goes nowhere.
+    """Return the log of a run; on processes other than the main one, a log that goes nowhere.
 
     accelerator: built with ``log_with=tracker_names(…) or None`` and any ``project_dir``, without which it refuses
         tensorboard; the trackers' files go into ``output_dir``. terminal: from open_terminal.
@@ -120,7 +117,7 @@ def open_run_log(
 
 @contextmanager
 def _keeping_signal_handlers() -> Iterator[None]:
-    """Ctrl-C stays ours: SwanLab's start takes it, and would leave the run at the first one."""
+    """Keep Ctrl-C ours: SwanLab's start takes it, and would leave the run at the first one."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -132,7 +129,7 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """The config in the types that every tracker takes: None, tuples and paths become text; no passwords of URLs."""
+    """Return the config in types that every tracker takes: None, tuples and paths become text; no passwords."""
     return {
         name: value if isinstance(value, (int, float)) else without_passwords(str(value))
         for name, value in config.items()

@@ -75,7 +75,7 @@ class StepProfiler:
         self._say(table)
 
     def _table(self) -> str:
-        """Seconds a step of each phase, and of the operators that take most, by their own time."""
+        """Return seconds a step of each phase, and of the operators that take most, by their own time."""
         on_gpu = runs_on_cuda()
         averages = self._profile.key_averages()
         phases = [(e.key.removeprefix(PHASE), e.cpu_time_total) for e in averages if e.key.startswith(PHASE)]

@@ -98,7 +98,7 @@ def _grid(rows: list[tuple[str, ...]]) -> Table:
 
 
 def _in_json(evaluation: Evaluation) -> dict[str, object]:
-    """All but the tokens one by one, which completions.jsonl has: megabytes where completions are long."""
+    """Return all but the tokens one by one, which completions.jsonl has: megabytes where they are many."""
     return asdict(replace(evaluation, completions=tuple(replace(c, pieces=()) for c in evaluation.completions)))
 
 
@@ -127,7 +127,7 @@ def _cell(text: str) -> str:
 
 
 def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, ...]]:
-    """Rows of a label, before, after, and after / before where that means something."""
+    """Yield rows of a label, before, after, and after / before where that means something."""
     both = (before, after)
 
     def ratio(name: str) -> str:
@@ -156,7 +156,7 @@ def _ratio(before: float, after: float) -> float:
 
 
 def _by_prompt(before: Evaluation | None, after: Evaluation | None) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """Each prompt that evaluations show, with its completions under "before" and "after", where there are any."""
+    """Return each prompt that evaluations show, with its completions under "before" and "after", if any."""
     for pair in zip_longest(before.completions if before else (), after.completions if after else ()):
         completions = {when: each for when, each in zip(("before", "after"), pair, strict=True) if each}
         yield next(iter(completions.values())).prompt, completions

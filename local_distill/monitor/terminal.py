@@ -32,7 +32,7 @@ from local_distill.wording import clean, number, percent, share_with_error, shor
 
 
 class Terminal(Protocol):
-    """Where a run tells people how it is going; as a context manager, shown from entry to exit."""
+    """A run tells people here how it is going; as a context manager, shown from entry to exit."""
 
     def say(self, text: str) -> None:
         """Show a message."""
@@ -57,7 +57,7 @@ class Terminal(Protocol):
 
 
 def open_terminal(total_steps: int, first_step: int, is_main_process: bool) -> Terminal:
-    """The terminal that suits this process: a live bar, plain lines where output goes to a file, else nothing.
+    """Return the terminal that suits this process: a live bar, plain lines where output goes to a file, else nothing.
 
     total_steps: steps of the whole run. first_step: steps already done, above 0 in a resumed run.
     """
@@ -71,40 +71,40 @@ def open_terminal(total_steps: int, first_step: int, is_main_process: bool) -> T
 
 
 def open_console() -> Console:
-    """Standard output, where a character that the encoding lacks becomes "?" instead of ending the run."""
+    """Return standard output, where a character that the encoding lacks becomes "?" instead of ending the run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False)
 
 
 class SilentTerminal(Terminal):
-    """Shows nothing; for every process but the main one."""
+    """Nothing is shown: this is for every process but the main one."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def completion(self, completion: Completion) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 class PlainTerminal(Terminal):
-    """One line a step, without colour or cursor movement, written at once; for log files and pipes."""
+    """A step is one line without colour or cursor movement, written at once; for log files and pipes."""
 
     def __init__(self, stream: IO[str], total_steps: int) -> None:
         self._stream = stream
         self._total_steps = total_steps
 
     def say(self, text: str) -> None:
-        """The message, on lines of its own."""
+        """Write the message on lines of its own."""
         try:
             print(clean(text), file=self._stream, flush=True)
         except OSError as error:  # a full disk, or a pipe whose reader has ended: the run is worth more than its log
@@ -116,23 +116,23 @@ class PlainTerminal(Terminal):
             )
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line, as long as it needs to be."""
+        """Write one line, as long as it needs to be."""
         shown = [f"{label} {value}".strip() for row in _FIELD_ROWS for label, value in _fields(row, metrics)]
         self.say("  ".join([f"step {step}/{self._total_steps}", *shown]))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """One line."""
+        """Write one line."""
         self.say(_in_words(evaluation))
 
     def completion(self, completion: Completion) -> None:
-        """Nothing: a log is read line by line, and completions.jsonl has the text."""
+        """Write nothing: a log is read line by line, and completions.jsonl has the text."""
 
     def close(self) -> None:
-        """Nothing to do: every line is written at once."""
+        """Do nothing: every line is written at once."""
 
 
 class LiveTerminal(Terminal):
-    """A progress bar over the newest metrics at the bottom of the terminal; all else scrolls by above it."""
+    """A progress bar over the newest metrics stays at the bottom of the terminal; all else scrolls by above."""
 
     def __init__(self, console: Console, total_steps: int, first_step: int) -> None:
         self._console = console
@@ -157,7 +157,7 @@ class LiveTerminal(Terminal):
         return self
 
     def say(self, text: str) -> None:
-        """The message, above the bar."""
+        """Print the message above the bar."""
         self._console.print(Text(clean(text)))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -166,11 +166,11 @@ class LiveTerminal(Terminal):
         self._live.update(Group(self._progress, *(_row(fields, metrics) for fields in _FIELD_ROWS)))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """One line above the bar."""
+        """Print one line above the bar."""
         self._console.print(Text(_in_words(evaluation), style="cyan"))
 
     def completion(self, completion: Completion) -> None:
-        """A panel above the bar: the prompt, and what the student made of it."""
+        """Print a panel above the bar: the prompt, and what the student made of it."""
         prompt = Text(shorten(completion.prompt, characters=300, lines=4), style="dim")
         text = Text(shorten(completion.text, characters=800, lines=12))
         panel = Panel(
@@ -212,13 +212,13 @@ _FIELD_ROWS: tuple[tuple[_Field, ...], ...] = (
 
 
 def _fields(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(label, value) of the metrics that are there and have something to say."""
+    """Yield (label, value) of the metrics that are there and have something to say."""
     fields = [(label, write(metrics[name])) for name, label, write in row if name in metrics]
     return [(label, value) for label, value in fields if value]
 
 
 def _row(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> Text:
-    """Two such rows fit 80 columns, whatever the values."""
+    """Return a row; two such rows fit 80 columns, whatever the values."""
     parts = [Text.assemble((label, "dim"), " " if label else "", value) for label, value in _fields(row, metrics)]
     return Text("  ").join(parts)
 

@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 def runs_on_cuda() -> bool:
-    """Whether a run that starts here takes a GPU: there is one, and the launch did not ask for processors."""
+    """Return whether a run that starts here takes a GPU: there is one, and the launch did not ask for processors."""
     return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 @contextmanager
 def processes_meet(patience: timedelta) -> Iterator[None]:
-    """Those of one launch find each other. patience: how long one is waited for then, wherever it is waited for.
+    """Let the processes of one launch find each other. patience: how long one is waited for, wherever that is.
 
     Given here, where the group is made. DeepSpeed makes groups of its own out of it, for which torch has defaults: ten
     minutes where they are NCCL's.
@@ -58,19 +58,19 @@ def losing_others() -> Iterator[None]:
 
 
 def alone(error: UserError) -> UserError:
-    """The error, for this process to say; see UserError."""
+    """Mark the error as one that this process alone must say, and return it; see UserError."""
     error.alone = True
     return error
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
-    """Element by element, over all processes; collective."""
+    """Return the sum over all processes, element by element; collective."""
     total: torch.Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
     return total
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set anywhere; collective."""
+    """Return whether the flag is set on any process; collective."""
     return bool(sum_over_processes(accelerator, torch.tensor([float(flag)]))[0] > 0)
 
 
@@ -80,7 +80,7 @@ def reduce_max(accelerator: Accelerator, number: int) -> int:
 
 
 def gather_lists(accelerator: Accelerator, items: list[T]) -> list[T]:
-    """Every process's items, in the order of the processes; collective."""
+    """Return every process's items, in the order of the processes; collective."""
     gathered: list[T] = gather_object(items) if accelerator.num_processes > 1 else items
     return gathered
 

@@ -15,7 +15,7 @@ PIPE = 13
 
 
 def exit_code_of(action: Callable[[], int]) -> int:
-    """The action's own exit code; 2 after a user's mistake, 128 + n after signal n, each told in one line.
+    """Return the action's own exit code; 2 after a user's mistake, 128 + n after signal n, each told in one line.
 
     Where nobody reads standard output any more, that of a program which a broken pipe ended.
     """
@@ -44,7 +44,7 @@ def exit_code_of(action: Callable[[], int]) -> int:
 
 
 def drop_output(stream: IO[str]) -> None:
-    """From here on nothing that is written to a stream goes anywhere, what is still on its way there included."""
+    """Let nothing that is written to a stream go anywhere any more, what is still on its way there included."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

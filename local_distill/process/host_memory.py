@@ -25,5 +25,5 @@ def keep_freed_memory() -> None:
 
 
 def glibc_allocates() -> bool:
-    """Whether memory comes from glibc's own malloc, and not from one loaded before it, such as tcmalloc's."""
+    """Return whether memory comes from glibc's own malloc, and not from one loaded before it, like tcmalloc's."""
     return platform.libc_ver()[0] == "glibc" and "malloc" not in os.environ.get("LD_PRELOAD", "")

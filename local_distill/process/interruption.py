@@ -14,7 +14,7 @@ from local_distill.process.signals import SAME, STOPPING
 
 
 class StopRequest:
-    """Takes the first SIGINT or SIGTERM as a wish to stop after the step; another one, later, stops at once.
+    """The first SIGINT or SIGTERM is a wish to stop after the step; another one, later, stops at once.
 
     Python hands signals to its main thread alone: in any other, nothing is taken.
     """
@@ -27,11 +27,11 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop; others may not have been."""
+        """Return whether this process was asked to stop; others may not have been."""
         return self.signal is not None
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; from here on all of them were. Collective."""
+        """Return whether any process was asked to stop; from here on all of them were. Collective."""
         number = reduce_max(accelerator, int(self.signal or 0))
         if number:
             self.signal = signal.Signals(number)

@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell gives for it."""
+        """Return the exit code that a shell gives for the signal."""
         return 128 + self.signal
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Stopped(BaseException):
 
 
 class _Ending:
-    """What this process knows of its end.
+    """The end of this process is known here, as far as it has come.
 
     noted: when the first signal came. awaited: whether somebody waits for Stopped. said: whether the user was told.
     swallowed: the signal whose exception went nowhere. again: whether Stopped is to be raised once more for it.
@@ -59,7 +59,7 @@ class _Ending:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """In here SIGINT and SIGTERM end the process; inside ``stoppable`` by raising Stopped in the main thread.
+    """Let SIGINT and SIGTERM end the process in here; inside ``stoppable`` by raising Stopped in the main thread.
 
     Where that is in a destructor or a callback, out of which Python lets no exception, it is raised again soon after.
     Where it is in a library which does not come back, such as one that waits for another process, or which swallows
@@ -99,7 +99,7 @@ def end_on_signals() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """There is something to put in order in here, and somebody who waits for Stopped outside."""
+    """Raise Stopped for a signal in here, where something must be put in order; the caller catches it."""
     before, _Ending.awaited = _Ending.awaited, True
     try:
         yield
@@ -108,7 +108,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _forget() -> None:
-    """A forked process has an end of its own: its signals are not this one's, whose watch it would wake."""
+    """Give a forked process an end of its own: its signals would wake this one's watch."""
     if any(signal.getsignal(number) is _end for number in STOPPING):
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,7 +122,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def sigint_is_an_answer() -> Iterator[None]:
-    """In here SIGINT is KeyboardInterrupt again, for a command that people talk to."""
+    """Make SIGINT a KeyboardInterrupt again in here, for a command that people talk to."""
     before = signal.getsignal(signal.SIGINT)
     if before is not _end:
         yield
@@ -135,14 +135,14 @@ def sigint_is_an_answer() -> Iterator[None]:
 
 
 def tell(stopped: Stopped) -> None:
-    """Say it, once, on one process of a machine."""
+    """Tell the user of the signal, once, on one process of a machine."""
     if not _Ending.said and os.environ.get("LOCAL_RANK", "0") == "0":
         print(stopped, file=sys.stderr, flush=True)
     _Ending.said = True
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """The handler. What is raised inside an import may be swallowed there: the process is left as it is."""
+    """Handle a signal. An exception inside an import may be swallowed there, so the process is left as it is."""
     now = time.monotonic()
     if _Ending.noted is None or _Ending.again:
         _Ending.noted, _Ending.again = now, False
@@ -154,7 +154,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _note_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-    """The hook for exceptions out of destructors and callbacks.
+    """Note what comes out of destructors and callbacks, as the hook for such exceptions.
 
     No call comes after the swallowed signal was noted: no handler runs, and raises, in here any more.
     """
@@ -168,7 +168,7 @@ def _note_swallowed(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _watch(received: socket.socket, main: int) -> None:
-    """Python runs a handler only when the main thread is back from whatever C code it is in; this thread is not."""
+    """Watch for signals outside of the main thread, where Python runs handlers only when C code has come back."""
     ends, stopping = math.inf, 0
     with received:
         while time.monotonic() < ends:
@@ -186,7 +186,7 @@ def _watch(received: socket.socket, main: int) -> None:
 
 
 def _send(number: int, thread: int) -> None:
-    """A signal to a thread, which wakes it up where the system can do that."""
+    """Send a signal to a thread, which wakes it up where the system can do that."""
     if sys.platform == "win32":
         signal.raise_signal(number)
     else:
@@ -194,7 +194,7 @@ def _send(number: int, thread: int) -> None:
 
 
 def _leave(number: int) -> None:
-    """End as it is."""
+    """End the process with everything as it is."""
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar has hidden the cursor
     stopped = Stopped(number)

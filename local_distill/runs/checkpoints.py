@@ -24,7 +24,7 @@ DISCARDED = ".discarded-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. settings: those of the run that must be the same to go on. made_in: see MADE_IN."""
+    """A checkpoint is whole here. settings: those of the run that must be the same to go on. made_in: see MADE_IN."""
 
     path: Path
     step: int
@@ -33,13 +33,13 @@ class Checkpoint:
 
 
 def last_saved(output_dir: Path) -> str:
-    """In words, for a message: where the newest checkpoint is."""
+    """Return in words, for a message, where the newest checkpoint is."""
     folders = step_folders(output_dir)
     return f"the last good checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
 
 
 def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest whole checkpoint of a run, and a note on each newer one that was passed over.
+    """Return the newest whole checkpoint of a run, and a note on each newer one that was passed over.
 
     Raises UserError when there is none.
     """
@@ -57,7 +57,7 @@ def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``, every byte of it verified. Raises UserError naming what is wrong."""
+    """Return the checkpoint in ``folder``, every byte verified. Raises UserError naming what is wrong."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"--resume {folder}: not a checkpoint, it has no {MANIFEST}; give a {PREFIX}N folder")
     try:
@@ -106,6 +106,6 @@ def check_same_run(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
 
 
 def step_folders(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, by their names alone, newest first."""
+    """Return the checkpoints of a run, by their names alone, newest first."""
     folders = [f for f in output_dir.glob(f"{PREFIX}*") if f.is_dir() and f.name.removeprefix(PREFIX).isdecimal()]
     return sorted(folders, key=lambda f: int(f.name.removeprefix(PREFIX)), reverse=True)

@@ -33,7 +33,7 @@ _held: set[int] = set()
 
 
 def _let_go() -> None:
-    """A forked process would hold its parent's locks after the parent's end."""
+    """Let go of the parent's locks in a forked process, which would hold them after the parent's end."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -45,7 +45,7 @@ if sys.platform != "win32":
 
 @dataclass(frozen=True)
 class Holder:
-    """A process on some host. started: seconds since 1970, as its kernel knows them."""
+    """A process on some host holds a folder. started: seconds since 1970, as its kernel knows them."""
 
     host: str
     process: int
@@ -53,17 +53,17 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """This process."""
+        """Return this process as a holder."""
         return cls(platform.node(), os.getpid(), psutil.Process().create_time())
 
     @property
     def elsewhere(self) -> bool:
-        """On another host, where it cannot be looked for."""
+        """Return whether the process is on another host, where it cannot be looked for."""
         return self.host != platform.node()
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is surely gone; another process may have its number by now."""
+        """Return whether the process is surely gone; another process may have its number by now."""
         if self.elsewhere:
             return False
         try:
@@ -77,7 +77,7 @@ class Holder:
 
 @contextmanager
 def claimed(lock: Path, what: str) -> Iterator[None]:
-    """Keep all others out from here on. lock: the file that is locked. what: the flag and the folder, for messages.
+    """Keep all others out of a folder in here. lock: the locked file. what: the flag and the folder, for messages.
 
     Raises UserError, which names host and process, where somebody is in there; OSError where there can be no file.
     """
@@ -94,7 +94,7 @@ def claimed(lock: Path, what: str) -> Iterator[None]:
 
 
 def _claim(lock: Path, what: str) -> int:
-    """The locked file, open, with this process written in it."""
+    """Return the locked file, open, with this process written in it."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         taken = _is_taken(lock, descriptor)
@@ -115,7 +115,7 @@ def _claim(lock: Path, what: str) -> int:
 
 
 def _is_taken(lock: Path, descriptor: int) -> bool | None:
-    """Whether another process has the lock; else it is ours now. None: this disk cannot say for all hosts."""
+    """Return whether another process has the lock; else it is ours now. None: this disk cannot say for all hosts."""
     if sys.platform == "win32":
         return None
     try:
@@ -130,7 +130,7 @@ def _is_taken(lock: Path, descriptor: int) -> bool | None:
 
 
 def _is_still(lock: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that has the name now."""
+    """Return whether the open file is the one that has the name now."""
     try:
         return os.path.samestat(os.fstat(descriptor), lock.stat())
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def _is_still(lock: Path, descriptor: int) -> bool:
 
 
 def _holder(descriptor: int, patience: float) -> Holder | None:
-    """Who is written in the file; for so many seconds somebody may be about to be."""
+    """Return who is written in the file; for so many seconds somebody may be about to be."""
     ends = time.monotonic() + patience
     while True:
         try:

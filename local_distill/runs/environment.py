@@ -42,7 +42,7 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
 
 
 def describe_environment(processes: int) -> dict[str, Any]:
-    """Versions, hardware and the command, as JSON."""
+    """Return versions, hardware and the command of this process, as JSON."""
     import torch  # takes seconds, and whoever only reads a run has no use for it
 
     return {
@@ -71,7 +71,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The accelerators that this process sees; none on a machine with a processor only."""
+    """Return the accelerators that this process sees; none on a machine with a processor only."""
     import torch
 
     if torch.cuda.is_available():

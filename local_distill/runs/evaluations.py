@@ -12,7 +12,7 @@ SHOWN_TOP = 5
 
 @dataclass(frozen=True)
 class Piece:
-    """One token of a completion, in words.
+    """A token of a completion is told in words.
 
     text: what it adds to the text; a special token's own name. student, teacher: s_t and q_t, nats, temperature 1.
     reverse_kl: the exact KL at that position where the teacher gives its whole distribution, else s_t − q_t, nats.
@@ -29,7 +29,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished rollout, in words, for people to read.
+    """A finished rollout is told in words, for people to read.
 
     reverse_kl: mean of log p_student − log q_teacher over its tokens, nats per token.
     pieces: its tokens one by one, special ones included; empty in files of older runs.
@@ -45,7 +45,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the held-out prompts say of the student after ``step`` updates.
+    """The held-out prompts say this of the student after ``step`` updates.
 
     reverse_kl: nats per token, over samples at temperature 1 and top-p 1, so that it is a consistent
         estimate of KL(student‖teacher); standard_error: of that mean, prompts taken as independent.

@@ -31,7 +31,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that is this run's alone.
+    """A folder is this run's alone.
 
     checkpoint: what it goes on from, None for a new run; manifest: the checksums of that, as text. notes: for people.
     """

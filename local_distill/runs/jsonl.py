@@ -18,12 +18,12 @@ LARGEST_STEP = 2**53
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads: NaN and infinities, which JSON lacks, become null. One line unless indented."""
+    """Return JSON that every parser reads: NaN and infinities become null. One line unless indented."""
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a file with the record it holds; a last line that a crash cut short is left out.
+    """Yield each line of a file with the record it holds; a last line that a crash cut short is left out.
 
     Raises UserError when the file cannot be read, or when another line is no record with a "step".
     """
@@ -43,12 +43,12 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a record is one that can be summed and drawn."""
+    """Return whether a value of a record can be summed and drawn."""
     return isinstance(value, (int, float)) and not abs(value) > LARGEST
 
 
 def as_declared(read: T) -> T:
-    """The same dataclass, made of a record. Raises TypeError where a field is no number or text and should be."""
+    """Return a dataclass that was made of a record. Raises TypeError where a field should be a number or text."""
     for field in fields(read):  # type: ignore[arg-type]
         value = getattr(read, field.name)
         if field.type in ("int", "float", "bool") and not (is_number(value) or value != value):

@@ -30,7 +30,7 @@ def check_kinds(folder: Path) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run in ``folder``; none where it left no word of them. Raises UserError."""
+    """Return the settings of the run in ``folder``; none where it left no word of them. Raises UserError."""
     path = folder / SETTINGS_FILE
     try:
         content = {} if (text := _text(path)) is None else yaml.safe_load(text)
@@ -45,7 +45,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """What the run in ``folder`` ran on, each time that it was started; none where it left no word of that.
+    """Return what the run in ``folder`` ran on at each of its starts; none where it left no word of that.
 
     Raises UserError.
     """
@@ -61,7 +61,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _text(path: Path) -> str | None:
-    """Of a file; None where there is none."""
+    """Return the text of a file; None where there is none."""
     if not path.exists():
         return None
     try:

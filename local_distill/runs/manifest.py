@@ -34,13 +34,13 @@ def seal(folder: Path) -> None:
 
 
 def listed(folder: Path) -> Fingerprints:
-    """What the manifest says. Raises ValueError, KeyError, TypeError or OSError where there is none to be read."""
+    """Return what the manifest says. Raises ValueError, KeyError, TypeError or OSError where none can be read."""
     files: Fingerprints = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     return files
 
 
 def changed(folder: Path, expected: Fingerprints) -> list[str]:
-    """The names of these files that are not in the folder as they were written."""
+    """Return the names of these files that are not in the folder as they were written."""
     absent = sorted(name for name in expected if not (folder / name).is_file())
     found = fingerprints(folder, [name for name in expected if name not in absent])
     return sorted([*absent, *(name for name in found if found[name] != expected[name])])
@@ -84,7 +84,7 @@ def _is_json(file: Path) -> bool:
 
 
 def fingerprints(folder: Path, names: Iterable[str]) -> Fingerprints:
-    """Size and SHA-256 of the files; several at a time, hashing is the slow part."""
+    """Return size and SHA-256 of the files; several at a time, hashing is the slow part."""
 
     def fingerprint(name: str) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -99,7 +99,7 @@ def fingerprints(folder: Path, names: Iterable[str]) -> Fingerprints:
 
 
 def sync(path: Path) -> None:
-    """Down to the disk, a folder's list of names too."""
+    """Write a file, or a folder's list of names, down to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory to sync it
         return
     descriptor = os.open(path, os.O_RDONLY)

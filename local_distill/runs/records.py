@@ -31,7 +31,7 @@ HELD_OUT = "eval/"
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """The numbers of an evaluation under the names that every file and tracker gives them."""
+    """Return the numbers of an evaluation under the names that every file and tracker gives them."""
     metrics = {
         "eval/reverse_kl": evaluation.reverse_kl,
         "eval/reverse_kl_se": evaluation.standard_error,
@@ -47,7 +47,7 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 class JsonlWriter:
-    """Appends records, each with a "step", to a JSONL file; a record is on its way to disk when ``write`` returns.
+    """Records, each with a "step", are added to a JSONL file; one is on its way to disk when ``write`` returns.
 
     keep_through: None for a new run. For a run resumed after step N, N: later records, and a last line that a
         crash cut short, are removed first, so that the file becomes the one that an unbroken run writes.
@@ -80,7 +80,7 @@ class JsonlWriter:
         self._file.close()
 
     def _check_in_place(self) -> None:
-        """An open file can be written long after its folder was removed, and nobody will ever read it."""
+        """Raise RunError where the file was removed: it can still be written, and nobody will ever read it."""
         if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
             raise RunError(f"{self._path}: another file has taken its place; let no other run use this folder")
 
@@ -92,18 +92,18 @@ class JsonlWriter:
 
 
 class RunFiles:
-    """metrics.jsonl and completions.jsonl of the run in ``output_dir``; ``keep_through`` as in JsonlWriter."""
+    """A run in ``output_dir`` writes metrics.jsonl and completions.jsonl here; ``keep_through`` as in JsonlWriter."""
 
     def __init__(self, output_dir: Path, keep_through: int | None) -> None:
         self._metrics = JsonlWriter(output_dir / METRICS_FILE, keep_through)
         self._completions = JsonlWriter(output_dir / COMPLETIONS_FILE, keep_through)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A line of metrics, after update ``step``."""
+        """Write a line of metrics, after update ``step``."""
         self._metrics.write({"step": step, **metrics})
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """A line of metrics, and the completions in the other file."""
+        """Write a line of metrics, and the completions in the other file."""
         self._metrics.write({"step": evaluation.step, **evaluation_metrics(evaluation)})
         self._completions.write(asdict(evaluation))
 
@@ -114,7 +114,7 @@ class RunFiles:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl: a step, and numbers or null.
+    """Return the records of a metrics.jsonl: a step, and numbers or null.
 
     Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
@@ -128,7 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
-    """The evaluations of a completions.jsonl, in the order of its lines; null reads as NaN.
+    """Return the evaluations of a completions.jsonl, in the order of its lines; null reads as NaN.
 
     Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
@@ -143,14 +143,14 @@ def read_evaluations(path: Path) -> list[Evaluation]:
 
 
 def training_totals(path: Path) -> tuple[int, float]:
-    """Completion tokens trained on and seconds spent in the steps, over a whole metrics.jsonl. Raises UserError."""
+    """Return tokens trained on and seconds spent in steps, over a whole metrics.jsonl. Raises UserError."""
     steps = [record for record in read_metrics(path) if is_step(record)]
     tokens, seconds = (sum(step.get(name) or 0 for step in steps) for name in ("tokens", "seconds/step"))
     return int(tokens), float(seconds)
 
 
 def lost_records(folder: Path, through: int) -> list[str]:
-    """In words, what of a run that has done ``through`` steps its files do not tell any more. Raises UserError."""
+    """Return in words what of a run of ``through`` steps its files do not tell any more. Raises UserError."""
     metrics, notes = read_metrics(folder / METRICS_FILE), []
     if through > (found := len({record["step"] for record in metrics if is_step(record)})):
         notes.append(f"{folder / METRICS_FILE}: holds {found} of {through} steps, the others are lost to the report")
@@ -162,7 +162,7 @@ def lost_records(folder: Path, through: int) -> list[str]:
 
 
 def is_step(record: Mapping[str, Any]) -> bool:
-    """Whether a record of a metrics.jsonl is of a training step, not of an evaluation."""
+    """Return whether a record of a metrics.jsonl is of a training step, not of an evaluation."""
     return not any(name.startswith(HELD_OUT) for name in record)
 
 

@@ -11,7 +11,7 @@ from local_distill.runs.evaluations import Evaluation
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """A run has ended in this way.
 
     folder: of the run. steps: done in all, those of earlier launches included.
     before, after: the evaluation before training and the last one, None where no prompts were held out, or where the
@@ -27,10 +27,10 @@ class TrainResult:
 
     @property
     def checkpoint(self) -> Path:
-        """The student, or its adapter, after the last step."""
+        """Return the folder of the student, or of its adapter, after the last step."""
         return self.folder / f"step-{self.steps}"
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells and schedulers expect; 0 when the run ended by itself."""
+        """Return 128 + the signal's number, as shells and schedulers expect; 0 when the run ended by itself."""
         return 0 if self.stopped_by is None else 128 + self.stopped_by

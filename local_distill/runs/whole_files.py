@@ -25,7 +25,7 @@ _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context that writes ``path``, a file or a folder. Raises RunError naming it for a disk that cannot take it.
+    """Write ``path``, a file or a folder, in here. Raises RunError naming it for a disk that cannot take it.
 
     safetensors and tokenizers raise exceptions of their own, with the words that Rust has for the system's errors.
     """
@@ -78,5 +78,5 @@ def _error_number(error: Exception) -> int | None:
 
 
 def expanded(path: str) -> str:
-    """The path with the user's own folder in full."""
+    """Return the path with the user's own folder in full."""
     return str(Path(path).expanduser()) if path.startswith("~/") else path

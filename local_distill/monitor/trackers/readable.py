@@ -25,18 +25,18 @@ _PUNCTUATION = str.maketrans({each: f"&#{ord(each)};" for each in string.punctua
 
 
 def rows(evaluation: Evaluation) -> list[list[str | int | float | None]]:
-    """A row of COLUMNS for each completion; plain text, for trackers that escape what they show."""
+    """Return a row of COLUMNS for each completion; plain text, for trackers that escape what they show."""
     return [[clean(c.prompt), clean(c.text), c.tokens, c.finish, _finite(c.reverse_kl)] for c in evaluation.completions]
 
 
 def coloured(completion: Completion) -> str:
-    """HTML of one completion: each token's background is its reverse KL, its title says what both models made of it."""
+    """Return HTML of one completion: a token's colour is its reverse KL, its title what both models made of it."""
     tokens = "".join(map(_coloured_token, completion.pieces)) or html.escape(clean(completion.text))
     return f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{tokens}</div>'
 
 
 def page(evaluation: Evaluation) -> str:
-    """HTML of all completions of an evaluation, each below its prompt."""
+    """Return HTML of all completions of an evaluation, each below its prompt."""
     return "".join(
         f'<h4 style="white-space:pre-wrap">{html.escape(clean(c.prompt))}</h4>{coloured(c)}'
         f"<p><small>{c.tokens} tokens, {number(c.reverse_kl)} nats a token</small></p>"
@@ -45,7 +45,7 @@ def page(evaluation: Evaluation) -> str:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Markdown of all completions: the text, then a table of its tokens."""
+    """Return Markdown of all completions: the text, then a table of its tokens."""
     return "\n\n".join("\n".join(_markdown_of(each)) for each in evaluation.completions)
 
 
@@ -72,7 +72,7 @@ def _coloured_token(piece: Piece) -> str:
 
 
 def _explained(piece: Piece) -> str:
-    """What stands in a token's title."""
+    """Return what stands in a token's title."""
     lines = [
         f"reverse KL {number(piece.reverse_kl)} nats",
         f"student {number(piece.student)}, teacher {number(piece.teacher)}",
@@ -82,12 +82,12 @@ def _explained(piece: Piece) -> str:
 
 
 def _visible(text: str) -> str:
-    """A token in quotes, so that its spaces are seen, newlines as \\n."""
+    """Return a token in quotes, so that its spaces are seen, newlines as \\n."""
     return '"' + "\\n".join(map(clean, text.split("\n"))) + '"'
 
 
 def _inert(text: str) -> str:
-    """Text that no reader of Markdown or HTML takes for markup, on one line."""
+    """Return text that no reader of Markdown or HTML takes for markup, on one line."""
     return " ".join(clean(text).split("\n")).translate(_PUNCTUATION)
 
 

@@ -21,7 +21,7 @@ _WANDB_CLOUD = "api.wandb.ai"  # netrc files name it even after the service move
 
 
 def tracker_names(wandb_project: str | None, trackers: str | None, wandb_mode: str = "online") -> list[str]:
-    """The trackers to hand to ``Accelerator(log_with=…)``, each of them installed.
+    """Return the trackers to hand to ``Accelerator(log_with=…)``, each of them installed.
 
     wandb_project, trackers, wandb_mode: as given on the command line; a project means wandb, and
     disabled means no wandb, whoever asked for it.
@@ -68,7 +68,7 @@ def _require_installed(name: str, flag: str) -> None:
 
 
 def _has_wandb_key() -> bool:
-    """Whether wandb finds a key where it looks for one: the environment, its settings files, netrc.
+    """Return whether wandb finds a key where it looks for one: environment, settings files, netrc.
 
     ``wandb.login(prompt=False)`` answers the same question, but asks the server for the user's name first.
     """

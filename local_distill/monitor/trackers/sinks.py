@@ -21,21 +21,21 @@ PER_TOKEN = "eval/per_token"
 
 
 class Sink(Protocol):
-    """A place that takes what a run measures. The terminal is one."""
+    """A sink takes what a run measures. The terminal is one."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What update number ``step`` (from 1) measured."""
+        """Take what update number ``step`` (from 1) measured."""
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """What the held-out prompts say."""
+        """Take what the held-out prompts say."""
 
     def close(self) -> None:
-        """Nothing comes after this."""
+        """End; nothing comes after this."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker is started with.
+    """A tracker is started with these.
 
     output_dir: the run's folder. name: of the run, as the user gave it. wandb_mode: online or offline.
     resumed_step: updates done when a resumed run starts again; None for a new run.
@@ -48,17 +48,17 @@ class Start:
 
     @property
     def resumed(self) -> bool:
-        """Whether this goes on with a run that was started before."""
+        """Return whether this goes on with a run that was started before."""
         return self.resumed_step is not None
 
     @property
     def name_or_folder(self) -> str:
-        """The run's name, for trackers that would invent one."""
+        """Return the run's name, for trackers that would invent one."""
         return self.name or self.output_dir.resolve().name
 
 
 class TrackerSink:
-    """One of accelerate's trackers, which cannot stop the run: the first time it raises is its last.
+    """A tracker of accelerate's cannot stop the run: the first time it raises is its last.
 
     tracker: an accelerate GeneralTracker. warn: takes the one message about its failure.
     NaN and infinities are left out: a gap in a curve, as null is in metrics.jsonl.
@@ -71,7 +71,7 @@ class TrackerSink:
 
     @staticmethod
     def settings(start: Start) -> dict[str, Any]:
-        """What the tracker's own start-up takes beside the project."""
+        """Return what the tracker's own start-up takes beside the project."""
         del start
         return {}
 
@@ -91,7 +91,7 @@ class TrackerSink:
         self._try(self._finish)
 
     def _log_completions(self, evaluation: Evaluation) -> None:
-        """Nothing, where it is not known how this tracker shows them."""
+        """Do nothing, where it is not known how this tracker shows completions."""
 
     def _finish(self) -> None:
         self._tracker.finish()
@@ -110,5 +110,5 @@ class TrackerSink:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line that shows no password."""
+    """Return what an exception says, in one line that shows no password."""
     return without_passwords(with_type(error))
