@@ -132,7 +132,7 @@ def predict(settings: list[str], libraries: float) -> dict[str, float]:
 def train_and_watch(told: Path, phases: bool, settings: list[str]) -> None:
     """Train in this process; write down the most bytes at the points that are asked for."""
     from local_distill import build, loop, train_on_policy_local
-    from local_distill.monitor.clock import StepClock, _peak_resident_bytes
+    from local_distill.monitor.measuring import StepClock, _peak_resident_bytes
     from local_distill.plan.machine import resident
 
     found: dict[str, float] = {}

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from local_distill.config.train_config import TrainConfig
     from local_distill.errors import UserError
-    from local_distill.runs.evaluations import Completion, Evaluation
-    from local_distill.runs.result import TrainResult
+    from local_distill.runs.evaluations import Completion, Evaluation, TrainResult
     from local_distill.train_on_policy_local import train
 
 __version__ = "0.1.0"
@@ -27,7 +26,7 @@ _HOMES = {
     "Completion": "runs.evaluations",
     "Evaluation": "runs.evaluations",
     "TrainConfig": "config.train_config",
-    "TrainResult": "runs.result",
+    "TrainResult": "runs.evaluations",
     "UserError": "errors",
     "train": "train_on_policy_local",
 }

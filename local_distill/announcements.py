@@ -19,10 +19,10 @@ from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.process.launch import launch_in_words, sums_in_words
 from local_distill.report.page import report_of_ended_run
 from local_distill.runs.environment import write_environment
+from local_distill.runs.evaluations import TrainResult
 from local_distill.runs.folder import RunFolder
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, SETTINGS_FILE, read_settings
 from local_distill.runs.records import lost_records, read_evaluations, training_totals
-from local_distill.runs.result import TrainResult
 from local_distill.runs.whole_files import write_whole
 
 

@@ -53,10 +53,10 @@ from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.needs import OTHER_ENGINE
 from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
+from local_distill.runs.evaluations import TrainResult
 from local_distill.runs.folder import RunFolder, check_checkpoint_is_here, open_run_folder
 from local_distill.runs.layout import COMPLETIONS_FILE
 from local_distill.runs.records import read_evaluations
-from local_distill.runs.result import TrainResult
 from local_distill.training.batching import MicroBatches, share_of_process, split_substeps
 from local_distill.training.checkpoint import Checkpointer, check_saving, moments_of
 from local_distill.training.device_memory import SmallerMicroBatches

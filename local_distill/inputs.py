@@ -33,7 +33,7 @@ from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_dense
 from local_distill.models.tokenization import unsampled_tokens_note
 from local_distill.monitor.terminal import Terminal
-from local_distill.monitor.trackers.registry import check_wandb, tracker_names
+from local_distill.monitor.trackers.choosing import check_wandb, tracker_names
 from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs

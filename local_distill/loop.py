@@ -14,7 +14,7 @@ from typing import Protocol
 from accelerate import Accelerator
 
 from local_distill.batch import Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
-from local_distill.monitor.clock import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.monitor.measuring import StepClock, peak_memory_gib, rollout_metrics
 from local_distill.monitor.profiler import Profiler
 from local_distill.process.distributed import on_every_process
 from local_distill.process.interruption import StopRequest

@@ -26,7 +26,7 @@ from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.isolation import one_run
 from local_distill.process.signals import Stopped, ending_on_signals
 from local_distill.runs.checkpoints import last_saved
-from local_distill.runs.result import TrainResult
+from local_distill.runs.evaluations import TrainResult
 from local_distill.training.device_memory import DidNotFitError, is_out_of_memory
 
 UNBOUNDED_WORK = 3600.0

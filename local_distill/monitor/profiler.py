@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch.profiler import profile
 
-from local_distill.monitor.clock import PHASE
+from local_distill.monitor.measuring import PHASE
 from local_distill.process.distributed import runs_on_cuda
 from local_distill.runs.whole_files import writing
 

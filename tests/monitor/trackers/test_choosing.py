@@ -6,8 +6,8 @@ import pytest
 from accelerate.utils import LoggerType
 
 from local_distill.errors import UserError
-from local_distill.monitor.trackers import registry
-from local_distill.monitor.trackers.registry import check_wandb, tracker_names
+from local_distill.monitor.trackers import choosing
+from local_distill.monitor.trackers.choosing import check_wandb, tracker_names
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_an_unknown_tracker(given: str, message: str) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setattr(choosing, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     assert tracker_names(None, "tensorboard") == ["tensorboard"]
     with pytest.raises(UserError, match=r"--trackers: the package comet-ml is not installed; pip install comet-ml"):
         tracker_names(None, "comet_ml")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.monitor.trackers.registry import check_wandb
+from local_distill.monitor.trackers.choosing import check_wandb
 
 KEY = "0123456789" * 4
 pytestmark = pytest.mark.usefixtures("no_wandb_account")

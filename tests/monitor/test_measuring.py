@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from local_distill.monitor.clock import StepClock, peak_memory_gib, rollout_metrics
+from local_distill.monitor.measuring import StepClock, peak_memory_gib, rollout_metrics
 from tests.training.test_batching import rollout
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_a_clock_that_timed_nothing_knows_the_step():
 def test_peak_memory_grows_with_what_is_held_and_stays_when_it_is_let_go():
     """In a process of its own: this one may have held more before."""
     program = (
-        "import torch; from local_distill.monitor.clock import peak_memory_gib as peak; cpu = torch.device('cpu');"
+        "import torch; from local_distill.monitor.measuring import peak_memory_gib as peak; cpu = torch.device('cpu');"
         "before = peak(cpu); held = torch.ones(2**27); most = peak(cpu); del held; print(before, most, peak(cpu))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
