@@ -43,7 +43,7 @@ from local_distill.models.reach import freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_quiet, check_scorer
 from local_distill.monitor.log import RunLog, open_run_log
-from local_distill.monitor.profiler import NoProfiler, Profiler, StepProfiler
+from local_distill.monitor.profiler import Profiler, StepProfiler
 from local_distill.monitor.terminal import open_terminal
 from local_distill.plan.advice import check_memory
 from local_distill.plan.fitting import micro_batch_tokens
@@ -287,9 +287,9 @@ def make_profiler(launch: Launch, log: RunLog) -> Profiler:
     """Return what watches the first steps, in the first process alone."""
     config, folder = launch.inputs.config, launch.folder
     if not config.profile or not launch.accelerator.is_main_process:
-        return NoProfiler()
+        return Profiler()
     left = config.steps - folder.first_step
     if config.profile >= left:
         log.say(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
-        return NoProfiler()
+        return Profiler()
     return StepProfiler(config.profile, folder.path / "profile", log.say)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from torch.profiler import profile
 
@@ -18,30 +17,18 @@ OPERATORS = 12
 """Operators that the table names; the rest is one line."""
 
 
-class Profiler(Protocol):
-    """Who watches the steps."""
+class Profiler:
+    """A profiler watches the steps; this one does nothing, for a run that nobody watches."""
 
     def start_step(self) -> None:
-        """A step begins."""
-        ...
+        """Note that a step begins."""
 
     def end_step(self) -> None:
-        """A step is over."""
-        ...
+        """Note that a step is over."""
 
 
-class NoProfiler:
-    """For a run that nobody watches."""
-
-    def start_step(self) -> None:
-        """Nothing to do."""
-
-    def end_step(self) -> None:
-        """Nothing to do."""
-
-
-class StepProfiler:
-    """Records ``steps`` whole steps after the first, which warms up, then writes ``folder`` and is done.
+class StepProfiler(Profiler):
+    """This profiler records ``steps`` whole steps after the first, which warms up, then writes ``folder`` and is done.
 
     folder: gets trace.json.gz, for chrome://tracing or ui.perfetto.dev, and profile.md. say: told when it is written.
     """

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import IO, Protocol
+from typing import IO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -31,8 +31,11 @@ from local_distill.runs.evaluations import Completion, Evaluation
 from local_distill.wording import clean, number, percent, share_with_error, shorten, with_error
 
 
-class Terminal(Protocol):
-    """A run tells people here how it is going; as a context manager, shown from entry to exit."""
+class Terminal:
+    """A run tells people here how it is going; as a context manager, shown from entry to exit.
+
+    This one shows nothing: it is for every process but the main one.
+    """
 
     def say(self, text: str) -> None:
         """Show a message."""
@@ -62,7 +65,7 @@ def open_terminal(total_steps: int, first_step: int, is_main_process: bool) -> T
     total_steps: steps of the whole run. first_step: steps already done, above 0 in a resumed run.
     """
     if not is_main_process:
-        return SilentTerminal()
+        return Terminal()
     console = open_console()
     # is_interactive believes FORCE_COLOR; a bar would still fill a log file with cursor movements
     if console.is_interactive and console.file.isatty():
@@ -75,25 +78,6 @@ def open_console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False)
-
-
-class SilentTerminal(Terminal):
-    """Nothing is shown: this is for every process but the main one."""
-
-    def say(self, text: str) -> None:
-        """Show nothing."""
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show nothing."""
-
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """Show nothing."""
-
-    def completion(self, completion: Completion) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Show nothing."""
 
 
 class PlainTerminal(Terminal):

@@ -36,7 +36,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
         except (ValueError, RecursionError):  # the second of brackets in brackets
             record = None
-        if isinstance(record, dict) and _is_step(record.get("step")):
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, int) and 0 <= step < LARGEST_STEP:
             yield line, record
         elif number < len(lines):
             raise UserError(f"{path}:{number}: not a JSON record; repair or remove that line")
@@ -56,10 +57,6 @@ def as_declared(read: T) -> T:
         if field.type == "str" and not isinstance(value, str):
             raise TypeError(f"{field.name} is no text")
     return read
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < LARGEST_STEP
 
 
 def _finite(value: Any) -> Any:

@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker
 
 from local_distill.errors import UserError
 from local_distill.monitor.log import RunLog, open_run_log
-from local_distill.monitor.terminal import PlainTerminal, SilentTerminal
+from local_distill.monitor.terminal import PlainTerminal, Terminal
 from local_distill.runs.evaluations import Completion
 from tests.tracked import COMPLETION, CONFIG, NUMBERS, accelerator, evaluation, run, steps_in
 
@@ -101,7 +101,7 @@ def test_a_tracker_that_does_not_start_is_a_mistake_of_the_set_up(
     built = accelerator("tensorboard")
     monkeypatch.setattr(Accelerator, "init_trackers", lambda *_: 1 / 0)
     with pytest.raises(UserError, match=r"--trackers: tensorboard: could not be started: ZeroDivisionError"):
-        open_run_log(built, SilentTerminal(), tmp_path, CONFIG)
+        open_run_log(built, Terminal(), tmp_path, CONFIG)
 
 
 def test_a_tracker_that_takes_ctrl_c_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_tracker_that_takes_ctrl_c_does_not_keep_it(tmp_path: Path, monkeypatc
     ours = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Recorder, "start", lambda _: signal.signal(signal.SIGINT, signal.SIG_IGN), raising=False)
     try:
-        open_run_log(accelerator(Recorder()), SilentTerminal(), tmp_path, CONFIG).close()
+        open_run_log(accelerator(Recorder()), Terminal(), tmp_path, CONFIG).close()
         assert signal.getsignal(signal.SIGINT) is ours
     finally:
         signal.signal(signal.SIGINT, ours)
@@ -128,7 +128,7 @@ def test_other_processes_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recorder = Recorder()
     built = accelerator(recorder)
     monkeypatch.setattr(Accelerator, "is_main_process", False)
-    run(open_run_log(built, SilentTerminal(), tmp_path, CONFIG))
+    run(open_run_log(built, Terminal(), tmp_path, CONFIG))
     assert recorder.calls == []
     assert list(tmp_path.iterdir()) == []
 
@@ -136,7 +136,7 @@ def test_other_processes_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_people_see_the_first_completion_of_an_evaluation() -> None:
     seen: list[str] = []
 
-    class Watcher(SilentTerminal):
+    class Watcher(Terminal):
         def completion(self, completion: Completion) -> None:
             seen.append(completion.text)
 
@@ -145,12 +145,12 @@ def test_people_see_the_first_completion_of_an_evaluation() -> None:
 
 
 def test_a_resumed_run_continues_its_files(tmp_path: Path) -> None:
-    run(open_run_log(accelerator(), SilentTerminal(), tmp_path, CONFIG), last=5)
-    run(open_run_log(accelerator(), SilentTerminal(), tmp_path, CONFIG, resumed_step=3), first=4, last=6)
+    run(open_run_log(accelerator(), Terminal(), tmp_path, CONFIG), last=5)
+    run(open_run_log(accelerator(), Terminal(), tmp_path, CONFIG, resumed_step=3), first=4, last=6)
     assert steps_in(tmp_path / "metrics.jsonl") == [0, 1, 2, 3, 4, 5, 6, 6]
     assert steps_in(tmp_path / "completions.jsonl") == [0, 6]
 
 
 def test_no_file_of_a_tracker_without_one(tmp_path: Path) -> None:
-    open_run_log(accelerator(), SilentTerminal(), tmp_path, CONFIG).close()
+    open_run_log(accelerator(), Terminal(), tmp_path, CONFIG).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["completions.jsonl", "metrics.jsonl"]

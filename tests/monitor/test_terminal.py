@@ -15,7 +15,7 @@ from rich.console import Console
 from local_distill.monitor.terminal import (
     LiveTerminal,
     PlainTerminal,
-    SilentTerminal,
+    Terminal,
     open_console,
     open_terminal,
 )
@@ -205,7 +205,7 @@ def test_no_terminal_for_other_processes(capsys: pytest.CaptureFixture[str]) -> 
         terminal.step(1, METRICS)
         terminal.evaluation(evaluation())
         terminal.completion(completion("text"))
-    assert isinstance(terminal, SilentTerminal)
+    assert type(terminal) is Terminal
     assert capsys.readouterr().out == ""
 
 

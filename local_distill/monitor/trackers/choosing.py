@@ -32,7 +32,10 @@ def tracker_names(wandb_project: str | None, trackers: str | None, wandb_mode: s
     wanted = dict.fromkeys(["wandb" if wandb_project else "", *listed])  # each once, in order
     names = [name for name in wanted if name and not (name == "wandb" and wandb_mode == "disabled")]
     for name in names:
-        _require_known(name)
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"--trackers: {name} is not a tracker; {hint}choose from {', '.join(sorted(_KNOWN))}")
         _require_installed(name, "--wandb_project" if name == "wandb" and wandb_project else "--trackers")
     return names
 
@@ -50,14 +53,6 @@ def check_wandb(mode: str) -> None:
             "--wandb_mode online: no Weights & Biases key found; run `wandb login`, set WANDB_API_KEY, "
             "or use --wandb_mode offline"
         )
-
-
-def _require_known(name: str) -> None:
-    if name in _KNOWN:
-        return
-    near = difflib.get_close_matches(name, _KNOWN, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"--trackers: {name} is not a tracker; {hint}choose from {', '.join(sorted(_KNOWN))}")
 
 
 def _require_installed(name: str, flag: str) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from local_distill.errors import UserError
 from local_distill.monitor.log import open_run_log
-from local_distill.monitor.terminal import SilentTerminal
+from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.readable import COLUMNS, page, rows
 from tests.tracked import CONFIG, NUMBERS, accelerator, evaluation, run
 
@@ -43,7 +43,7 @@ def test_a_run(tmp_path: Path) -> None:
     folder = tmp_path / "run-7"
     folder.mkdir()
     ours = signal.getsignal(signal.SIGINT)
-    log = open_run_log(accelerator("swanlab"), SilentTerminal(), folder, CONFIG, wandb_project="project")
+    log = open_run_log(accelerator("swanlab"), Terminal(), folder, CONFIG, wandb_project="project")
     assert signal.getsignal(signal.SIGINT) is ours
     run(log)
     assert signal.getsignal(signal.SIGINT) is ours
@@ -71,7 +71,7 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_in_an_error_has_crashed(tmp_path: Path) -> None:
-    log = open_run_log(accelerator("swanlab"), SilentTerminal(), tmp_path, CONFIG)
+    log = open_run_log(accelerator("swanlab"), Terminal(), tmp_path, CONFIG)
 
     def crash() -> None:
         with log:
@@ -89,7 +89,7 @@ def test_nobody_is_asked_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SWANLAB_MODE", "online")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     with pytest.raises(UserError, match=r"--trackers: swanlab: could not be started: .*no API key") as raised:
-        open_run_log(accelerator("swanlab"), SilentTerminal(), tmp_path, CONFIG)
+        open_run_log(accelerator("swanlab"), Terminal(), tmp_path, CONFIG)
     assert "\n" not in str(raised.value)
 
 
@@ -98,7 +98,7 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(Accelerator, "init_trackers", lambda *args: given.append(args[3]["swanlab"]))
     for resumed_step in (None, 1):
-        open_run_log(accelerator("swanlab"), SilentTerminal(), tmp_path, CONFIG, resumed_step=resumed_step).close()
+        open_run_log(accelerator("swanlab"), Terminal(), tmp_path, CONFIG, resumed_step=resumed_step).close()
     first, resumed = given
     assert first["id"] == resumed["id"]
     assert first["resume"] == resumed["resume"] == "allow"

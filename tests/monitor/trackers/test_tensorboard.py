@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from local_distill.monitor.log import open_run_log
-from local_distill.monitor.terminal import SilentTerminal
+from local_distill.monitor.terminal import Terminal
 from tests.tracked import CONFIG, accelerator, run
 
 
 def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(open_run_log(accelerator("tensorboard"), SilentTerminal(), tmp_path, CONFIG), last=5)
-    log = open_run_log(accelerator("tensorboard"), SilentTerminal(), tmp_path, CONFIG, resumed_step=3)
+    run(open_run_log(accelerator("tensorboard"), Terminal(), tmp_path, CONFIG), last=5)
+    log = open_run_log(accelerator("tensorboard"), Terminal(), tmp_path, CONFIG, resumed_step=3)
     run(log, first=4, last=6)
 
     events = EventAccumulator(str(tmp_path / "logs" / "local-distill")).Reload()

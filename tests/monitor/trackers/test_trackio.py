@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from local_distill.monitor.log import open_run_log
-from local_distill.monitor.terminal import SilentTerminal
+from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.readable import COLUMNS, page, rows
 from tests.tracked import CONFIG, NUMBERS, accelerator, evaluation, run
 
@@ -44,10 +44,8 @@ def logged(run_name: str) -> dict[int, dict[str, Any]]:
 def test_a_run_and_its_continuation_are_in_the_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run-7"
     folder.mkdir()
-    run(open_run_log(accelerator("trackio"), SilentTerminal(), folder, CONFIG, wandb_project="project"), last=5)
-    log = open_run_log(
-        accelerator("trackio"), SilentTerminal(), folder, CONFIG, wandb_project="project", resumed_step=5
-    )
+    run(open_run_log(accelerator("trackio"), Terminal(), folder, CONFIG, wandb_project="project"), last=5)
+    log = open_run_log(accelerator("trackio"), Terminal(), folder, CONFIG, wandb_project="project", resumed_step=5)
     run(log, first=6, last=6)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-7"]  # nothing at home
@@ -64,9 +62,7 @@ def test_the_users_own_folder_is_used(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "all runs"))
     folder = tmp_path / "run"
     folder.mkdir()
-    log = open_run_log(
-        accelerator("trackio"), SilentTerminal(), folder, CONFIG, wandb_project="project", wandb_name="first"
-    )
+    log = open_run_log(accelerator("trackio"), Terminal(), folder, CONFIG, wandb_project="project", wandb_name="first")
     run(log, last=1)
     assert (tmp_path / "all runs" / "project.db").exists()
     assert not (folder / "logs").exists()

@@ -12,7 +12,7 @@ import pytest
 from accelerate import Accelerator
 
 from local_distill.monitor.log import open_run_log
-from local_distill.monitor.terminal import SilentTerminal
+from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.readable import coloured
 from tests.tracked import COMPLETION, CONFIG, NUMBERS, accelerator, evaluation
 
@@ -41,7 +41,7 @@ def wandb_records(folder: Path) -> list[Any]:
 def test_wandb_offline_resumed_and_failing(tmp_path: Path) -> None:
     log = open_run_log(
         accelerator("wandb"),
-        SilentTerminal(),
+        Terminal(),
         tmp_path,
         CONFIG,
         resumed_step=40,
@@ -91,7 +91,7 @@ def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Accelerator, "init_trackers", lambda *args: given.append(args[3]["wandb"]))
     (other := tmp_path / "other").mkdir()
     for folder, resumed_step in ((tmp_path, None), (tmp_path, 1), (other, 1)):
-        open_run_log(accelerator("wandb"), SilentTerminal(), folder, CONFIG, resumed_step=resumed_step).close()
+        open_run_log(accelerator("wandb"), Terminal(), folder, CONFIG, resumed_step=resumed_step).close()
     first, resumed, another = given
     assert first == {"name": None, "mode": "online", "dir": str(tmp_path), "id": first["id"], "resume": "allow"}
     assert resumed == first
