@@ -62,7 +62,7 @@ def measure(flags: list[str], url: str, args: argparse.Namespace) -> list[float]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "local_distill.train_on_policy_local", "--student_model", str(MODEL), "--use_lora",
-            "--lora_r", "16", "--loss", "importance_sampling", "--temperature", "1", "--top_p", "1", "--batch_size",
+            "--lora_r", "16", "--loss", "importance_sampling", "--batch_size",
             str(args.batch), "--group_size", "1", "--max_new_tokens", str(args.tokens), "--max_prompt_tokens", "128",
             "--steps", str(args.steps), "--eval_prompts", "0", *(url if flag == "URL" else flag for flag in flags),
             "--output_dir", f"{folder}/run",

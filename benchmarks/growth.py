@@ -50,9 +50,9 @@ def measure(size: dict[str, int], args: argparse.Namespace) -> list[float]:
         make_model(Path(folder, "model"), size["vocabulary"], args)
         command = [
             sys.executable, "-m", "local_distill.train_on_policy_local",
-            "--student_model", f"{folder}/model", "--teacher_model", f"{folder}/model", "--loss", "reverse_kl",
+            "--student_model", f"{folder}/model", "--teacher_model", f"{folder}/model",
             "--batch_size", "8", "--group_size", str(size["rollouts"] // 8), "--max_new_tokens", str(size["tokens"]),
-            "--temperature", "1", "--top_p", "1", "--steps", str(args.steps), "--eval_prompts", "0",
+            "--steps", str(args.steps), "--eval_prompts", "0",
             "--microbatch_tokens", str(args.microbatch_tokens), "--output_dir", f"{folder}/run",
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -67,7 +67,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             sys.executable, "-m", "local_distill.train_on_policy_local",
             "--student_model", args.student, "--teacher_model", args.teacher, "--prompts_file", str(PROMPTS),
             "--batch_size", str(args.batch), "--group_size", "1", "--max_new_tokens", str(args.tokens),
-            "--temperature", "1", "--top_p", "1", "--loss", "reverse_kl", "--dtype", args.dtype,
+            "--dtype", args.dtype,
             "--learning_rate", str(LEARNING_RATE), "--steps", str(args.steps), "--eval_prompts", "0",
             "--output_dir", f"{folder}/run", *(["--use_lora"] if args.lora else []),
             *(["--gradient_checkpointing"] if args.gradient_checkpointing else []),
