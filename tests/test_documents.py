@@ -75,3 +75,23 @@ def test_one_version_everywhere():
     assert citation["version"] == __version__
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{__version__}] - {citation['date-released']}\n" in changes
+
+
+WIDTH = 100
+WRITTEN_BY_HAND = [
+    path
+    for path in (*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.relative_to(ROOT).as_posix() not in ("docs/flags.md", "docs/models.md")  # programs write these
+]
+
+
+def prose(text: str) -> str:
+    """Blank what no line may be broken in: code, tables, headings, HTML, images, link definitions."""
+    kept = re.sub(r"^ *```.*?^ *```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
+    return re.sub(r"^(?: {4,}| *(?:[|#<]|!\[|\[!\[|\[[^\]]+\]:)).*", "", kept, flags=re.M)
+
+
+@pytest.mark.parametrize("page", WRITTEN_BY_HAND, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_prose_wraps_at_a_hundred_characters(page):
+    lines = enumerate(prose(page.read_text(encoding="utf-8")).splitlines(), start=1)
+    assert [number for number, line in lines if len(line) > WIDTH and " " in line.strip()] == []
