@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 
 
 class UserError(Exception):
@@ -38,14 +37,13 @@ def with_type(error: BaseException, width: int | None = 240) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of what a library raised, as one line; those that follow are advice.
+    """Return what a library raised as one line: its first line where that is a sentence, for what follows is advice.
 
     The type stands before it where the words alone may say little, such as "'hidden_size'".
     """
-    line = one_line(error, width=None)
-    if not isinstance(error, OSError | ValueError):
-        line = f"{type(error).__name__}: {line}"
-    return _cut(re.split(r"\.\s+(?=[A-Z])", line, maxsplit=1)[0], 240)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines and lines[0].endswith(".") else " ".join(lines)
+    return _cut(said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}", 240)
 
 
 def _cut(line: str, width: int | None) -> str:
