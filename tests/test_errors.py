@@ -25,11 +25,15 @@ def test_of_several_lines_the_first_stands_beside_the_type():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError("no such folder. Give\nanother one."), "no such folder"),
+        (OSError("no such folder.\nGive another one."), "no such folder."),
+        (
+            ValueError("Unknown model. Should have a `type`,\nsuch as a"),
+            "Unknown model. Should have a `type`, such as a",
+        ),
         (ValueError("needs version 4.5, e.g. that of today"), "needs version 4.5, e.g. that of today"),
         (ValueError("loading:\n\tsize mismatch"), "loading: size mismatch"),
         (KeyError("hidden_size"), "KeyError: 'hidden_size'"),
     ],
 )
-def test_advice_after_the_first_sentence_is_left_out(error, said):
+def test_advice_in_further_lines_is_left_out(error, said):
     assert first_sentence(error) == said
