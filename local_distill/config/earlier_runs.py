@@ -20,9 +20,9 @@ def with_loss_of_before(config: TrainConfig) -> TrainConfig:
         return config
     folder = config.output_dir if config.resume == LATEST else Path(config.resume).expanduser().resolve().parent
     before = read_settings(Path(folder).expanduser()) if folder else {}
-    if before.get("loss", "auto") == "auto":
+    loss = before.get("loss")
+    if not isinstance(loss, str) or loss == "auto":  # a record that was cut off in the middle may have no value there
         return config
-    names = ["loss"] + [
-        name for name in ("temperature", "top_p") if getattr(config, name) == getattr(TrainConfig, name)
-    ]
-    return replace(config, **{name: before[name] for name in names if name in before})
+    left_alone = [name for name in ("temperature", "top_p") if getattr(config, name) == getattr(TrainConfig, name)]
+    kept = {name: before[name] for name in left_alone if isinstance(before.get(name), float | int)}
+    return replace(config, loss=loss, **kept)

@@ -57,6 +57,8 @@ class Command:
     def _begin(self, run: Callable[[], int], folder: Path, logs: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [logs / f"{os.getpid()}-{time.monotonic_ns()}.{kind}" for kind in ("out", "err")]
+        for file in self._files:
+            file.touch()  # it may be killed before it has opened them
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
