@@ -182,7 +182,7 @@ def _watch(received: socket.socket, main: int) -> None:
             swallowed, _Ending.swallowed = _Ending.swallowed, None
             if swallowed is not None:
                 _send(swallowed, main)
-    _leave(stopping)
+        _leave(stopping)  # the socket is still open, for the signal that was sent last may wake this thread still
 
 
 def _send(number: int, thread: int) -> None:
