@@ -36,8 +36,7 @@ from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.choosing import check_wandb, tracker_names
 from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, resolve_precision
-from local_distill.prompts import PromptSource, Renderer, open_prompts, parse_template_kwargs
-from local_distill.prompts.clock import read_date
+from local_distill.prompts import PromptSource, Renderer, open_prompts
 from local_distill.rollouts.needs import check_positions
 from local_distill.runs.folder import LATEST, RunFolder
 from local_distill.runs.layout import read_settings
@@ -168,16 +167,7 @@ def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
         prompt_column=config.prompt_column,
         prompts_file=config.prompts_file,
     )
-    renderer = Renderer(
-        pair.student.tokenizer,
-        chat_template=config.chat_template,
-        system_prompt=config.system_prompt,
-        template_kwargs=parse_template_kwargs(config.chat_template_kwargs),
-        fallback_template=pair.teacher.tokenizer.chat_template,
-        vocab_size=pair.vocab_size,
-        keep_control_tokens=config.keep_control_tokens,
-        date=read_date(config.template_date),
-    )
+    renderer = Renderer.of(pair, config)
     return PromptSource.build(
         raw,
         renderer,

@@ -28,8 +28,7 @@ from local_distill.models.quantization import check_readable
 from local_distill.models.trained import Trained, open_trained
 from local_distill.packages import installed
 from local_distill.process.launch import Precision, resolve_precision
-from local_distill.prompts import RawPrompt, Renderer, parse_template_kwargs
-from local_distill.prompts.clock import read_date
+from local_distill.prompts import RawPrompt, Renderer
 from local_distill.prompts.raw import check_share_of_wrong
 from local_distill.rollouts.needs import check_has_cache, check_positions
 
@@ -154,16 +153,7 @@ def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: 
     if not settings.samples_by_server:
         check_has_cache(trained.files)
     pair = pair_of(trained.files, teacher)
-    renderer = Renderer(
-        pair.student.tokenizer,
-        chat_template=settings.chat_template,
-        system_prompt=settings.system_prompt,
-        template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
-        fallback_template=pair.teacher.tokenizer.chat_template,
-        vocab_size=pair.vocab_size,
-        keep_control_tokens=settings.keep_control_tokens,
-        date=read_date(settings.template_date),
-    )
+    renderer = Renderer.of(pair, settings)
     return Subject(name, trained, pair, renderer)
 
 

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from local_distill.errors import UserError, one_line
+from local_distill.models.pair import ModelPair
 from local_distill.prompts.chats import with_parsed_arguments
-from local_distill.prompts.clock import CLOCK, with_fixed_clock
+from local_distill.prompts.clock import CLOCK, read_date, with_fixed_clock
 from local_distill.prompts.control_tokens import ControlTokens
 from local_distill.prompts.raw import Message, RawPrompt
 
@@ -43,6 +44,21 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
     return kwargs
 
 
+class RenderingSettings(Protocol):
+    """Settings that say how prompts are rendered; docs/flags.md has each."""
+
+    @property
+    def chat_template(self) -> str: ...
+    @property
+    def system_prompt(self) -> str | None: ...
+    @property
+    def chat_template_kwargs(self) -> str | None: ...
+    @property
+    def keep_control_tokens(self) -> bool: ...
+    @property
+    def template_date(self) -> str | None: ...
+
+
 class Renderer:
     """Prompts to token ids, with the chat template or without.
 
@@ -56,6 +72,20 @@ class Renderer:
 
     uses_template: whether the chat template is in use. notes: things to say aloud.
     """
+
+    @classmethod
+    def of(cls, pair: ModelPair, settings: RenderingSettings) -> Renderer:
+        """Return what renders prompts for a student beside its teacher, as a run or an evaluation has it set."""
+        return cls(
+            pair.student.tokenizer,
+            chat_template=settings.chat_template,
+            system_prompt=settings.system_prompt,
+            template_kwargs=parse_template_kwargs(settings.chat_template_kwargs),
+            fallback_template=pair.teacher.tokenizer.chat_template,
+            vocab_size=pair.vocab_size,
+            keep_control_tokens=settings.keep_control_tokens,
+            date=read_date(settings.template_date),
+        )
 
     def __init__(
         self,
