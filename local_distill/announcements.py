@@ -110,8 +110,9 @@ def auto_loss_note(config: TrainConfig) -> str:
     if config.teacher_gives == TeacherView.tokens:
         return "--loss auto: policy_gradient, for the teacher gives the log-probs of the sampled tokens alone"
     if config.teacher_gives == TeacherView.whole_distribution:
-        over = "every token" if config.top_k is None else f"the {config.top_k} top tokens of --top_k and a tail"
-        return f"--loss auto: reverse_kl over {over}, exact, for the teacher gives its whole distribution"
+        if config.top_k is not None:
+            return f"--loss auto: reverse_kl over the {config.top_k} top tokens of --top_k and a tail"
+        return "--loss auto: reverse_kl over every token, exact, for the teacher gives its whole distribution"
     return (
         f"--loss auto: reverse_kl over the teacher's {config.loss_top_k} likeliest tokens and a tail, for it cannot "
         "hand over its whole distribution"

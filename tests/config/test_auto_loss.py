@@ -37,6 +37,7 @@ def test_the_least_noise_that_the_teacher_allows(settings, name, top_k, needs, w
     assert (found.loss, found.loss_name, found.loss_top_k) == ("auto", name, top_k)
     assert LOSSES.get(name).needs(found) == needs
     assert why in auto_loss_note(found)
+    assert ("exact" in auto_loss_note(found)) == (name == "reverse_kl" and top_k is None)
     assert off_policy_note(found) == ""
     assert recorded_loss(vars(found)) == found.loss_in_words
     assert found.loss_in_words.startswith(f"auto ({name}")
