@@ -11,7 +11,7 @@ import pytest
 
 from local_distill.errors import UserError
 from local_distill.runs.evaluations import Completion, Evaluation, Piece
-from local_distill.runs.records import JsonlWriter, RunFiles, read_evaluations, training_totals
+from local_distill.runs.records import JsonlWriter, RunFiles, read_evaluations, read_metrics, training_totals
 
 
 def evaluation(step: int, text: str = "Paris.", reverse_kl: float = 1.5) -> Evaluation:
@@ -96,6 +96,14 @@ def test_damage_elsewhere_than_in_the_last_line_is_named_not_dropped(tmp_path: P
     path.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON record"):
         JsonlWriter(path, keep_through=1)
+
+
+@pytest.mark.parametrize("step", ["true", "false", "1.0", '"1"', "-1", "null"])
+def test_a_step_that_is_no_whole_number_is_damage(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{{"step": {step}}}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON record; repair or remove that line"):
+        read_metrics(path)
 
 
 def test_a_new_run_does_not_write_into_the_files_of_another(tmp_path: Path) -> None:
