@@ -36,6 +36,8 @@ BUILTIN_GIVES = {
     "self": TeacherView.whole_distribution,
 }
 """What their records say that they give, for those who only read what a run has left, and need not wait for torch."""
+BUILTIN_WORDS = {"self": "itself without its adapter"}
+"""What the records say of teachers that have neither a model nor an address of their own, for the same readers."""
 BUILTIN_SAMPLERS = {
     "hf": "local_distill.rollouts.hf:BACKEND",
     "continuous": "local_distill.rollouts.continuous:BACKEND",

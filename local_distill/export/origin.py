@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from local_distill.config.builtin import BUILTIN_WORDS
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.trained import Trained
@@ -46,11 +47,9 @@ class Origin:
     @property
     def teacher(self) -> str:
         """Tell who was learned from, in words; empty where it is not known."""
-        if self.settings.get("teacher_backend") == "self":
-            return "itself without its adapter"
-        return public(
-            self.settings.get("teacher_model") or ("a served model" if self.settings.get("teacher_url") else "")
-        )
+        served = "a served model" if self.settings.get("teacher_url") else ""
+        nameless = BUILTIN_WORDS.get(str(self.settings.get("teacher_backend")))
+        return nameless or public(self.settings.get("teacher_model") or served)
 
     @property
     def data(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from local_distill.config.builtin import BUILTIN_WORDS
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, recorded_loss
 from local_distill.report.reading import Record, ReportedRun
@@ -152,9 +153,8 @@ def _model(run: ReportedRun, setting: str) -> str:
     given = run.settings.get(setting)
     if given or setting != "teacher_model":
         return str(given or ABSENT)
-    if run.settings.get("teacher_backend") == "self":
-        return "itself without its adapter"
-    return str(run.settings.get("teacher_url") or ABSENT)
+    nameless = BUILTIN_WORDS.get(str(run.settings.get("teacher_backend")))
+    return str(nameless or run.settings.get("teacher_url") or ABSENT)
 
 
 def _divergence(record: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """A backend is found by its name, or named from outside; what leads to none is one line."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from local_distill.config.builtin import BUILTIN_GIVES
+from local_distill.config.builtin import BUILTIN_GIVES, BUILTIN_WORDS
 from local_distill.config.registry import LOSSES, SAMPLERS, TEACHERS
 from local_distill.config.train_fields import recorded_loss
 from local_distill.errors import UserError
@@ -15,6 +17,12 @@ def test_every_built_in_name_has_its_record(registry):
 
 def test_what_teachers_give_is_what_their_records_say():
     assert {name: TEACHERS.get(name).gives for name in TEACHERS.names} == BUILTIN_GIVES
+
+
+def test_teachers_without_a_name_are_spoken_of_as_their_records_say():
+    unnamed = SimpleNamespace(teacher_model="", teacher_url="")
+    said = {name: TEACHERS.get(name).words(unnamed) for name in TEACHERS.names}
+    assert {name: words for name, words in said.items() if words and " at " not in words} == BUILTIN_WORDS
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,13 @@ def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
     assert outcome_of(read_run(folder)).state == "stopped after step 2 of 10"
 
 
+def test_a_teacher_without_a_name_is_told_of_in_its_own_words(tmp_path: Path) -> None:
+    own = write_run(tmp_path / "own", teacher_backend="self", teacher_model="", use_lora=True)
+    assert outcome_of(read_run(own)).teacher == "itself without its adapter"
+    served = write_run(tmp_path / "served", teacher_model="", teacher_url="http://localhost:8000")
+    assert outcome_of(read_run(served)).teacher == "http://localhost:8000"
+
+
 def test_before_the_second_evaluation_there_is_no_after(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=3, every=9)
     outcome = outcome_of(read_run(folder))
