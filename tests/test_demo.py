@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.commands import main
-from local_distill.demo import pair
+from local_distill.demo import smollm2
 from tests.tiny_models import llama_config, make_model, make_tokenizer, save_model
 
 
@@ -18,7 +18,7 @@ def models(tmp_path, monkeypatch):
     """Tiny models in the demo's folders."""
     monkeypatch.chdir(tmp_path)
     config = {"layers": 1, "max_position_embeddings": 256}
-    for seed, name in enumerate((pair.TEACHER, pair.STUDENT)):
+    for seed, name in enumerate((smollm2.TEACHER, smollm2.STUDENT)):
         save_model(tmp_path / "models" / name, llama_config(**config), make_tokenizer(), seed=seed)
     return tmp_path / "models"
 
@@ -52,20 +52,20 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
 
 def test_half_of_a_pair_is_made_whole(models, monkeypatch, tmp_path):
     """The student alone is missing; the packaged model is played by a small one with as many layers."""
-    shutil.rmtree(models / pair.STUDENT)
-    before = (models / pair.TEACHER / "model.safetensors").read_bytes()
+    shutil.rmtree(models / smollm2.STUDENT)
+    before = (models / smollm2.TEACHER / "model.safetensors").read_bytes()
     source = tmp_path / "source"
     save_model(source, llama_config(), make_tokenizer())
     whole = make_model(llama_config(layers=30))
-    monkeypatch.setattr(pair, "packaged_gguf", lambda: source / "any.gguf")
-    monkeypatch.setattr(pair, "dequantised", lambda _: whole)
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: source / "any.gguf")
+    monkeypatch.setattr(smollm2, "dequantised", lambda _: whole)
     load = AutoTokenizer.from_pretrained
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, gguf_file: load(folder))  # noqa: ARG005
-    pair.make_pair(models)
-    assert (models / pair.TEACHER / "model.safetensors").read_bytes() == before
-    student = AutoModelForCausalLM.from_pretrained(models / pair.STUDENT)
+    smollm2.make_pair(models)
+    assert (models / smollm2.TEACHER / "model.safetensors").read_bytes() == before
+    student = AutoModelForCausalLM.from_pretrained(models / smollm2.STUDENT)
     assert student.config.num_hidden_layers == 20
-    kept = [i for i in range(30) if i not in pair.REMOVED]
+    kept = [i for i in range(30) if i not in smollm2.REMOVED]
     expected = make_model(llama_config(layers=30)).model.layers
     for place, layer in enumerate(kept):
         assert torch.equal(student.model.layers[place].mlp.up_proj.weight, expected[layer].mlp.up_proj.weight)

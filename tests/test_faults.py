@@ -15,7 +15,7 @@ import pytest
 
 from local_distill import announcements
 from local_distill.commands import main
-from local_distill.demo import pair
+from local_distill.demo import smollm2
 from local_distill.errors import RunError, UserError
 from local_distill.models.files import open_model
 from local_distill.models.trained import open_trained
@@ -164,7 +164,7 @@ def test_weights_may_be_read_by_whom_other_files_may_be_read(tmp_path, train, um
     try:
         assert train(tmp_path / "run", "--steps", "1")[0] == 0
         assert main(["export", str(tmp_path / "run")]) == 0
-        pair.save(make_model(llama_config(layers=1)), make_tokenizer(), tmp_path / "demo")
+        smollm2.save(make_model(llama_config(layers=1)), make_tokenizer(), tmp_path / "demo")
     finally:
         os.umask(found)
     weights = list(tmp_path.rglob("*.safetensors"))

@@ -46,7 +46,7 @@ class DemoSettings:
 
 def run(settings: DemoSettings) -> int:
     """Make the models where they are not there yet, and train."""
-    from local_distill.demo.pair import make_pair
+    from local_distill.demo.smollm2 import make_pair
     from local_distill.train_on_policy_local import train
 
     teacher, student = make_pair(Path(settings.models).expanduser())

@@ -20,7 +20,7 @@ What was written is loaded again and compared with the trained model. Nothing le
 
 def run(settings: ExportSettings) -> int:
     """Export. Returns the exit code."""
-    from local_distill.export.export import export  # it imports torch, which takes seconds
+    from local_distill.export.export_model import export  # it imports torch, which takes seconds
     from local_distill.process.isolation import quiet_libraries
 
     with quiet_libraries():

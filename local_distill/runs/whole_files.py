@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,25 @@ def write_whole(path: Path, text: str) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)  # it is not there any more where all went well
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, which gets the name ``target`` at the end; after an error nothing is left of it.
+
+    Raises OSError where it cannot be made, RunError where something is in ``target`` by then.
+    """
+    aside = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+    try:
+        aside.mkdir()
+        yield aside
+        with writing(target):
+            if target.exists():
+                target.rmdir()  # it is empty, or this raises
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # it is not there any more where all went well
 
 
 def readable_as_others(folder: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from local_distill.commands import main
 from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
-from local_distill.export import export as exporting
+from local_distill.export import export_model as exporting
 from local_distill.export.origin import origin_of
 from local_distill.models.trained import open_trained
 

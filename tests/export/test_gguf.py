@@ -8,8 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from local_distill.errors import UserError
-from local_distill.export.export import export
 from local_distill.export.export_config import ExportSettings
+from local_distill.export.export_model import export
 from local_distill.export.merging import Distance, checked
 from local_distill.models.files import open_model
 from tests.tiny_models import llama_config, save_model

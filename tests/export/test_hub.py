@@ -119,8 +119,8 @@ def test_nobody_logged_in(hub, tmp_path, monkeypatch):
 
 
 def test_nothing_leaves_the_machine_unasked(hub, folders, tmp_path):
-    from local_distill.export.export import export
     from local_distill.export.export_config import ExportSettings
+    from local_distill.export.export_model import export
 
     export(ExportSettings(run=str(folders["student"]), output_dir=str(tmp_path / "out")), print, client(hub))
     assert hub.asked == []

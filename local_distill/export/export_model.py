@@ -20,9 +20,8 @@ from local_distill.export.origin import origin_of
 from local_distill.models.quantization import check_dense
 from local_distill.models.trained import Trained, open_trained
 from local_distill.process.launch import DTYPES
-from local_distill.runs.checkpoints import PARTIAL
 from local_distill.runs.claim import LOCK, claimed
-from local_distill.runs.whole_files import expanded, writing
+from local_distill.runs.whole_files import expanded, whole_folder, writing
 
 if TYPE_CHECKING:
     from local_distill.export.export_config import ExportSettings
@@ -40,8 +39,8 @@ def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | No
     if settings.push_to_hub is not None:
         check_hub(settings.push_to_hub, api)
     origin = origin_of(trained)
-    check_space(target, trained, settings)
-    with whole_or_not_there(target) as folder:
+    _check_space(target, trained, settings)
+    with _claimed_and_whole(target) as folder:
         dtype = DTYPES[settings.dtype]
         expected = probe_logprobs(trained.files, trained.load(torch.float32))
         write_model(trained, dtype, folder, settings.max_shard_size)
@@ -65,8 +64,7 @@ def export(settings: ExportSettings, say: Callable[[str], None], api: HfApi | No
     return target
 
 
-def check_space(target: Path, trained: Trained, settings: ExportSettings) -> None:
-    """Raise UserError unless the weights fit the disk."""
+def _check_space(target: Path, trained: Trained, settings: ExportSettings) -> None:
     numbers = sum(p.numel() for p in trained.files.skeleton().parameters())
     needed = numbers * DTYPES[settings.dtype].itemsize
     if settings.gguf != "none":
@@ -81,27 +79,15 @@ def check_space(target: Path, trained: Trained, settings: ExportSettings) -> Non
 
 
 @contextmanager
-def whole_or_not_there(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, which gets its name at the end; after an error nothing is left of it."""
-    partial = target.with_name(PARTIAL + target.name)
+def _claimed_and_whole(target: Path) -> Iterator[Path]:
     with ExitStack() as holding:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            lock = target.with_name(f".{target.name}{LOCK}")
-            holding.enter_context(claimed(lock, f"--output_dir {target}"))
-            if partial.exists():  # of an export that was killed
-                shutil.rmtree(partial)
-            partial.mkdir()
+            holding.enter_context(claimed(target.with_name(f".{target.name}{LOCK}"), f"--output_dir {target}"))
+            folder = holding.enter_context(whole_folder(target))
         except OSError as error:
             raise UserError(f"--output_dir {target}: cannot be written ({error.strerror}); choose another") from error
-        try:
-            yield partial
-            with writing(target):
-                if target.exists():
-                    target.rmdir()  # it is empty, or this raises
-                partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # it is not there any more where all went well
+        yield folder
 
 
 def _target(trained: Trained, settings: ExportSettings) -> Path:
