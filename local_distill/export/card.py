@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -37,47 +38,26 @@ def model_card(title: str, origin: Origin, dtype: str, difference: Distance, has
         pipeline_tag="text-generation",
         tags=["distillation", "on-policy-distillation", "local-distill", *(["lora"] if origin.adapter else [])],
     )
-    body = "\n".join(_body(title, origin, dtype, difference, has_curve))
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
-
-
-def _body(title: str, origin: Origin, dtype: str, difference: Distance, has_curve: bool) -> Iterator[str]:
-    yield f"# {_inline(title)}"
-    learned = f" by on-policy distillation from {_code(origin.teacher)}" if origin.teacher else ""
-    merged = ", a LoRA adapter merged into its base" if origin.adapter else ""
-    yield f"\n{_code(origin.base)}, trained{learned} with local-distill{merged}."
-    yield "\n## Intended use\n"
-    yield f"{TODO} what this model is for, what it is not for, its languages and known weaknesses."
-    yield "\n## Licence\n"
-    yield f"{TODO} name the licence here and as `license:` in the front matter; the base's and the teacher's apply."
-    if not hub_id(origin.base):
-        yield f"\n{TODO} the base was a local folder; put its hub id as `base_model:` into the front matter."
-    yield "\n## Training\n"
-    yield from _table(("", ""), _training(origin))
-    yield from _evaluation(origin.evaluations, has_curve)
-    if origin.command:
-        yield f"\n## To train it again\n\n{fenced(origin.command, 'bash')}"
-    yield "\n## How to use it\n"
-    yield fenced(_USE, "python")
-    yield (
-        "\nThe settings are spelled for transformers 5 and transformers 4 (4.57), and so for vLLM and llama.cpp too, "
-        "where they know this architecture."
+    means = [with_error(each.reverse_kl, each.standard_error) for each in origin.evaluations]
+    return ModelCard.from_template(
+        data,
+        template_str=files("local_distill.export").joinpath("card.md.j2").read_text(encoding="utf-8"),
+        todo=TODO,
+        title=re.sub(r"([\\`*\[\]<>|])", r"\\\1", title),
+        base=_code(origin.base),
+        teacher=origin.teacher and _code(origin.teacher),
+        adapter=origin.adapter,
+        training=_table(("", ""), _training(origin)),
+        evaluations=origin.evaluations,
+        before=means[0] if means else "",
+        after=means[-1] if means else "",
+        measured=_measured(origin.evaluations),
+        curve=CURVE_FILE if has_curve else "",
+        command=origin.command and fenced(origin.command, "bash"),
+        dtype=dtype,
+        difference=difference,
+        packages=origin.packages,
     )
-    yield "\n## Export\n"
-    yield (
-        f"Weights in {dtype}. Loaded again and compared with the trained model over {difference.tokens} tokens: "
-        f"log-probs differ by {difference.mean:.2g} nats on average, {difference.largest:.2g} at most."
-    )
-    if origin.packages:
-        yield "\nTrained with " + ", ".join(f"{name} {version}" for name, version in origin.packages.items()) + "."
-
-
-_USE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")"""
 
 
 def _training(origin: Origin) -> list[tuple[str, str]]:
@@ -99,47 +79,26 @@ def _training(origin: Origin) -> list[tuple[str, str]]:
     return told if origin.settings else [*told, ("settings", f"{TODO} not known, the model was not trained here")]
 
 
-def _evaluation(evaluations: Sequence[Evaluation], has_curve: bool) -> Iterator[str]:
-    yield "\n## Evaluation\n"
-    if not evaluations:
-        yield f"No prompts were held out. {TODO} how good it is."
-        return
-    before, after = evaluations[0], evaluations[-1]
-    yield (
-        "Reverse KL from the teacher on held-out prompts, over the model's own samples at temperature 1, nats a token "
-        f"± standard error: **{with_error(before.reverse_kl, before.standard_error)}** at step {before.step}, "
-        f"**{with_error(after.reverse_kl, after.standard_error)}** at step {after.step}.\n"
-    )
+def _measured(evaluations: Sequence[Evaluation]) -> str:
+    """Return a table of the first evaluation, the last, and some evenly in between."""
+    n = len(evaluations)
+    if n > MOST_ROWS:
+        evaluations = [evaluations[round(i * (n - 1) / (MOST_ROWS - 1))] for i in range(MOST_ROWS)]
     rows = [
         (str(e.step), with_error(e.reverse_kl, e.standard_error), number(e.length), percent(e.truncated))
-        for e in _thinned(evaluations)
+        for e in evaluations
     ]
-    yield from _table(("step", "reverse KL", "tokens a completion", "truncated"), rows)
-    if has_curve:
-        yield f"\n![held-out reverse KL over the steps]({CURVE_FILE})"
+    return _table(("step", "reverse KL", "tokens a completion", "truncated"), rows)
 
 
-def _thinned(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Return the first, the last, and some evenly in between."""
-    n = len(evaluations)
-    if n <= MOST_ROWS:
-        return list(evaluations)
-    return [evaluations[round(i * (n - 1) / (MOST_ROWS - 1))] for i in range(MOST_ROWS)]
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heading)} |"
-    yield f"|{' --- |' * len(heading)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in row)} |"
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [" | ".join(heading), " | ".join("---" for _ in heading), *map(" | ".join, cells)]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _code(text: str) -> str:
     return f"`{text.replace('`', '')}`"
-
-
-def _inline(text: str) -> str:
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", text)
 
 
 def curve_svg(evaluations: Sequence[Evaluation]) -> str | None:
