@@ -1,10 +1,11 @@
-"""Which metrics are drawn, in which chart, and their numbers in columns."""
+"""The curves: which metrics are drawn, in which chart, and their numbers in columns."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +16,7 @@ Column = list[float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """A metric in a chart. error: the metric that is its standard error."""
+    """A metric is drawn in a chart. error: the metric that is its standard error."""
 
     metric: str
     label: str
@@ -24,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Metrics that share an axis. unit: what its numbers are in. note: how to read it."""
+    """Metrics share an axis. unit: what its numbers are in. note: how to read it."""
 
     title: str
     unit: str
@@ -83,60 +84,40 @@ COUNTED = frozenset(("step", "tokens", "seconds/step"))
 
 
 def charts_of(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """The charts that have anything to show; metrics that belong to none get one each, at the end."""
+    """Return the charts that have anything to show; metrics that belong to none get one each, at the end."""
     records = [record for run in runs for record in (*run.steps, *run.evaluations)]
     measured = {name: True for record in records for name, value in record.items() if value}
     known = {name for chart in CHARTS for line in chart.lines for name in (line.metric, line.error)} | COUNTED
-    charts = [
-        Chart(chart.title, chart.unit, tuple(line for line in chart.lines if line.metric in measured), chart.note)
-        for chart in CHARTS
-    ]
+    charts = [replace(chart, lines=tuple(line for line in chart.lines if line.metric in measured)) for chart in CHARTS]
     others = [Chart(name, "value", (Line(name, name),)) for name in measured if name not in known]
     return [chart for chart in (*charts, *others) if chart.lines]
 
 
 def columns_of(run: ReportedRun) -> dict[str, dict[str, Column]]:
-    """ "train" and "eval", each with the columns "step", "tokens", "seconds" (both since the start) and every metric.
+    """Return the columns of "train" and of "eval": every metric, "step", and "tokens" and "seconds" since the start.
 
     A number that is missing or not finite is None.
     """
-    tokens = dict(zip(_steps(run.steps), _totals(run.steps, "tokens"), strict=True))
-    seconds = dict(zip(_steps(run.steps), _totals(run.steps, "seconds/step"), strict=True))
-    return {
-        "train": {**_columns(run.steps), **_places(run.steps, tokens, seconds)},
-        "eval": {**_columns(run.evaluations), **_places(run.evaluations, tokens, seconds)},
+    steps = [record["step"] for record in run.steps]
+    totals = {
+        "tokens": list(accumulate((float(record.get("tokens") or 0) for record in run.steps), initial=0.0)),
+        "seconds": list(accumulate((float(record.get("seconds/step") or 0) for record in run.steps), initial=0.0)),
     }
 
+    def columns(records: Sequence[Record]) -> dict[str, Column]:
+        names = {name: True for record in records for name in record if name not in COUNTED}
+        done = [bisect_right(steps, record["step"]) for record in records]  # records of steps, up to each
+        return {
+            **{name: [finite(record.get(name)) for record in records] for name in names},
+            "step": [float(record["step"]) for record in records],
+            **{name: [total[n] for n in done] for name, total in totals.items()},
+        }
 
-def _places(records: Sequence[Record], tokens: dict[int, float], seconds: dict[int, float]) -> dict[str, Column]:
-    steps = _steps(records)
-    return {
-        "step": [float(step) for step in steps],
-        "tokens": [_at(step, tokens) for step in steps],
-        "seconds": [_at(step, seconds) for step in steps],
-    }
-
-
-def _at(step: int, totals: dict[int, float]) -> float:
-    """The total at the last step that is not after ``step``: 0 before the first one."""
-    return totals[step] if step in totals else max((t for s, t in totals.items() if s < step), default=0.0)
-
-
-def _steps(records: Sequence[Record]) -> list[int]:
-    return [record["step"] for record in records]
-
-
-def _totals(records: Sequence[Record], name: str) -> list[float]:
-    return list(accumulate(float(record.get(name) or 0) for record in records))
-
-
-def _columns(records: Sequence[Record]) -> dict[str, Column]:
-    names = {name: True for record in records for name in record if name not in COUNTED}
-    return {name: [finite(record.get(name)) for record in records] for name in names}
+    return {"train": columns(run.steps), "eval": columns(run.evaluations)}
 
 
 def finite(value: Any) -> float | None:
-    """A number to six digits, or None for what is not a finite number."""
+    """Return a number to six digits, or None for what is not a finite number."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(f"{value:.6g}")
     return None

@@ -55,7 +55,7 @@ def report_of_ended_run(folder: Path) -> str:
 
 
 def render(runs: Sequence[ReportedRun]) -> str:
-    """The page about one run, or several to compare."""
+    """Return the page about one run, or several to compare."""
     scripts = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
     styles = "\n".join(map(_asset, STYLES))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -78,7 +78,7 @@ def render(runs: Sequence[ReportedRun]) -> str:
 
 
 def data_json(runs: Sequence[ReportedRun]) -> str:
-    """What the page's scripts draw, as JSON that may stand inside a script element."""
+    """Return what the page's scripts draw, as JSON that may stand inside a script element."""
     texts = Texts()
     told: list[dict[str, Any]] = [
         {"name": run.name, **columns_of(run), "evaluations": evaluations_of(run, texts)} for run in runs
@@ -92,5 +92,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a Content-Security-Policy names an inline script or style."""
+    """Return how a Content-Security-Policy names an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

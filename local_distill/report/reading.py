@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What the files of one run say.
+    """The files of one run say this.
 
     steps: the metrics of each training step, by "step"; evaluations: those on held-out prompts, "eval/…".
     samples: the evaluations of completions.jsonl, with their completions. settings: of config.yaml.
@@ -37,25 +37,24 @@ class ReportedRun:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether its completions were written token by token."""
+        """Return whether its completions were written token by token."""
         return any(completion.pieces for sample in self.samples for completion in sample.completions)
 
 
 def read_runs(paths: Sequence[str]) -> list[ReportedRun]:
-    """The runs in these folders. Raises UserError for a folder that is no run, or is given twice."""
+    """Return the runs in these folders. Raises UserError for a folder that is no run, or is given twice."""
     folders = [Path(path).expanduser() for path in paths]
     for folder in folders:
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise UserError(f"{folder}: given twice; name each run once")
     last_parts = [folder.resolve().name for folder in folders]
     unambiguous = len(set(last_parts)) == len(folders)
-    return [
-        read_run(folder, last if unambiguous else str(folder)) for folder, last in zip(folders, last_parts, strict=True)
-    ]
+    names = last_parts if unambiguous else map(str, folders)
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def read_run(folder: Path, name: str | None = None) -> ReportedRun:
-    """The run in ``folder``. Raises UserError when it is none, or when one of its files cannot be read."""
+    """Return the run in ``folder``. Raises UserError when it is none, or when one of its files cannot be read."""
     if not (folder / METRICS_FILE).exists():
         what = f"no {METRICS_FILE} in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as runs/<date-time>")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any
 
 from local_distill.config.builtin import BUILTIN_WORDS
@@ -20,7 +21,7 @@ NAMED_APART = ("student_model", "teacher_model", "output_dir")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as text. before, after: held-out reverse KL ± its standard error, nats/token.
+    """A run ended like this, as text. before, after: held-out reverse KL ± its standard error, nats/token.
 
     left: after as a share of before. state: "finished", or how far it came.
     """
@@ -43,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """A name with its value in each run. default: what it is where nobody said; None where there is no such thing."""
+    """A name has a value in each run. default: what it is where nobody said; None where there is no such thing."""
 
     name: str
     values: tuple[str, ...]
@@ -51,18 +52,18 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the runs differ in it."""
+        """Return whether the runs differ in it."""
         return len(set(self.values)) > 1
 
     @property
     def given(self) -> bool:
-        """Whether any run has another value than the default."""
+        """Return whether any run has another value than the default."""
         return any(value != self.default for value in self.values)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A completion as it stands on the page. when: "before", "after 12 steps"."""
+    """A completion stands on the page like this. when: "before", "after 12 steps"."""
 
     run: str
     when: str
@@ -71,22 +72,24 @@ class Shown:
 
 
 def outcome_of(run: ReportedRun) -> Outcome:
-    """How the run ended, as far as its files tell."""
+    """Return how the run ended, as far as its files tell."""
     first: Record = next((each for each in run.evaluations if each["step"] == 0), {})
     last = run.evaluations[-1] if run.evaluations else first
-    done = run.steps[-1]["step"] if run.steps else 0
-    tokens, seconds = _total(run, "tokens"), _total(run, "seconds/step")
-    planned = run.settings.get("steps")
+    left = _share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl"))
+    done, planned = run.steps[-1]["step"] if run.steps else 0, run.settings.get("steps")
+    tokens, seconds = (sum(float(step.get(name) or 0) for step in run.steps) for name in ("tokens", "seconds/step"))
+    nameless = BUILTIN_WORDS.get(str(run.settings.get("teacher_backend")))
+    teacher = run.settings.get("teacher_model") or nameless or run.settings.get("teacher_url")
     return Outcome(
         run=run.name,
-        student=_model(run, "student_model"),
-        teacher=_model(run, "teacher_model"),
+        student=str(run.settings.get("student_model") or ABSENT),
+        teacher=str(teacher or ABSENT),
         loss=recorded_loss(run.settings) or ABSENT,
         before=_divergence(first),
         after=_divergence(last) if last is not first else ABSENT,
-        left=_share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl")) if last is not first else ABSENT,
-        length=_written(last, "eval/completion_tokens", number),
-        truncated=_written(last, "eval/truncated", percent),
+        left=left if last is not first else ABSENT,
+        length=_written(last.get("eval/completion_tokens"), number),
+        truncated=_written(last.get("eval/truncated"), percent),
         steps=str(done),
         tokens=number(tokens) if tokens >= 1000 else f"{tokens:.0f}",
         seconds=duration(seconds),
@@ -95,28 +98,46 @@ def outcome_of(run: ReportedRun) -> Outcome:
     )
 
 
+def _divergence(record: Record) -> str:
+    mean, error = record.get("eval/reverse_kl"), record.get("eval/reverse_kl_se")
+    return _written(mean, number) if mean is None or error is None else with_error(mean, error)
+
+
+def _share(before: float | None, after: float | None) -> str:
+    return percent(after / before) if before and after is not None else ABSENT
+
+
+def _written(value: float | None, write: Callable[[float], str]) -> str:
+    return ABSENT if value is None else write(value)
+
+
 def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
-    """Every setting of the runs, those that somebody gave first."""
-    names = dict.fromkeys(
-        [field.name for field in fields(TrainConfig)] + [name for run in runs for name in run.settings]
-    )
+    """Return every setting of the runs, those that somebody gave first."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    defaults["learning_rate"] = LORA_LEARNING_RATE if runs[0].settings.get("use_lora") else FULL_LEARNING_RATE
+    recorded = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [
-        Row(name, tuple(_plain(run.settings.get(name)) for run in runs), _plain(_default(name, runs[0].settings)))
-        for name in names
-        if any(name in run.settings for run in runs)
+        Row(name, tuple(_plain(run.settings.get(name)) for run in runs), _plain(defaults.get(name)))
+        for name in dict.fromkeys([*defaults, *recorded])
+        if name in recorded
     ]
     return sorted(rows, key=lambda row: (not row.given, row.name not in NAMED_APART))
 
 
 def environment_rows(runs: Sequence[ReportedRun]) -> list[Row]:
-    """What the runs ran on; "old → new" where a run went on with something else."""
+    """Return what the runs ran on; "old → new" where a run went on with something else."""
     starts = [[dict(_flat(start)) for start in run.starts] for run in runs]
     names = dict.fromkeys(name for run in starts for start in run for name in start)
     return [Row(name, tuple(_over_starts(name, run) for run in starts)) for name in names]
 
 
+def _over_starts(name: str, starts: Sequence[Mapping[str, str]]) -> str:
+    values = groupby(start.get(name, ABSENT) for start in starts)
+    return " → ".join(value for value, _ in values) or ABSENT
+
+
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values of a record in a record: packages torch, cpu model."""
+    """Yield names and values of a record in a record: packages torch, cpu model."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name} ")
@@ -130,14 +151,8 @@ def _listed(value: Any) -> str:
     return ", ".join(text for _, text in _flat(value)) if isinstance(value, Mapping) else _plain(value)
 
 
-def _over_starts(name: str, starts: Sequence[Mapping[str, str]]) -> str:
-    values = [start.get(name, ABSENT) for start in starts]
-    changes = [value for value, before in zip(values, [None, *values], strict=False) if value != before]
-    return " → ".join(changes) or ABSENT
-
-
 def completions_by_prompt(runs: Sequence[ReportedRun]) -> dict[str, list[Shown]]:
-    """For each held-out prompt, what each run made of it before its first step and after its last."""
+    """Return for each held-out prompt what each run made of it before its first step and after its last."""
     shown: dict[str, list[Shown]] = {}
     for run in runs:
         for sample in (*run.samples[:1], *run.samples[1:][-1:]):
@@ -149,42 +164,8 @@ def completions_by_prompt(runs: Sequence[ReportedRun]) -> dict[str, list[Shown]]
     return shown
 
 
-def _model(run: ReportedRun, setting: str) -> str:
-    given = run.settings.get(setting)
-    if given or setting != "teacher_model":
-        return str(given or ABSENT)
-    nameless = BUILTIN_WORDS.get(str(run.settings.get("teacher_backend")))
-    return str(nameless or run.settings.get("teacher_url") or ABSENT)
-
-
-def _divergence(record: Mapping[str, Any]) -> str:
-    mean, error = record.get("eval/reverse_kl"), record.get("eval/reverse_kl_se")
-    if mean is None:
-        return ABSENT
-    return number(mean) if error is None else with_error(mean, error)
-
-
-def _share(before: float | None, after: float | None) -> str:
-    return percent(after / before) if before and after is not None else ABSENT
-
-
-def _written(record: Mapping[str, Any], name: str, write: Any) -> str:
-    value = record.get(name)
-    return ABSENT if value is None else str(write(value))
-
-
-def _total(run: ReportedRun, name: str) -> float:
-    return sum(float(record.get(name) or 0) for record in run.steps)
-
-
-def _default(name: str, settings: Mapping[str, Any]) -> Any:
-    if name == "learning_rate":
-        return LORA_LEARNING_RATE if settings.get("use_lora") else FULL_LEARNING_RATE
-    return next((field.default for field in fields(TrainConfig) if field.name == name), None)
-
-
 def _plain(value: Any) -> str:
-    """A value as it is written in a file of settings."""
+    """Return a value as it is written in a file of settings."""
     if value is None or value == "":
         return ABSENT
     if isinstance(value, bool):

@@ -15,23 +15,23 @@ DIGITS = 4
 
 
 class Texts:
-    """Texts by number, each held once."""
+    """Texts are held once each, by number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def number(self, text: str) -> int:
-        """The number of a text, its place in ``all``."""
+        """Return the number of a text, its place in ``all``."""
         return self._numbers.setdefault(visible(text), len(self._numbers))
 
     @property
     def all(self) -> list[str]:
-        """Every text, at the place of its number."""
+        """Return every text, at the place of its number."""
         return list(self._numbers)
 
 
 def evaluations_of(run: ReportedRun, texts: Texts) -> list[dict[str, Any]]:
-    """The evaluations that show tokens, oldest first: {"step", "completions"}, each of those columns of T tokens.
+    """Return the evaluations that show tokens, oldest first: {"step", "completions"}, those in columns of T tokens.
 
     text: numbers of texts. student, teacher: log-probs of the token; reverse_kl: all nats, None where unknown.
     top: for each token a flat list: number of a text, its log-prob, and so on, the teacher's likeliest first.
@@ -61,11 +61,11 @@ def _nats(value: float) -> float | None:
 
 
 def visible(text: str) -> str:
-    """The text of a token with what nobody would see, or would see turned around, spelled out: ⟨U+200B⟩."""
-    return "".join(map(_visible, text))
+    """Return the text of a token with what nobody would see, or would see turned around, spelled out: ⟨U+200B⟩."""
+    return "".join(map(_spelled_out, text))
 
 
-def _visible(character: str) -> str:
+def _spelled_out(character: str) -> str:
     if character in "\n\t" or character in JOINERS:
         return character
     category = unicodedata.category(character)
