@@ -13,13 +13,7 @@ from local_distill.models.trained import Trained
 from local_distill.passwords import command_line
 from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
 from local_distill.runs.evaluations import Evaluation
-from local_distill.runs.layout import (
-    COMPLETIONS_FILE,
-    ENVIRONMENT_FILE,
-    METRICS_FILE,
-    read_settings,
-    read_starts,
-)
+from local_distill.runs.layout import COMPLETIONS_FILE, ENVIRONMENT_FILE, METRICS_FILE, read_settings, read_starts
 from local_distill.runs.records import read_evaluations, training_totals
 
 NOT_TOLD = ("output_dir", "resume", "wandb_project", "wandb_name", "wandb_mode", "trackers", "profile")
@@ -68,13 +62,13 @@ class Origin:
     def command(self) -> str:
         """Return the command that trains it again, without passwords and keys of URLs; empty where it is not known."""
         defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
-        words = ["local-distill", "train"]
+        words = []
         for name, value in self.settings.items():
             if name in NOT_TOLD or value == defaults.get(name):
                 continue
-            switched = {True: f"--{name}", False: f"--no-{name}"}
-            words.append(switched[value] if isinstance(value, bool) else f"--{name}={public(value)}")
-        return command_line(words) if self.settings else ""
+            switch = f"--{name}" if value else f"--no-{name}"
+            words.append(switch if isinstance(value, bool) else f"--{name}={public(value)}")
+        return command_line(["local-distill", "train", *words]) if self.settings else ""
 
 
 def public(value: object) -> str:

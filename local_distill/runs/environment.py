@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,22 +36,25 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
     Raises UserError where a resumed run finds a file that holds no such list, or where it cannot be written.
     """
     path = folder / ENVIRONMENT_FILE
-    records = [*(read_starts(folder) if resumed else []), describe_environment(processes)]
+    records = [*(read_starts(folder) if resumed else []), _this_start(processes)]
     write_whole(path, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     return path
 
 
-def describe_environment(processes: int) -> dict[str, Any]:
-    """Return versions, hardware and the command of this process, as JSON."""
+def _this_start(processes: int) -> dict[str, Any]:
     import torch  # takes seconds, and whoever only reads a run has no use for it
 
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(sys.orig_argv),
         "processes": processes,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": _versions(PACKAGES),
+        "packages": versions,
         "devices": _devices(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
@@ -60,18 +63,7 @@ def describe_environment(processes: int) -> dict[str, Any]:
     }
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _devices() -> list[dict[str, Any]]:
-    """Return the accelerators that this process sees; none on a machine with a processor only."""
     import torch
 
     if torch.cuda.is_available():
@@ -86,9 +78,8 @@ def _cpu_model() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():
         lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
+        if named := [line for line in lines if line.startswith("model name")]:
+            return named[0].partition(":")[2].strip()
     if sys.platform == "darwin":
         asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()

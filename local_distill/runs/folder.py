@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,10 +61,10 @@ def open_run_folder(
     given = None if output_dir is None else Path(expanded(output_dir))
     if resume is None:
         if given is None:
-            _check_writable(RUNS)
-        folder = given or make_dated_folder(RUNS)
-        _claim_new(folder, holding)
-        return RunFolder(folder)
+            with _writable(RUNS):
+                given = make_dated_folder(RUNS)
+        _claim_new(given, holding)
+        return RunFolder(given)
     notes: list[str] = []
     if resume != LATEST:
         folder, checkpoint = _folder_of_step(Path(expanded(resume)), given, holding)
@@ -114,26 +115,22 @@ def _claim_new(folder: Path, holding: ExitStack) -> None:
 
 def _claim(folder: Path, holding: ExitStack) -> None:
     """Raise UserError unless the folder can be made and written, and no other run is in it."""
-    _check_writable(folder)
-    try:
+    with _writable(folder):
         holding.enter_context(claimed(folder / LOCK, f"--output_dir {folder}"))
-    except OSError as error:
-        raise _not_writable(folder, error) from error
 
 
-def _check_writable(folder: Path) -> None:
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Raise UserError where the folder cannot be made or written, here or in the block."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        yield
     except FileExistsError as error:
         raise UserError(f"--output_dir {folder}: a file, needs a folder; choose another") from error
     except OSError as error:
-        raise _not_writable(folder, error) from error
-
-
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another")
+        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror}); choose another") from error
 
 
 def make_dated_folder(parent: Path) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ Fingerprints = dict[str, dict[str, Any]]
 def seal(folder: Path) -> None:
     """Write the manifest of what is in a folder, and everything down to the disk."""
     names = [f.relative_to(folder).as_posix() for f in sorted(folder.rglob("*")) if f.is_file()]
-    files = fingerprints(folder, [name for name in names if name != MANIFEST])
+    files = _fingerprints(folder, [name for name in names if name != MANIFEST])
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
@@ -42,7 +42,7 @@ def listed(folder: Path) -> Fingerprints:
 def changed(folder: Path, expected: Fingerprints) -> list[str]:
     """Return the names of these files that are not in the folder as they were written."""
     absent = sorted(name for name in expected if not (folder / name).is_file())
-    found = fingerprints(folder, [name for name in expected if name not in absent])
+    found = _fingerprints(folder, [name for name in expected if name not in absent])
     return sorted([*absent, *(name for name in found if found[name] != expected[name])])
 
 
@@ -83,9 +83,7 @@ def _is_json(file: Path) -> bool:
         return False
 
 
-def fingerprints(folder: Path, names: Iterable[str]) -> Fingerprints:
-    """Return size and SHA-256 of the files; several at a time, hashing is the slow part."""
-
+def _fingerprints(folder: Path, names: Sequence[str]) -> Fingerprints:
     def fingerprint(name: str) -> dict[str, Any]:
         digest = hashlib.sha256()
         with (folder / name).open("rb") as stream:
@@ -93,8 +91,7 @@ def fingerprints(folder: Path, names: Iterable[str]) -> Fingerprints:
                 digest.update(block)
         return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
 
-    names = list(names)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # hashing is the slow part
         return dict(zip(names, pool.map(fingerprint, names), strict=True))
 
 

@@ -4,7 +4,7 @@
     completions.jsonl   {"step": 10, "reverse_kl": …, "completions": [{"prompt": …, "text": …, "pieces": […]}, …]}
 
 A piece is one token: {"text": " sky", "student": -0.4, "teacher": -1.9, "reverse_kl": 1.2, "top": [[" sky", -1.9], …]};
-see types.Piece. Files of older runs have none.
+see evaluations.Piece. Files of older runs have none.
 
 ``step`` is the number of finished updates: 1 after the first, 0 for the evaluation before training.
 Knows nothing of terminals or experiment trackers.
@@ -17,7 +17,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from local_distill.errors import RunError, UserError
@@ -38,12 +37,9 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
         "eval/completion_tokens": evaluation.length,
         "eval/truncated": evaluation.truncated,
     }
-    if math.isnan(evaluation.accuracy):
-        return metrics
-    return metrics | {
-        "eval/accuracy": evaluation.accuracy,
-        "eval/accuracy_se": evaluation.accuracy_standard_error,
-    }
+    if not math.isnan(evaluation.accuracy):
+        metrics |= {"eval/accuracy": evaluation.accuracy, "eval/accuracy_se": evaluation.accuracy_standard_error}
+    return metrics
 
 
 class JsonlWriter:
@@ -71,24 +67,14 @@ class JsonlWriter:
         # escape it is still JSON.
         line = f"{to_json(record)}\n".encode(errors="backslashreplace")
         with writing(self._path):
-            self._check_in_place()
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):  # nobody would ever read it
+                raise RunError(f"{self._path}: another file has taken its place; let no other run use this folder")
             while line:
                 line = line[self._file.write(line) :]  # a disk that becomes full takes a part
 
     def close(self) -> None:
         """Close the file; nothing is written after that."""
         self._file.close()
-
-    def _check_in_place(self) -> None:
-        """Raise RunError where the file was removed: it can still be written, and nobody will ever read it."""
-        if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-            raise RunError(f"{self._path}: another file has taken its place; let no other run use this folder")
-
-    def __enter__(self) -> JsonlWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 class RunFiles:

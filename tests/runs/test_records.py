@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_each_record_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> 
 
 
 def test_what_json_lacks_becomes_null(tmp_path: Path) -> None:
-    with JsonlWriter(tmp_path / "metrics.jsonl") as writer:
+    with closing(JsonlWriter(tmp_path / "metrics.jsonl")) as writer:
         writer.write({"step": 1, "loss": math.nan, "grad_norm": -math.inf, "nested": [{"x": math.inf}, (math.nan,)]})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text) == {"step": 1, "loss": None, "grad_norm": None, "nested": [{"x": None}, [None]]}
@@ -67,13 +68,13 @@ def test_a_resumed_run_leaves_the_files_of_an_unbroken_one(tmp_path: Path) -> No
 def test_a_whole_last_line_is_kept_though_its_newline_was_lost(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}')
-    with JsonlWriter(path, keep_through=2) as writer:
+    with closing(JsonlWriter(path, keep_through=2)) as writer:
         writer.write({"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
 def test_resuming_without_a_file_starts_one(tmp_path: Path) -> None:
-    with JsonlWriter(tmp_path / "metrics.jsonl", keep_through=3) as writer:
+    with closing(JsonlWriter(tmp_path / "metrics.jsonl", keep_through=3)) as writer:
         writer.write({"step": 4})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 4}\n'
 
