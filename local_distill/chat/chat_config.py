@@ -8,6 +8,7 @@ from functools import partial
 from local_distill.config.checks import LOWEST_TEMPERATURE, require
 from local_distill.config.parsing import argument, option, same_as
 from local_distill.config.train_config import TrainConfig
+from local_distill.export.export_config import ExportSettings
 
 _model = partial(option, "models")
 _sampling = partial(option, "sampling")
@@ -19,7 +20,7 @@ class ChatSettings:
     """Settings of ``local-distill chat``. Raises UserError for what is out of its range."""
 
     model: str = argument("A hub id, a model folder, a run, a step folder of a run, an adapter, a GGUF file.")
-    step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")
+    step: str = same_as(ExportSettings, "step")
     teacher_model: str | None = _model(
         "Answers as well, and colours the student's tokens. self: the model that MODEL's adapter was put on."
     )
