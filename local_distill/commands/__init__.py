@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from local_distill import __version__
 from local_distill.config.parsing import build_parser, parse
@@ -28,17 +28,20 @@ COMMANDS = {
 }
 
 
+Settings = TypeVar("Settings")
+
+
 @dataclass(frozen=True)
-class Command:
-    """One verb of ``local-distill``, as its module declares it.
+class Command(Generic[Settings]):
+    """One verb of ``local-distill`` is declared by its module.
 
     settings: a dataclass of ``option`` and ``argument`` fields. run: takes one and returns the exit code.
     usage: how it is written, with examples, for ``--help``. description: one sentence.
     """
 
     name: str
-    settings: type
-    run: Callable[[Any], int]
+    settings: type[Settings]
+    run: Callable[[Settings], int]
     usage: str
     description: str
 
@@ -70,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code_of(lambda: load(words[0])(words[1:]))
 
 
-def load(name: str) -> Command:
+def load(name: str) -> Command[Any]:
     """Import one of the COMMANDS. Raises UserError for any other name."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"{name}: not a command; {hint}choose from {', '.join(COMMANDS)}")
-    command: Command = importlib.import_module(f"local_distill.commands.{name}").COMMAND
+    command: Command[Any] = importlib.import_module(f"local_distill.commands.{name}").COMMAND
     return command
 
 

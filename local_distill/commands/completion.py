@@ -23,7 +23,7 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionSettings:
-    """Settings of ``local-distill completion``. Raises UserError for a shell that is not known."""
+    """``local-distill completion`` has these settings. Raises UserError for a shell that is not known."""
 
     shell: str = argument("bash, zsh or tcsh.")
 

@@ -32,7 +32,7 @@ _demo = partial(option, "demo")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """Settings of ``local-distill demo``."""
+    """``local-distill demo`` has these settings."""
 
     models: str = _demo("Folder of the two models; they are made there the first time (1 GB).", "models")
     lora: bool = _demo("Train an adapter instead of all weights.", False)

@@ -21,7 +21,7 @@ examples:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Settings of ``local-distill report``."""
+    """``local-distill report`` has these settings."""
 
     runs: tuple[str, ...] = argument("Folders of runs; several are compared on one page.", many=True)
     output: str | None = option(

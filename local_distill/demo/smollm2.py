@@ -32,7 +32,7 @@ REMOVED = (12, 13, 14, 15, 16, 17, 18, 19, 24, 26)
 
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
-    """The teacher's and the student's folder inside ``folder``; made where they are not there yet.
+    """Return the teacher's and the student's folder inside ``folder``; they are made where they are not there yet.
 
     Raises UserError when the package that holds the model is not installed, or the folder cannot be written.
     """
@@ -55,7 +55,7 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Another demo would write the same files."""
+    """Keep out another demo, which would write the same files."""
     with ExitStack() as holding:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether the folder holds a model; one is only ever there as a whole."""
+    """Return whether the folder holds a model; one is only ever there as a whole."""
     return (folder / "model.safetensors").is_file()
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file inside the installed package, found without importing it."""
+    """Return the GGUF file inside the installed package, found without importing it."""
     if not installed("gguf"):
         raise UserError("demo: the package gguf, which reads the model's file, is not installed; pip install gguf")
     try:
@@ -88,7 +88,7 @@ def packaged_gguf() -> Path:
 
 
 def dequantised(gguf: Path) -> PreTrainedModel:
-    """The model in float32; rebuilt, because a model read from GGUF refuses to be saved."""
+    """Return the model in float32; rebuilt, because a model read from GGUF refuses to be saved."""
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     del config.quantization_config

@@ -18,7 +18,7 @@ _hub = partial(option, "hub")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Settings of ``local-distill export``. Raises UserError when they contradict each other."""
+    """``local-distill export`` has these settings. Raises UserError when they contradict each other."""
 
     run: str = argument("A run, a step folder of a run, an adapter or a model.")
     step: str = _model("Of a run: last, best (the lowest held-out reverse KL among those kept) or a number.", "last")

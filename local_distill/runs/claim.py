@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,8 +95,9 @@ def claimed(lock: Path, what: str) -> Iterator[None]:
 
 def _claim(lock: Path, what: str) -> int:
     """Return the locked file, open, with this process written in it."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with ExitStack() as closing:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        closing.callback(os.close, descriptor)
         taken = _is_taken(lock, descriptor)
         if not taken and not _is_still(lock, descriptor):  # whoever had it has ended just now
             return _claim(lock, what)
@@ -107,11 +108,8 @@ def _claim(lock: Path, what: str) -> int:
             raise UserError(f"{what}: in use by {holder or 'another process'}; {remedy}, or choose another folder")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(Holder.here())).encode(), 0)
-        kept, descriptor = descriptor, -1
-        return kept
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+        closing.pop_all()
+        return descriptor
 
 
 def _is_taken(lock: Path, descriptor: int) -> bool | None:
