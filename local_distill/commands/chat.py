@@ -22,7 +22,7 @@ Piped in, each line is a question or a command; piped out, each answer is a line
 
 def run(settings: ChatSettings) -> int:
     """Chat until the questions end. Returns the exit code."""
-    from local_distill.chat.opening import chat  # it imports torch, which takes seconds
+    from local_distill.chat.start import chat  # it imports torch, which takes seconds
     from local_distill.process.isolation import quiet_libraries
 
     with quiet_libraries():

@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
-import local_distill.chat.opening
+import local_distill.chat.start
 import local_distill.export.export_model
 import local_distill.train_on_policy_local  # noqa: F401  what the forked processes need
 from tests.faults.damage import damaged_files
