@@ -12,6 +12,9 @@ from local_distill.errors import UserError
 
 MATH, EXACT, CONTAINS = "math", "exact", "contains"
 SELF = "self"
+"""For ``--teacher_model``: the model under each adapter."""
+BEHIND_URL = {"auto": None, "hf": False, "vllm": True}
+"""What samples → whether that is behind ``--rollouts_url``; where it is left open, the flag decides."""
 
 _models = partial(option, "models")
 _questions = partial(option, "questions")
@@ -106,7 +109,7 @@ class EvalSettings:
         "What samples. hf: our own loop, the same samples for any batch size. vllm: the server of --rollouts_url. "
         "auto: vllm when there is a --rollouts_url, else hf.",
         "auto",
-        choices=("auto", "hf", "vllm"),
+        choices=tuple(BEHIND_URL),
     )
     rollouts_url: str | None = _sampling(
         "Comma-separated addresses of vLLM servers that serve MODEL. An API key is read from "
@@ -130,13 +133,31 @@ class EvalSettings:
 
     @property
     def measures_kl(self) -> bool:
-        """Whether there is a teacher to measure against."""
+        """Tell whether there is a teacher to measure against."""
         return bool(self.teacher_model or self.teacher_url)
 
     @property
+    def as_trained(self) -> TrainConfig | None:
+        """Return the settings with which a run learns from the same teacher; None where there is none."""
+        if not self.measures_kl:
+            return None
+        under_adapter = self.teacher_model == SELF
+        return TrainConfig(
+            student_model="MODEL",
+            use_lora=under_adapter,
+            teacher_backend="self" if under_adapter else "auto",
+            teacher_model="" if under_adapter else self.teacher_model or "",
+            teacher_url=self.teacher_url,
+            loss="policy_gradient",  # for which a server is asked for no top tokens
+            server_timeout=self.server_timeout,
+            server_patience=self.server_patience,
+            server_concurrency=self.server_concurrency,
+        )
+
+    @property
     def samples_by_server(self) -> bool:
-        """Whether a vLLM server samples."""
-        return self.rollouts == "vllm" or bool(self.rollouts_url)
+        """Tell whether a vLLM server samples."""
+        return bool(self.rollouts_url)
 
 
 def _check_ranges(settings: EvalSettings) -> None:
@@ -167,10 +188,13 @@ def _check_combinations(settings: EvalSettings) -> None:
             f"--samples: {settings.samples} given with greedy decoding, where all are the same; add --temperature 0.6, "
             "or drop it"
         )
-    if settings.rollouts_url and settings.rollouts == "hf":
-        raise UserError("--rollouts_url: given with --rollouts hf, needs vllm; drop one of them")
-    if settings.rollouts == "vllm" and not settings.rollouts_url:
-        raise UserError("--rollouts vllm: needs --rollouts_url, the address of a vLLM server that serves MODEL; add it")
+    behind_url, name = BEHIND_URL[settings.rollouts], settings.rollouts
+    if settings.rollouts_url and behind_url is False:
+        raise UserError(f"--rollouts_url: given with --rollouts {name}, needs vllm; drop one of them")
+    if behind_url and not settings.rollouts_url:
+        raise UserError(
+            f"--rollouts {name}: needs --rollouts_url, the address of a vLLM server that serves MODEL; add it"
+        )
     if settings.teacher_url and settings.teacher_model == SELF:
         raise UserError("--teacher_url: given with --teacher_model self, the model under the adapter; drop one of them")
     if settings.tasks_path and not settings.tasks:

@@ -1,227 +1,263 @@
-"""An evaluation from its settings to its table: check, ask each model in turn, compare."""
+"""An evaluation from its settings to its table, in five calls, one after the other.
+
+    check     → EvalInputs   settings, questions, the models' files: all that can be refused before any weights
+    open_run  → EvalRun      the folder of the answers, which may hold some already
+    ask       → Harness      each model in turn is loaded, answers what it has not answered, and is scored
+    judge     → Results      the numbers of each model, and what differs between two
+    write                    results.json and the tables
+
+``check`` is in questions_and_model.py, ``judge`` in scores.py; the others stand below, with what they are made of.
+"""
 
 from __future__ import annotations
 
-import datetime
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from local_distill.backends import MakeSampler, Opening, teacher_of
 from local_distill.batch import Teacher
+from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
-from local_distill.eval import harness
-from local_distill.eval.answers import OutputFolder, date_kept, open_output
-from local_distill.eval.asking import (
-    Sampler,
-    Scoring,
-    answer_all,
-    choice_of,
-    diverge_all,
-    missing_answers,
-    missing_divergences,
-)
-from local_distill.eval.eval_config import SELF, EvalSettings
-from local_distill.eval.questions_and_model import EvalInputs, Subject, check_inputs
-from local_distill.eval.scores import differences, measure, show, to_record
-from local_distill.eval.servers import served_sampler, served_teacher
-from local_distill.head.sampling import SamplingParams
+from local_distill.eval.asking import Sampler, Scoring, answer_all, score_all
+from local_distill.eval.eval_config import EvalSettings
+from local_distill.eval.harness import Harness, TaskResults, run_tasks
+from local_distill.eval.output_folder import OutputFolder, open_output
+from local_distill.eval.questions_and_model import EvalInputs, Subject, check
+from local_distill.eval.scores import Results, judge, show, to_record
+from local_distill.head.sampling import Greedy, NucleusSampling, SamplingParams
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_head, check_scorer
 from local_distill.monitor.terminal import open_console
 from local_distill.process.host_memory import keep_freed_memory
 from local_distill.process.signals import Stopped
+from local_distill.rollouts import vllm_server
 from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.teachers.local import WholeDistributionTeacher
-from local_distill.teachers.student_base import BaseOfStudent
+from local_distill.serving.client import HttpClient
+from local_distill.serving.publishing import Publisher
 from local_distill.training.device_memory import is_out_of_memory, release_memory
 from local_distill.wording import clean
 
 
-@dataclass
-class _Shared:
-    """What all models of an evaluation share. teacher: loaded when the first model needs it."""
+@dataclass(frozen=True)
+class EvalRun:
+    """All models of an evaluation share this.
+
+    teachers: that whose weights are here, by the number of tokens that it shares with a model; empty until it is
+    needed.
+    """
 
     inputs: EvalInputs
     output: OutputFolder
     accelerator: Accelerator
-    say: Callable[[str], None]
+    console: Console
     closing: ExitStack
-    teacher: nn.Module | None = None
+    teachers: dict[int, Teacher] = field(default_factory=dict)
 
     @property
     def settings(self) -> EvalSettings:
-        """Return the settings as given."""
+        """Return the settings as given, with the date of the chat templates."""
         return self.inputs.settings
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        self.console.print(clean(text), markup=False, soft_wrap=True)
+
+    def autocast(self, subject: Subject) -> Callable[[], AbstractContextManager[None]]:
+        """Return the context of a model: an adapter is float32 on a base that may not be."""
+        return self.accelerator.autocast if subject.trained.adapter else nullcontext
 
 
 def evaluate(settings: EvalSettings) -> int:
     """Evaluate as ``settings`` says. Returns the exit code. Raises UserError for what the user can mend."""
-    date = settings.template_date or date_kept(settings.output) or str(datetime.date.today())
-    inputs = check_inputs(replace(settings, template_date=date))
-    console = open_console()
-
-    def say(text: str) -> None:
-        console.print(clean(text), markup=False, soft_wrap=True)
-
     with ExitStack() as closing:
-        if inputs.verifier:
-            closing.callback(inputs.verifier.close)
-        accelerator = Accelerator(mixed_precision=inputs.precision.mixed)
-        if accelerator.num_processes > 1:
-            raise UserError("eval: runs as one process; start it without a launcher, or sample with --rollouts_url")
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        shared = _Shared(inputs, open_output(settings.output, inputs.fixed, closing), accelerator, say, closing)
-        _check_served(shared)
-        for note in inputs.notes:
-            say(note)
-        say(f"answers go to {shared.output.path}")
+        run = open_run(check(settings, closing), closing)
         try:
-            on_harness = {subject.name: _ask(shared, subject, console.is_terminal) for subject in inputs.subjects}
+            on_harness = ask(run)
         except (KeyboardInterrupt, Stopped) as stopped:
-            say(f"stopped; the same command with --output {shared.output.path} goes on from here")
+            run.say(f"stopped; the same command with --output {run.output.path} goes on from here")
             return stopped.exit_code if isinstance(stopped, Stopped) else 128 + signal.SIGINT
+        results = judge(run.inputs, run.output, on_harness)
+        write(run, results)
+    return 0
+
+
+def open_run(inputs: EvalInputs, closing: ExitStack) -> EvalRun:
+    """Open the folder of the answers. Raises UserError where it holds others, or one server would have to be several.
+
+    closing: keeps the folder from other evaluations until it is closed.
+    """
+    console, accelerator = open_console(), Accelerator(mixed_precision=inputs.precision.mixed)
+    if accelerator.num_processes > 1:
+        raise UserError("eval: runs as one process; start it without a launcher, or sample with --rollouts_url")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    output = open_output(inputs.settings.output, inputs.fixed, closing)
+    run = EvalRun(inputs, output, accelerator, console, closing)
+    unanswered = sum(any(sum(each.values()) for each in missing(run, subject)) for subject in inputs.subjects)
+    if inputs.settings.samples_by_server and unanswered > 1:
+        raise UserError(
+            f"--rollouts_url: serves one model, and {unanswered} MODELs have not answered yet; start it for each "
+            "in turn with that MODEL alone and the same --output, then give all of them to compare"
+        )
+    for note in (*inputs.notes, f"answers go to {output.path}"):
+        run.say(note)
+    return run
+
+
+def ask(run: EvalRun) -> Harness:
+    """Ask every model what it has not answered yet. Returns what the harness says of each."""
+    found = {}
+    for subject in run.inputs.subjects:
+        try:
+            found[subject.name] = ask_one(run, subject)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
-                f"{shared.output.path}"
+                f"{run.output.path}"
             ) from error
-        measured = [measure(subject.name, inputs, shared.output) for subject in inputs.subjects]
-        compared = [each for after in measured[1:] for each in differences(measured[0], after)]
-        shared.output.write_results(to_record(inputs, measured, compared, on_harness))
-    show(console, inputs, measured, compared, on_harness)
-    return 0
+        release_memory()  # this model's
+    return found
 
 
-def _ask(shared: _Shared, subject: Subject, live: bool) -> dict[str, Any]:
+def write(run: EvalRun, results: Results) -> None:
+    """Write results.json, and show the numbers."""
+    run.output.write_results(to_record(run.inputs, results))
+    show(run.console, run.inputs, results)
+
+
+def missing(run: EvalRun, subject: Subject) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the answers to each task, and the scored completions, that are not in the output folder.
+
+    Answers are counted by whole questions.
+    """
+    name, samples, tasks = subject.name, run.settings.samples, run.inputs.tasks
+    answers, scored = run.output.answers, run.output.scored
+    return (
+        {t.name: samples * len(answers.missing(name, t.name, len(t.questions), samples)) for t in tasks if t.verified},
+        {t.name: len(scored.missing(name, t.name, len(t.questions))) for t in tasks if run.settings.measures_kl},
+    )
+
+
+def ask_one(run: EvalRun, subject: Subject) -> TaskResults:
     """Ask one model what it is still to be asked. Returns what the harness says of it."""
-    settings, output = shared.settings, shared.output
-    answers, divergences = _missing(shared, subject)
-    left = sum(answers.values()) + sum(divergences.values())
+    settings, verifier, tokenizer = run.settings, run.inputs.verifier, subject.pair.student.tokenizer
+    answers, scored = missing(run, subject)
+    left = sum(answers.values()) + sum(scored.values())
     if not left and not settings.tasks:
         return {}
-    needs_weights = bool(settings.tasks or any(divergences.values()) or not settings.samples_by_server)
-    model = _load(shared, subject) if needs_weights else None
-    try:
-        with _progress(subject.name, left, live) as tick:
-            sampler = _sampler(shared, subject, model, tick)
-            for task in shared.inputs.tasks:
-                if answers.get(task.name):
-                    assert shared.inputs.verifier is not None
-                    answer_all(
-                        subject.name, task.name, subject.prompts[task.name], sampler, shared.inputs.verifier,
-                        output.answers, tokenizer=subject.pair.student.tokenizer,
-                    )  # fmt: skip
-            if any(divergences.values()):
-                assert model is not None
-                scoring = _scoring(shared, subject, model)
-                for name, prompts in subject.prompts.items():
-                    diverge_all(subject.name, name, prompts, sampler, scoring, output.divergences)
-        if not settings.tasks:
-            return {}
-        assert model is not None
-        return harness.run_tasks(settings, model, subject.pair.student.tokenizer, shared.accelerator.device)
-    finally:
-        del model
-        release_memory()
+    needs_weights = settings.tasks or any(scored.values()) or not settings.samples_by_server
+    model = load(run, subject) if needs_weights else None
+    with progress(run.console, subject.name, left) as tick:
+        sampler = open_sampler(run, subject, model, tick)
+        for task in (name for name, number in answers.items() if number):
+            assert verifier is not None
+            answer_all(
+                subject.name, task, subject.prompts[task], sampler, verifier, run.output.answers, tokenizer=tokenizer
+            )
+        if any(scored.values()):
+            assert model is not None
+            scoring = open_scoring(run, subject, model)
+            for task, prompts in subject.prompts.items():
+                score_all(subject.name, task, prompts, sampler, scoring, run.output.scored)
+    if not settings.tasks:
+        return {}
+    assert model is not None
+    return run_tasks(settings, model, tokenizer, run.accelerator.device)
 
 
-def _missing(shared: _Shared, subject: Subject) -> tuple[dict[str, int], dict[str, int]]:
-    """Count how many answers of each task, and how many scored completions, are not in the output folder."""
-    settings, output = shared.settings, shared.output
-    answers = {
-        task.name: missing_answers(output, subject.name, task.name, len(task.questions), settings.samples)
-        for task in shared.inputs.tasks
-        if task.verified
-    }
-    divergences = {
-        task.name: missing_divergences(output, subject.name, task.name, len(task.questions))
-        for task in shared.inputs.tasks
-        if settings.measures_kl
-    }
-    return answers, divergences
-
-
-def _check_served(shared: _Shared) -> None:
-    """Raise UserError when one server would have to sample for several models."""
-    unanswered = [each.name for each in shared.inputs.subjects if any(sum(m.values()) for m in _missing(shared, each))]
-    if shared.settings.samples_by_server and len(unanswered) > 1:
-        raise UserError(
-            f"--rollouts_url: serves one model, and {len(unanswered)} MODELs have not answered yet; start it for each "
-            "in turn with that MODEL alone and the same --output, then give all of them to compare"
-        )
-
-
-def _load(shared: _Shared, subject: Subject) -> nn.Module:
-    model = subject.trained.load(shared.inputs.precision.dtype, shared.accelerator.device)
+def load(run: EvalRun, subject: Subject) -> nn.Module:
+    """Load a model and try it. Raises UserError for one that would not be sampled and scored as one and the same."""
+    model = subject.trained.load(run.inputs.precision.dtype, run.accelerator.device)
     scorer, flag = TokenScorer(model, subject.pair.vocab_size), f"MODEL {subject.name}"
     check_head(scorer, flag)
-    if not shared.settings.samples_by_server:
+    if not run.settings.samples_by_server:
         check_sampling(
-            scorer, flag, pad_id=subject.pair.pad_id, longest=shared.inputs.longest, autocast=_autocast(shared, subject)
+            scorer, flag, pad_id=subject.pair.pad_id, longest=run.inputs.longest, autocast=run.autocast(subject)
         )
     return model
 
 
-def _autocast(shared: _Shared, subject: Subject) -> Callable[[], Any]:
-    """Return the context of the model: an adapter is float32 on a base that may not be."""
-    return shared.accelerator.autocast if subject.trained.adapter else nullcontext
-
-
-def _sampler(shared: _Shared, subject: Subject, model: nn.Module | None, tick: Callable[[int], None]) -> Sampler:
-    settings = shared.settings
-    choose, stops = choice_of(settings.temperature, settings.top_p), frozenset(subject.pair.stops.ids)
-    params = SamplingParams(choose, settings.samples, settings.max_new_tokens, stops, settings.seed)
+def open_sampler(run: EvalRun, subject: Subject, model: nn.Module | None, tick: Callable[[int], None]) -> Sampler:
+    """Open what a model answers with: the servers, or our own loop, for which it is loaded."""
+    settings, pair = run.settings, subject.pair
+    choose = NucleusSampling(settings.temperature, settings.top_p) if settings.temperature else Greedy()
+    params = SamplingParams(choose, settings.samples, settings.max_new_tokens, frozenset(pair.stops.ids), settings.seed)
     if settings.samples_by_server:
-        make = served_sampler(settings, subject, longest=shared.inputs.longest, say=shared.say, closing=shared.closing)
-        return Sampler("vllm", make, params, settings.sampling_batch_size, tick)
+        return Sampler("vllm", open_served(run, subject), params, settings.sampling_batch_size, tick)
     assert model is not None
-    own = partial(
-        HFRollouts, model, pad_id=subject.pair.pad_id, vocab_size=subject.pair.vocab_size,
-        batch_size=settings.sampling_batch_size, autocast=_autocast(shared, subject), say=shared.say,
+
+    def make(params: SamplingParams) -> HFRollouts:
+        return HFRollouts(
+            model, params=params, pad_id=pair.pad_id, vocab_size=pair.vocab_size,
+            batch_size=settings.sampling_batch_size, autocast=run.autocast(subject), say=run.say,
+        )  # fmt: skip
+
+    return Sampler("hf", make, params, settings.sampling_batch_size, tick)
+
+
+def open_served(run: EvalRun, subject: Subject) -> MakeSampler:
+    """Ask the servers of --rollouts_url for the model, whose weights stay as they are.
+
+    Raises UserError when they serve something else.
+    """
+    settings, pair = run.settings, subject.pair
+    client = HttpClient(
+        comma_separated(settings.rollouts_url), flag=vllm_server.FLAG, key_variable=vllm_server.KEY_VARIABLE,
+        timeout=settings.server_timeout, patience=settings.server_patience, concurrency=settings.server_concurrency,
+        say=run.say,
     )  # fmt: skip
-    return Sampler("hf", lambda params: own(params=params), params, settings.sampling_batch_size, tick)
+    run.closing.callback(client.close)
+    # Temperature 1: the log-probs of the draws, which this would ask for as well, are not used.
+    name = vllm_server.check_engine(
+        client, pair.student.tokenizer, longest=run.inputs.longest, choose=NucleusSampling(1.0, 1.0)
+    )
+    run.say(f"{subject.name}: sampled by {', '.join(client.urls)}, where it is called {name}")
+    return lambda params: vllm_server.VLLMServerRollouts(
+        client, Publisher(name), params=params, vocab_size=pair.vocab_size, rows=pair.rows
+    )
 
 
-def _scoring(shared: _Shared, subject: Subject, model: nn.Module) -> Scoring:
-    settings, device = shared.settings, shared.accelerator.device
+def open_scoring(run: EvalRun, subject: Subject, model: nn.Module) -> Scoring:
+    """Open what compares a model with the teacher."""
     scorer = TokenScorer(model, subject.pair.vocab_size).eval()
     check_scorer(scorer, f"MODEL {subject.name}")
-    if settings.teacher_model == SELF:
-        teacher: Teacher = WholeDistributionTeacher(BaseOfStudent(scorer), device)
-    elif settings.teacher_url:
-        teacher = served_teacher(
-            settings, subject, longest=shared.inputs.longest, device=device, say=shared.say, closing=shared.closing
-        )
-    else:
-        teacher = _local_teacher(shared, subject.pair.vocab_size)
-    return Scoring(scorer, teacher, subject.pair.pad_id, _autocast(shared, subject))
+    return Scoring(scorer, open_teacher(run, subject, scorer), subject.pair.pad_id, run.autocast(subject))
 
 
-def _local_teacher(shared: _Shared, vocab_size: int) -> Teacher:
-    """Return the teacher, which is loaded once; the vocabulary is what it shares with the model at hand."""
-    assert shared.inputs.teacher is not None
-    if shared.teacher is None:
-        shared.teacher = shared.inputs.teacher.load(shared.inputs.precision.dtype).to(shared.accelerator.device)
-    scorer = TokenScorer(shared.teacher, vocab_size)
-    check_scorer(scorer, "--teacher_model")
-    return WholeDistributionTeacher(scorer, shared.accelerator.device)
+def open_teacher(run: EvalRun, subject: Subject, scorer: TokenScorer) -> Teacher:
+    """Open the teacher as training does. Weights that are here serve all models that share as many tokens with it."""
+    inputs, shared = run.inputs, subject.pair.vocab_size
+    if shared in run.teachers:
+        return run.teachers[shared]
+    run.teachers.clear()
+    release_memory()
+    as_trained = run.settings.as_trained
+    assert as_trained is not None
+    opening = Opening(
+        as_trained, subject.pair, None, inputs.precision.dtype, inputs.longest, run.accelerator, run.output.path,
+        run.say, run.closing,
+    )  # fmt: skip
+    backend = teacher_of(as_trained)
+    teacher = backend.open(opening)(scorer, backend.gives).evaluation
+    if backend.memory.held:
+        run.teachers[shared] = teacher
+    return teacher
 
 
 @contextmanager
-def _progress(name: str, total: int, live: bool) -> Iterator[Callable[[int], None]]:
+def progress(console: Console, name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal. What it gives is called with how many completions were written down."""
-    if not live or not total:
+    if not console.is_terminal or not total:
         yield lambda _: None
         return
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

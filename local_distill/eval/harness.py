@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,16 +12,21 @@ from transformers import PreTrainedTokenizerBase
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError, one_line
 from local_distill.eval.eval_config import EvalSettings
+from local_distill.eval.statistics import Estimate
 from local_distill.models.files import causal_lm
 from local_distill.prompts import parse_template_kwargs
 
 PLAIN_FILTER = "none"
+TaskResults = Mapping[str, Mapping[str, Estimate]]
+"""What one model did: task → metric → its mean, with a standard error of NaN where the harness gives none."""
+Harness = Mapping[str, TaskResults]
+"""The same of all models, by their names."""
 
 
 def run_tasks(
     settings: EvalSettings, model: nn.Module, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{task: {metric: {"mean", "se"}}} of ``--tasks``; se is NaN where the harness gives none.
+) -> TaskResults:
+    """Put the ``--tasks`` to a model.
 
     The harness renders, samples and scores by its own rules; of ours it takes the chat template, the system prompt,
     the limit and the seed. Raises UserError when it does not know a task or cannot run it.
@@ -62,8 +68,8 @@ def run_tasks(
     return {task: _metrics(numbers) for task, numbers in found["results"].items()}
 
 
-def _metrics(numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The harness writes ``acc,none`` and ``acc_stderr,none`` side by side with names that are text."""
+def _metrics(numbers: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Read what the harness writes: ``acc,none`` and ``acc_stderr,none``, side by side with names that are text."""
     found = {}
     for key, value in numbers.items():
         metric, _, kept = key.partition(",")
@@ -71,5 +77,5 @@ def _metrics(numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
             continue
         error = numbers.get(f"{metric}_stderr,{kept}")
         name = metric if kept == PLAIN_FILTER else f"{metric} ({kept})"
-        found[name] = {"mean": float(value), "se": float(error) if isinstance(error, int | float) else float("nan")}
+        found[name] = Estimate(float(value), float(error) if isinstance(error, int | float) else float("nan"))
     return found

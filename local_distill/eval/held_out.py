@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from local_distill.batch import Prompt, Rollout, RolloutEngine, Teacher
-from local_distill.eval.statistics import mean_over_questions, ratio_of_sums
+from local_distill.batch import Prompt, Rollout, RolloutEngine, ScoredBatch, Teacher, TokenBatch
+from local_distill.eval.statistics import Total, mean_over_questions, mean_per_token
 from local_distill.eval.verifying import MathVerifier, Verifier, math_verify_is_here
 from local_distill.models.comparison import Comparison, compare
 from local_distill.models.tokenization import texts_of
@@ -45,17 +46,17 @@ class NoEvaluation:
 
 
 class _Sample(NamedTuple):
-    """One rollout in numbers. divergence: its tokens' reverse KL, summed, nats. correct: None where nothing says."""
+    """One rollout in numbers. reverse_kl: of its tokens, nats. correct: None where nothing says."""
 
-    tokens: int
+    reverse_kl: Total
     truncated: bool
-    divergence: float
     correct: bool | None
 
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class HeldOutEvaluator:
     """Reverse KL on held-out prompts, and a few completions in words.
 
@@ -66,51 +67,34 @@ class HeldOutEvaluator:
     None where accuracy is not measured.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        student: nn.Module,
-        teacher: Teacher,
-        sampler: RolloutEngine,
-        reader: RolloutEngine,
-        prompts: Sequence[Prompt],
-        tokenizer: PreTrainedTokenizerBase,
-        pad_id: int,
-        micro_batch: int,
-        micro_batches: MicroBatches,
-        verifier: Verifier | None = None,
-    ) -> None:
-        self._accelerator = accelerator
-        self._student = student
-        self._teacher = teacher
-        self._sampler = sampler
-        self._reader = reader
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._pad_id = pad_id
-        self._micro_batch = micro_batch
-        self._micro_batches = micro_batches
-        self._verifier = verifier
+    accelerator: Accelerator
+    student: nn.Module
+    teacher: Teacher
+    sampler: RolloutEngine
+    reader: RolloutEngine
+    prompts: Sequence[Prompt]
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    micro_batch: int
+    micro_batches: MicroBatches
+    verifier: Verifier | None = None
 
     def evaluate(self, step: int) -> Evaluation:
         """See Evaluator."""
-        samples = self._score(self._sampler, self._prompts, self._in_numbers)
-        tokens = [sample.tokens for sample in samples]
-        reverse_kl, standard_error = ratio_of_sums([sample.divergence for sample in samples], tokens)
-        verdicts = [float(sample.correct) for sample in samples if sample.correct is not None]
-        accuracy = mean_over_questions(verdicts)
+        samples = self._score(self.sampler, self.prompts, self._in_numbers)
+        reverse_kl = mean_per_token([sample.reverse_kl for sample in samples])
+        accuracy = mean_over_questions([float(each.correct) for each in samples if each.correct is not None])
         return Evaluation(
             step=step,
-            reverse_kl=reverse_kl,
-            standard_error=standard_error,
-            length=sum(tokens) / len(samples),
+            reverse_kl=reverse_kl.mean,
+            standard_error=reverse_kl.standard_error,
+            length=sum(sample.reverse_kl.tokens for sample in samples) / len(samples),
             truncated=sum(sample.truncated for sample in samples) / len(samples),
-            completions=tuple(self._score(self._reader, self._prompts[:SHOWN], self._in_words, SHOWN_TOP)),
+            completions=tuple(self._score(self.reader, self.prompts[:SHOWN], self._in_words, SHOWN_TOP)),
             accuracy=accuracy.mean,
             accuracy_standard_error=accuracy.standard_error,
         )
 
-    @torch.no_grad()
     def _score(
         self,
         engine: RolloutEngine,
@@ -120,42 +104,66 @@ class HeldOutEvaluator:
     ) -> list[T]:
         """Sample and score the prompts, shared out over the processes; what ``tell`` makes of each rollout, in the
         order of the prompts, on all processes."""
-        accelerator = self._accelerator
+        accelerator = self.accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
-        rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=self._teacher.prepare))
+        with torch.no_grad():
+            rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=self.teacher.prepare))
         busiest = -(-len(prompts) // accelerator.num_processes)
-        told: list[tuple[int, T]] = []
-        self._student.eval()
-        for part in self._micro_batches.split(rollouts, -(-busiest // self._micro_batch)):
-            batch = on_every_process(partial(score, self._teacher, collate(part, self._pad_id)))
-            with naming_the_number("evaluation", batch.tokens):
-                each = compare(self._student, batch, top).split(batch.tokens.lengths)
-            told += [(rollout.position, tell(rollout, one)) for rollout, one in zip(part, each, strict=False)]
+        parts = self.micro_batches.split(rollouts, -(-busiest // self.micro_batch))
+        self.student.eval()
+        compared = compare_rollouts(
+            self.student, parts, self.pad_id, top=top, context=partial(naming_the_number, "evaluation"),
+            score=lambda batch: on_every_process(partial(score, self.teacher, batch)),
+        )  # fmt: skip
+        told = [(rollout.position, tell(rollout, each)) for rollout, each in compared]
         return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]
 
     def _in_numbers(self, rollout: Rollout, compared: Comparison) -> _Sample:
-        divergence = float(compared.reverse_kl.double().sum())
-        return _Sample(len(rollout.completion), rollout.finish == "length", divergence, self._is_correct(rollout))
+        return _Sample(total_of(compared), rollout.finish == "length", self._is_correct(rollout))
 
     def _is_correct(self, rollout: Rollout) -> bool | None:
-        if self._verifier is None or rollout.prompt.answer is None:
+        if self.verifier is None or rollout.prompt.answer is None:
             return None
-        text = str(self._tokenizer.decode(rollout.completion, skip_special_tokens=True))
-        return self._verifier.verdict(text, rollout.prompt.answer).correct
+        return self.verifier.verdict(self._text(rollout), rollout.prompt.answer).correct
 
     def _in_words(self, rollout: Rollout, compared: Comparison) -> Completion:
+        total = total_of(compared)
         return Completion(
             prompt=rollout.prompt.text,
-            text=self._tokenizer.decode(rollout.completion, skip_special_tokens=True),
-            tokens=len(rollout.completion),
+            text=self._text(rollout),
+            tokens=total.tokens,
             finish=rollout.finish,
-            reverse_kl=float(compared.reverse_kl.double().sum()) / max(len(rollout.completion), 1),
-            pieces=pieces_of(self._tokenizer, rollout.completion.tolist(), compared),
+            reverse_kl=total.sum / max(total.tokens, 1),
+            pieces=pieces_of(self.tokenizer, rollout.completion.tolist(), compared),
         )
+
+    def _text(self, rollout: Rollout) -> str:
+        return str(self.tokenizer.decode(rollout.completion, skip_special_tokens=True))
+
+
+@torch.no_grad()
+def compare_rollouts(
+    student: nn.Module, parts: Iterable[Sequence[Rollout]], pad_id: int, *, score: Callable[[TokenBatch], ScoredBatch],
+    context: Callable[[TokenBatch], AbstractContextManager[None]], top: int = 0,
+) -> Iterator[tuple[Rollout, Comparison]]:  # fmt: skip
+    """Yield each rollout with what both models make of its tokens, one micro-batch of ``parts`` after another.
+
+    student: a TokenScorer, which runs in ``context``. score: asks the teacher. top: see ``compare``.
+    """
+    for part in parts:
+        batch = score(collate(part, pad_id))
+        with context(batch.tokens):
+            each = compare(student, batch, top).split(batch.tokens.lengths)
+        yield from zip(part, each, strict=False)  # one that is empty has a comparison of no tokens
+
+
+def total_of(compared: Comparison) -> Total:
+    """Sum the reverse KL over the tokens of one completion, nats."""
+    return Total(float(compared.reverse_kl.double().sum()), len(compared.reverse_kl))
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], compared: Comparison) -> tuple[Piece, ...]:
-    """The tokens of one completion with what both models make of them, for people to read."""
+    """Return the tokens of one completion with what both models make of them, for people to read."""
     texts = texts_of(tokenizer, ids, compared.likeliest.tolist())
     numbers = map(_rounded, (compared.student, compared.teacher, compared.reverse_kl, compared.likeliest_logprobs))
     return tuple(

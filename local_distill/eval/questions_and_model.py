@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from local_distill.backends import teacher_of
 from local_distill.batch import Prompt
 from local_distill.errors import UserError
-from local_distill.eval.eval_config import MATH, SELF, EvalSettings
+from local_distill.eval.eval_config import MATH, EvalSettings
+from local_distill.eval.output_folder import date_kept
 from local_distill.eval.tasks import (
     MATH_TEMPLATE,
     PLACE,
@@ -24,7 +28,6 @@ from local_distill.eval.tasks import (
 from local_distill.eval.verifying import Verifier, open_verifier
 from local_distill.models.files import ModelFiles, open_model
 from local_distill.models.pair import ModelPair, pair_of
-from local_distill.models.quantization import check_readable
 from local_distill.models.trained import Trained, open_trained
 from local_distill.packages import installed
 from local_distill.process.launch import Precision, resolve_precision
@@ -92,8 +95,13 @@ class EvalInputs:
         return tuple(filter(None, notes))
 
 
-def check_inputs(settings: EvalSettings) -> EvalInputs:
-    """Open everything but the weights. Raises UserError at the first thing that is wrong."""
+def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
+    """Open everything but the weights. Raises UserError at the first thing that is wrong.
+
+    closing: ends the process that verifies.
+    """
+    date = settings.template_date or date_kept(settings.output) or str(datetime.date.today())
+    settings = replace(settings, template_date=date)
     precision = resolve_precision(settings.dtype)
     if settings.tasks and not installed("lm_eval"):
         raise UserError(
@@ -117,21 +125,11 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
             )
     trained = [open_trained(FLAG, path, settings.trust_remote_code, settings.step) for path in settings.models]
     names = [_name(path, each) for path, each in zip(settings.models, trained, strict=True)]
-    teacher = None
-    if settings.teacher_model not in (None, SELF) and not settings.teacher_url:
-        teacher = open_model("--teacher_model", str(settings.teacher_model), settings.trust_remote_code)
-        check_readable(teacher.flag, teacher.path, teacher.config)
-    if settings.teacher_model == SELF:
-        for name, each in zip(names, trained, strict=True):
-            if each.adapter is None:
-                raise UserError(f"--teacher_model self: {name} has no adapter; name the teacher")
+    teacher = _open_teacher(settings, [name for name, each in zip(names, trained, strict=True) if not each.adapter])
     verifier = open_verifier(settings.answers) if any(task.verified for task in tasks) else None
     if verifier:
-        try:
-            tasks = [readable(task, verifier, must_read=is_written(task.name)) for task in tasks]
-        except BaseException:
-            verifier.close()
-            raise
+        closing.callback(verifier.close)
+        tasks = [readable(task, verifier, must_read=is_written(task.name)) for task in tasks]
     readers = [_subject(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
     asked_of = [_ask_all(task, readers, settings) for task in tasks]
     subjects = tuple(
@@ -146,6 +144,21 @@ def check_inputs(settings: EvalSettings) -> EvalInputs:
 
 def _name(path: str, trained: Trained) -> str:
     return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
+
+
+def _open_teacher(settings: EvalSettings, whole: Sequence[str]) -> ModelFiles | None:
+    """Open the files of a teacher whose weights will be here. whole: models without an adapter, by their names."""
+    as_trained = settings.as_trained
+    if as_trained is None:
+        return None
+    backend = teacher_of(as_trained)
+    if backend.memory.is_student and whole:
+        raise UserError(f"--teacher_model self: {whole[0]} has no adapter; name the teacher")
+    if backend.memory.held is None:
+        return None
+    teacher = open_model("--teacher_model", as_trained.teacher_model, settings.trust_remote_code)
+    backend.check_files(as_trained, teacher)
+    return teacher
 
 
 def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> Subject:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from local_distill.eval.answers import Answer, Divergence, OutputFolder
+from local_distill.eval.harness import Harness
+from local_distill.eval.output_folder import OutputFolder
 from local_distill.eval.questions_and_model import EvalInputs
 from local_distill.eval.statistics import (
     Difference,
@@ -24,6 +25,7 @@ from local_distill.eval.statistics import (
     paired_ratios,
     pass_at_k,
 )
+from local_distill.eval.tasks import Task
 from local_distill.wording import clean, number, percent, share_with_error, with_error
 
 ACCURACY, REVERSE_KL = "accuracy", "reverse_kl"
@@ -35,12 +37,10 @@ class Measured:
     """What one model did on one task.
 
     right: of each question, how many of its ``samples`` answers are; empty without answers.
-    totals: of each prompt, its completion's reverse KL; empty without a teacher. metrics: by name, for people.
+    totals: of each prompt, its completion's reverse KL; empty without a teacher.
     length, truncated: of the answers; of the scored completions where there are none.
     """
 
-    model: str
-    task: str
     questions: int
     samples: int
     right: tuple[int, ...]
@@ -49,8 +49,13 @@ class Measured:
     truncated: Estimate
 
     @property
+    def any_right(self) -> list[float]:
+        """Return pass@k of each question, k the number of samples."""
+        return [pass_at_k(n, self.samples, self.samples) for n in self.right]
+
+    @property
     def metrics(self) -> dict[str, Estimate]:
-        """Return every number that has an error and can be compared."""
+        """Return every number that has an error and can be compared, by its name for people."""
         found: dict[str, Estimate] = {}
         if self.right:
             found[ACCURACY] = mean_over_questions([n / self.samples for n in self.right])
@@ -60,100 +65,91 @@ class Measured:
             found[REVERSE_KL] = mean_per_token(self.totals)
         return found
 
-    @property
-    def any_right(self) -> list[float]:
-        """Return pass@k of each question, k the number of samples."""
-        return [pass_at_k(n, self.samples, self.samples) for n in self.right]
+    def minus(self, before: Measured) -> dict[str, Difference]:
+        """Return how far each metric is above that of another model on the same task, paired by question."""
+        found: dict[str, Difference] = {}
+        if self.right:
+            found[ACCURACY] = paired_difference(before.right, self.right, self.samples)
+            if self.samples > 1:
+                hits, later = ([round(hit) for hit in each.any_right] for each in (before, self))
+                found[f"pass@{self.samples}"] = paired_difference(hits, later, 1)
+        if self.totals:
+            found[REVERSE_KL] = paired_ratios(before.totals, self.totals)
+        return found
 
 
 @dataclass(frozen=True)
-class Compared:
-    """How far a model's metric is above the first model's, paired by question."""
+class Results:
+    """All numbers of an evaluation, by model and task.
 
-    model: str
-    baseline: str
-    task: str
-    metric: str
-    difference: Difference
+    differences: of all models but the first from the first, by metric as well.
+    """
 
-
-@dataclass(frozen=True)
-class ModelResults:
-    """What one model did on all tasks, by their names."""
-
-    model: str
-    tasks: Mapping[str, Measured] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Measured]]
+    differences: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    on_harness: Harness
 
 
-def measure(model: str, inputs: EvalInputs, output: OutputFolder) -> ModelResults:
-    """Return the numbers of one model, of which all answers are in the output folder."""
-    samples = inputs.settings.samples
-    tasks = {}
-    for task in inputs.tasks:
-        n = len(task.questions)
-        answers = [
-            [output.answers.found[model, task.name, q, m] for m in range(samples)]
-            for q in (range(n) if task.verified else ())
-        ]
-        scored = [
-            output.divergences.found[model, task.name, q, 0] for q in (range(n) if inputs.settings.measures_kl else ())
-        ]
-        told: Sequence[Sequence[Answer | Divergence]] = answers or [[each] for each in scored]
-        tasks[task.name] = Measured(
-            model,
-            task.name,
-            n,
-            samples,
-            right=tuple(sum(answer.correct for answer in each) for each in answers),
-            totals=tuple(Total(each.reverse_kl, each.tokens) for each in scored),
-            length=mean_over_questions([sum(a.tokens for a in each) / len(each) for each in told]),
-            truncated=mean_over_questions([sum(a.finish == "length" for a in each) / len(each) for each in told]),
-        )
-    return ModelResults(model, tasks)
+def judge(inputs: EvalInputs, output: OutputFolder, on_harness: Harness) -> Results:
+    """Measure each model by what is in the output folder, where all answers are, and compare it with the first."""
+    names = [subject.name for subject in inputs.subjects]
+    measured = {name: {task.name: measure(name, task, inputs, output) for task in inputs.tasks} for name in names}
+    differences = {
+        name: {task: measured[name][task].minus(before) for task, before in measured[names[0]].items()}
+        for name in names[1:]
+    }
+    return Results(measured, differences, on_harness)
 
 
-def differences(before: ModelResults, after: ModelResults) -> list[Compared]:
-    """Return after − before of every metric of every task."""
-    return [
-        Compared(after.model, before.model, name, metric, difference)
-        for name in before.tasks
-        for metric, difference in _differences(before.tasks[name], after.tasks[name]).items()
+def measure(model: str, task: Task, inputs: EvalInputs, output: OutputFolder) -> Measured:
+    """Return the numbers of one model on one task."""
+    samples, questions = inputs.settings.samples, range(len(task.questions))
+    answers = [
+        [output.answers.found[model, task.name, q, m] for m in range(samples)]
+        for q in (questions if task.verified else ())
     ]
+    scored = [output.scored.found[model, task.name, q, 0] for q in (questions if inputs.settings.measures_kl else ())]
+    told = [[(a.tokens, a.finish) for a in each] for each in answers] or [[(s.tokens, s.finish)] for s in scored]
+    return Measured(
+        len(questions),
+        samples,
+        right=tuple(sum(answer.correct for answer in each) for each in answers),
+        totals=tuple(Total(each.reverse_kl, each.tokens) for each in scored),
+        length=mean_over_questions([sum(tokens for tokens, _ in each) / len(each) for each in told]),
+        truncated=mean_over_questions([sum(end == "length" for _, end in each) / len(each) for each in told]),
+    )
 
 
-def _differences(before: Measured, after: Measured) -> dict[str, Difference]:
-    found: dict[str, Difference] = {}
-    if before.right:
-        found[ACCURACY] = paired_difference(before.right, after.right, before.samples)
-        if before.samples > 1:
-            hits, later = ([round(hit) for hit in each.any_right] for each in (before, after))
-            found[f"pass@{before.samples}"] = paired_difference(hits, later, 1)
-    if before.totals:
-        found[REVERSE_KL] = paired_ratios(before.totals, after.totals)
-    return found
-
-
-def to_record(
-    inputs: EvalInputs, measured: Sequence[ModelResults], compared: Sequence[Compared],
-    on_harness: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+def to_record(inputs: EvalInputs, results: Results) -> dict[str, Any]:
     """Return what results.json holds."""
     return {
         "settings": inputs.fixed,
-        "models": {each.model: {name: _task_record(task) for name, task in each.tasks.items()} for each in measured},
+        "models": {
+            model: {name: _task_record(task) for name, task in tasks.items()}
+            for model, tasks in results.measured.items()
+        },
         "differences": [
             {
-                "model": each.model,
-                "baseline": each.baseline,
-                "task": each.task,
-                "metric": each.metric,
-                "difference": each.difference.mean,
-                "standard_error": each.difference.standard_error,
-                "p_value": each.difference.p_value,
+                "model": model,
+                "baseline": next(iter(results.measured)),
+                "task": task,
+                "metric": metric,
+                "difference": difference.mean,
+                "standard_error": difference.standard_error,
+                "p_value": difference.p_value,
             }
-            for each in compared
+            for model, tasks in results.differences.items()
+            for task, metrics in tasks.items()
+            for metric, difference in metrics.items()
         ],
-        "harness": {model: dict(tasks) for model, tasks in on_harness.items() if tasks},
+        "harness": {
+            model: {
+                task: {metric: {"mean": found.mean, "se": found.standard_error} for metric, found in metrics.items()}
+                for task, metrics in tasks.items()
+            }
+            for model, tasks in results.on_harness.items()
+            if tasks
+        },
     }
 
 
@@ -165,62 +161,61 @@ def _task_record(task: Measured) -> dict[str, Any]:
     return record
 
 
-def show(
-    console: Console, inputs: EvalInputs, measured: Sequence[ModelResults], compared: Sequence[Compared],
-    on_harness: Mapping[str, Mapping[str, Any]],
-) -> None:  # fmt: skip
+def show(console: Console, inputs: EvalInputs, results: Results) -> None:
     """Print the models by number, then a table for each task, with each model's difference from the first behind it."""
-    for place, model in enumerate(measured, start=1):
-        console.print(Text(f"{place}  {clean(model.model)}"), soft_wrap=True)
+    for place, model in enumerate(results.measured, start=1):
+        console.print(Text(f"{place}  {clean(model)}"), soft_wrap=True)
     for task in inputs.tasks:
         samples = inputs.settings.samples
         each = f", {samples} answers each" if task.verified and samples > 1 else ""
-        console.print(
-            _of_task(f"{clean(task.name)}: {len(task.questions)} questions{each}", task.name, measured, compared)
-        )
-    if any(on_harness.values()):
-        console.print(_of_harness(on_harness))
-    if compared:
+        console.print(_of_task(f"{clean(task.name)}: {len(task.questions)} questions{each}", task.name, results))
+    if any(results.on_harness.values()):
+        console.print(_of_harness(results.on_harness))
+    if results.differences and inputs.tasks:
         console.print(Text("± standard error; differences are paired by question, p two-sided", style="dim"))
 
 
-def _of_task(title: str, task: str, measured: Sequence[ModelResults], compared: Sequence[Compared]) -> Table:
-    table = Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for place in range(1, len(measured) + 1):
+def _table(title: str) -> Table:
+    return Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+
+
+def _of_task(title: str, task: str, results: Results) -> Table:
+    table = _table(title)
+    first, *others = results.measured
+    table.add_column("1", justify="right")
+    for place in range(2, 2 + len(others)):
         table.add_column(str(place), justify="right")
-        if place > 1:
-            table.add_column(f"{place} − 1", justify="right")
-    first = measured[0].tasks[task]
-    for metric in first.metrics:
-        cells = [_estimate(metric, first.metrics[metric])]
-        for model in measured[1:]:
-            found = next(c for c in compared if (c.model, c.task, c.metric) == (model.model, task, metric))
-            cells += [_estimate(metric, model.tasks[task].metrics[metric]), _difference(metric, found.difference)]
+        table.add_column(f"{place} − 1", justify="right")
+    found = {model: results.measured[model][task] for model in results.measured}
+    for metric, estimate in found[first].metrics.items():
+        cells = [_estimate(metric, estimate)]
+        for model in others:
+            cells += [
+                _estimate(metric, found[model].metrics[metric]),
+                _difference(metric, results.differences[model][task][metric]),
+            ]
         table.add_row(LABELS.get(metric, metric), *cells)
-    tasks = [model.tasks[task] for model in measured]
     for label, cells in (
-        ("length (tokens)", [number(each.length.mean) for each in tasks]),
-        ("truncated", [percent(each.truncated.mean) for each in tasks]),
+        ("length (tokens)", [number(each.length.mean) for each in found.values()]),
+        ("truncated", [percent(each.truncated.mean) for each in found.values()]),
     ):
         table.add_row(label, cells[0], *(part for cell in cells[1:] for part in (cell, "")))  # of differences, none
     return table
 
 
-def _of_harness(on_harness: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("", title="lm-evaluation-harness", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+def _of_harness(on_harness: Harness) -> Table:
+    table = _table("lm-evaluation-harness")
     for place in range(1, len(on_harness) + 1):
         table.add_column(str(place), justify="right")
     rows = {(task, metric): None for tasks in on_harness.values() for task in tasks for metric in tasks[task]}
     for task, metric in rows:
         found = [tasks.get(task, {}).get(metric) for tasks in on_harness.values()]
-        table.add_row(f"{task} {metric}", *(with_error(each["mean"], each["se"]) if each else "–" for each in found))
+        table.add_row(f"{task} {metric}", *(with_error(*each) if each else "–" for each in found))
     return table
 
 
 def _estimate(metric: str, estimate: Estimate) -> str:
-    if metric == REVERSE_KL:
-        return with_error(*estimate)
-    return share_with_error(*estimate)
+    return with_error(*estimate) if metric == REVERSE_KL else share_with_error(*estimate)
 
 
 def _difference(metric: str, difference: Difference) -> str:

@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """After − before over the same questions. p_value: two-sided, of there being none."""
+    """What changed from before to after, over the same questions. p_value: two-sided, of there being no difference."""
 
     mean: float
     standard_error: float
@@ -32,14 +32,14 @@ class Difference(NamedTuple):
 
 
 class Total(NamedTuple):
-    """Of one completion: the sum over its tokens, and how many there are."""
+    """One completion has this sum over its tokens, and so many of them."""
 
     sum: float
     tokens: int
 
 
 def mean_over_questions(values: Sequence[float]) -> Estimate:
-    """x̄ = Σ x_q / n and √(Σ (x_q − x̄)² / (n (n − 1))), of one number x_q a question.
+    """Return x̄ = Σ x_q / n and √(Σ (x_q − x̄)² / (n (n − 1))), of one number x_q a question.
 
     With x_q the share of a question's samples that are right, this is pass@1 with the error clustered by question.
     """
@@ -53,21 +53,25 @@ def mean_over_questions(values: Sequence[float]) -> Estimate:
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """1 − C(n − c, k) / C(n, k): the probability that k of the n samples, drawn without replacement, hold a right one.
+    """Return the probability that k of the n samples, drawn without replacement, hold a right one.
 
-    Unbiased for the probability that one of k fresh samples is right. Chen et al. (2021), arXiv 2107.03374.
+    With c right ones it is 1 − C(n − c, k) / C(n, k). Unbiased for the probability that one of k fresh samples is
+    right. Chen et al. (2021), arXiv 2107.03374.
     """
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def paired_difference(before: Sequence[int], after: Sequence[int], samples: int) -> Difference:
-    """Of pass@1, from how many of its ``samples`` answers are right at each question; p from ``sign_flip_p``."""
+    """Return the difference of pass@1, from how many of its ``samples`` answers are right at each question.
+
+    p from ``sign_flip_p``.
+    """
     changes = [b - a for a, b in zip(before, after, strict=True)]
     return Difference(*mean_over_questions([change / samples for change in changes]), sign_flip_p(changes))
 
 
 def sign_flip_p(changes: Sequence[int]) -> float:
-    """P(|Σ ±d_q| ≥ |Σ d_q|) where each sign is a fair coin: the exact permutation test for pairs, two-sided.
+    """Return P(|Σ ±d_q| ≥ |Σ d_q|) where each sign is a fair coin: the exact permutation test for pairs, two-sided.
 
     Were both models alike, each question's change could as well have been its opposite. All sign patterns are counted,
     by convolution. With one answer a question it is McNemar's exact test: a binomial over the questions that changed.
@@ -88,14 +92,14 @@ def sign_flip_p(changes: Sequence[int]) -> float:
 
 
 def paired_ratios(before: Sequence[Total], after: Sequence[Total]) -> Difference:
-    """Of Σ sums / Σ tokens, over completions of the same prompts; the error linearised, as in ``ratio_of_sums``.
+    """Return the difference of Σ sums / Σ tokens, over completions of the same prompts.
 
-    With R the ratio and c̄ the mean length of each side, prompt i moves the difference by
-    r_i = (s_i − R c_i) / c̄ after − the same before; the error is √(Σ r_i² / (n (n − 1))), p from Student's t with
-    n − 1 degrees of freedom.
+    The error is linearised, as in ``mean_per_token``: with R the ratio and c̄ the mean length of each side, prompt i
+    moves the difference by r_i = (s_i − R c_i) / c̄ after − the same before; the error is √(Σ r_i² / (n (n − 1))), p
+    from Student's t with n − 1 degrees of freedom.
     """
     n = len(before)
-    mean = _ratio(after) - _ratio(before)
+    mean = mean_per_token(after).mean - mean_per_token(before).mean
     if n < 2:
         return Difference(mean, NAN, NAN)
     moves = [b - a for a, b in zip(_influences(before), _influences(after), strict=True)]
@@ -106,35 +110,29 @@ def paired_ratios(before: Sequence[Total], after: Sequence[Total]) -> Difference
 
 
 def student_t_p(t: float, freedom: int) -> float:
-    """P(|T| ≥ |t|) for Student's T: the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½); NaN for a NaN."""
+    """Return P(|T| ≥ |t|) for Student's T with ν degrees of freedom; NaN for a NaN.
+
+    It is the regularised incomplete beta function I_{ν/(ν+t²)}(ν/2, ½).
+    """
     if math.isnan(t):  # mpmath would look for it without end
         return NAN
     return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
-def ratio_of_sums(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Σ sums / Σ counts and its standard error, the pairs taken as independent (linearised ratio estimator).
-
-    Tokens of one completion are not independent, so the completions are what is counted.
-    """
-    n, total = len(counts), max(sum(counts), 1)
-    mean = sum(sums) / total
-    if n < 2:
-        return mean, NAN
-    residuals = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
-    return mean, float((residuals * n / (n - 1)) ** 0.5 / total)
-
-
 def mean_per_token(totals: Sequence[Total]) -> Estimate:
-    """Σ sums / Σ tokens with its standard error, the completions taken as independent."""
-    return Estimate(*ratio_of_sums([total.sum for total in totals], [total.tokens for total in totals]))
+    """Return Σ sums / Σ tokens and its standard error (linearised ratio estimator).
 
-
-def _ratio(totals: Sequence[Total]) -> float:
-    return mean_per_token(totals).mean
+    Tokens of one completion are not independent, so the completions are what is counted, and taken as independent.
+    """
+    n, tokens = len(totals), max(sum(total.tokens for total in totals), 1)
+    mean = sum(total.sum for total in totals) / tokens
+    if n < 2:
+        return Estimate(mean, NAN)
+    residuals = sum((total.sum - mean * total.tokens) ** 2 for total in totals)
+    return Estimate(mean, float((residuals * n / (n - 1)) ** 0.5 / tokens))
 
 
 def _influences(totals: Sequence[Total]) -> list[float]:
-    """By how much each completion moves the ratio, times n."""
-    ratio, length = _ratio(totals), sum(total.tokens for total in totals) / len(totals)
+    """Return by how much each completion moves the ratio, times n."""
+    ratio, length = mean_per_token(totals).mean, sum(total.tokens for total in totals) / len(totals)
     return [(total.sum - ratio * total.tokens) / length for total in totals]

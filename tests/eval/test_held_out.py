@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from local_distill.batch import Prompt
-from local_distill.eval.held_out import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation, ratio_of_sums
+from local_distill.eval.held_out import DRAW, SHOWN, HeldOutEvaluator, NoEvaluation
+from local_distill.eval.statistics import Total, mean_per_token
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.hf import HFRollouts
@@ -152,11 +153,11 @@ def test_every_evaluation_draws_the_same_numbers():
 
 def test_the_ratio_and_its_standard_error():
     sums, counts = [3.0, 10.0, 2.0], [2, 5, 1]
-    mean, error = ratio_of_sums(sums, counts)
+    mean, error = mean_per_token(list(map(Total, sums, counts)))
     assert mean == pytest.approx(15 / 8)
     residuals = [s - 15 / 8 * c for s, c in zip(sums, counts, strict=True)]
     assert error == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 8)
-    assert math.isnan(ratio_of_sums([1.0], [2])[1])
+    assert math.isnan(mean_per_token([Total(1.0, 2)]).standard_error)
 
 
 def test_nothing_held_out_has_nothing_to_say():

@@ -37,8 +37,7 @@ def test_the_samples_of_the_reverse_kl_are_compared_with_the_answers_there_are()
     expected = [verifier.verdict(s, a).correct for s, a in zip(said, answers, strict=True) if a is not None]
     assert sum(expected) in (2, 3)  # what was said may have no words
     held, _ = evaluator(student, teacher, prompts)
-    held._verifier = verifier
-    found, without = held.evaluate(0), evaluator(student, teacher, prompts)[0].evaluate(0)
+    found, without = replace(held, verifier=verifier).evaluate(0), held.evaluate(0)
     assert (found.accuracy, found.accuracy_standard_error) == pytest.approx(mean_over_questions(expected))
     assert found.reverse_kl == without.reverse_kl
     assert math.isnan(without.accuracy)

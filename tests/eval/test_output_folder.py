@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from local_distill.errors import UserError
-from local_distill.eval.answers import Answer, open_output
+from local_distill.eval.output_folder import Answer, open_output
 
 FIXED = {"dataset": "gsm8k", "samples": 1, "limit": None}
 ANSWER = Answer("m", "gsm8k", 0, 0, "gsm8k[0]", "1+1?", "2 \ud83d \u2028", "2", "2", True, 3, "stop", "hf")
@@ -33,7 +33,7 @@ def test_a_line_that_was_cut_short_is_removed(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
     again = opened(str(tmp_path), FIXED)
-    assert list(again.answers.found) == [ANSWER.key]
+    assert list(again.answers.found) == [("m", "gsm8k", 0, 0)]
     again.answers.add([replace(ANSWER, question=1)])
     assert file.read_bytes() == whole
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from local_distill.errors import UserError
 from local_distill.runs.claim import LOCK, claimed
@@ -25,7 +25,6 @@ from local_distill.runs.whole_files import write_whole, writing
 SETTINGS_FILE, ANSWERS_FILE, REVERSE_KL_FILE, RESULTS_FILE = (
     "settings.json", "answers.jsonl", "reverse_kl.jsonl", "results.json",
 )  # fmt: skip
-Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,12 @@ class Answer:
     reference: str
     correct: bool
     tokens: int
-    finish: Finish
+    finish: Literal["stop", "length"]
     engine: str
-
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        """Return what it answers."""
-        return self.model, self.task, self.question, self.sample
 
 
 @dataclass(frozen=True)
-class Divergence:
+class ScoredCompletion:
     """One line of reverse_kl.jsonl. reverse_kl: nats, summed over its tokens."""
 
     model: str
@@ -63,34 +57,29 @@ class Divergence:
     origin: str
     reverse_kl: float
     tokens: int
-    finish: Finish
+    finish: Literal["stop", "length"]
     engine: str
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
-        """Return what it was drawn for."""
-        return self.model, self.task, self.question, 0
+    def sample(self) -> int:
+        """Return which of its prompt's completions it is: there is one."""
+        return 0
 
 
-class _Record(Protocol):
-    @property
-    def key(self) -> tuple[str, str, int, int]: ...
-
-
-R = TypeVar("R", bound=_Record)
+R = TypeVar("R", Answer, ScoredCompletion)
 
 
 class Journal(Generic[R]):
     """Records of one kind in a JSONL file, each on its way to disk when ``add`` returns.
 
-    found: those that are there, by their keys. A last line that a crash cut short is removed.
+    found: those that are there, by model, task, question and sample. A last line that a crash cut short is removed.
     Raises UserError for any other line that is no record.
     """
 
     def __init__(self, path: Path, kind: type[R]) -> None:
         self._path = path
         self.found: dict[tuple[str, str, int, int], R] = {}
-        names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        names = {field.name for field in fields(kind)}
         try:
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         except OSError as error:
@@ -111,14 +100,19 @@ class Journal(Generic[R]):
     def add(self, records: Sequence[R]) -> None:
         """Append the records. Raises RunError where they cannot be written."""
         # Half of a surrogate pair, which a token can decode to, is still JSON as a backslash escape.
-        lines = "".join(to_json(asdict(record)) + "\n" for record in records)  # type: ignore[call-overload]
+        lines = "".join(to_json(asdict(record)) + "\n" for record in records)
         with writing(self._path), self._path.open("ab") as file:
             file.write(lines.encode(errors="backslashreplace"))
         for record in records:
             self._keep(record)
 
+    def missing(self, model: str, task: str, questions: int, samples: int = 1) -> list[int]:
+        """Return the places of those questions of which not all samples are there."""
+        there = [all((model, task, q, m) in self.found for m in range(samples)) for q in range(questions)]
+        return [question for question, all_there in enumerate(there) if not all_there]
+
     def _keep(self, record: R) -> None:
-        self.found[record.key] = record
+        self.found[record.model, record.task, record.question, record.sample] = record
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,7 @@ class OutputFolder:
 
     path: Path
     answers: Journal[Answer]
-    divergences: Journal[Divergence]
+    scored: Journal[ScoredCompletion]
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
@@ -162,7 +156,7 @@ def open_output(given: str | None, fixed: Mapping[str, Any], holding: ExitStack)
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be used ({error.strerror}); give another folder") from None
     answers = Journal(folder / ANSWERS_FILE, Answer)
-    return OutputFolder(folder, answers, Journal(folder / REVERSE_KL_FILE, Divergence))
+    return OutputFolder(folder, answers, Journal(folder / REVERSE_KL_FILE, ScoredCompletion))
 
 
 def _check_same(folder: Path, fixed: dict[str, Any]) -> None:
