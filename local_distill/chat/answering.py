@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.head.divergences import Distribution, reverse_kl
-from local_distill.head.sampling import NucleusSampling
+from local_distill.head.sampling import SamplingParams
 from local_distill.models.comparison import Comparison
 from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, next_logits
@@ -52,8 +52,8 @@ class Voice:
         return Voice(name, self.model, self.vocab_size, self.context_length, adapted.disable_adapter)
 
 
-class Reading:
-    """One text is read by one voice as it grows, with a cache of all that was read."""
+class TextReader:
+    """A voice reads one text as it grows, with a cache of all that was read."""
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
@@ -72,16 +72,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class AnswerSampling:
-    """How the answers of a session are drawn. stop_ids: tokens that end an answer and belong to it."""
-
-    choose: NucleusSampling
-    max_new_tokens: int
-    stop_ids: frozenset[int]
-    seed: int
-
-
-@dataclass(frozen=True)
 class Token:
     """A token of an answer. compared: both models there, N = 1, on the CPU; None where nobody judges."""
 
@@ -95,7 +85,7 @@ class Token:
 
 
 def answer(
-    writer: Voice, prompt: Sequence[int], sampling: AnswerSampling, number: int, judge: Voice | None = None
+    writer: Voice, prompt: Sequence[int], sampling: SamplingParams, number: int, judge: Voice | None = None
 ) -> Iterator[Token]:
     """Yield what ``writer`` says after ``prompt``, each token as soon as it is drawn.
 
@@ -103,10 +93,10 @@ def answer(
     """
     uniforms = rollout_stream(sampling.max_new_tokens, sampling.seed, number, 0, 0)
     uniforms = uniforms.to(writer.device, torch.float32 if writer.device.type == "mps" else torch.float64)
-    readings = [Reading(voice) for voice in (writer, judge) if voice is not None]
+    readers = [TextReader(voice) for voice in (writer, judge) if voice is not None]
     new = list(prompt)
     for uniform in uniforms:
-        logits = [reading.read(new) for reading in readings]
+        logits = [reader.read(new) for reader in readers]
         drawn, _ = sampling.choose(logits[0], uniform[None])
         new = drawn.tolist()
         yield Token(new[0], compare_logits(logits[0], logits[-1], drawn) if judge is not None else None)

@@ -8,6 +8,7 @@ from functools import partial
 from local_distill.config.checks import LOWEST_TEMPERATURE, require
 from local_distill.config.parsing import argument, option, same_as
 from local_distill.config.train_config import TrainConfig
+from local_distill.eval.eval_config import SELF
 from local_distill.export.export_config import ExportSettings
 
 _model = partial(option, "models")
@@ -39,6 +40,11 @@ class ChatSettings:
     chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs", fixed=False)
     keep_control_tokens: bool = same_as(TrainConfig, "keep_control_tokens", fixed=False)
     numbers: bool = _output("Write each token's reverse KL behind it, in brackets.", False)
+
+    @property
+    def teacher_under_adapter(self) -> bool:
+        """Tell whether the teacher is the model that MODEL's adapter was put on."""
+        return self.teacher_model == SELF
 
     def __post_init__(self) -> None:
         require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, f"at least {LOWEST_TEMPERATURE:g}")

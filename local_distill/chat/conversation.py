@@ -53,7 +53,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Speech:
-    """How a conversation becomes tokens. All but date: see Renderer; date: on which it began, for a clock in it."""
+    """A conversation becomes tokens in this way. date: on which it began, for a clock in it; the rest: see Renderer."""
 
     tokenizer: PreTrainedTokenizerBase
     template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -61,11 +61,6 @@ class Speech:
     vocab_size: int | None = None
     keep_control_tokens: bool = False
     date: datetime = field(default_factory=datetime.now)
-
-    @property
-    def has_template(self) -> bool:
-        """Tell whether there is a chat template, so that earlier turns can be told."""
-        return bool(self.tokenizer.chat_template or self.fallback_template)
 
     def note_on(self, question: str) -> str:
         """Return what to say of control tokens that are spelled in a question, or nothing."""
@@ -95,17 +90,17 @@ class Conversation:
 
     def messages(self) -> list[Message]:
         """Return all of it as chat messages, the student's answers among them, the system prompt not."""
-        pairs = (
-            (Message(role="user", content=turn.question), Message(role="assistant", content=turn.student.text))
+        return [
+            Message(role=role, content=text)
             for turn in self.turns
-        )
-        return [message for pair in pairs for message in pair]
+            for role, text in (("user", turn.question), ("assistant", turn.student.text))
+        ]
 
     def prompt(self, question: str, speech: Speech) -> tuple[int, ...]:
         """Return token ids up to where the answer to a question begins. Raises UserError where the template refuses."""
-        earlier = self.messages() if speech.has_template else []
-        asked = (*earlier, Message(role="user", content=question))
-        return speech.renderer(self.system_prompt).render(RawPrompt(asked, "this conversation"))
+        renderer = speech.renderer(self.system_prompt)
+        earlier = self.messages() if renderer.uses_template else []
+        return renderer.render(RawPrompt((*earlier, Message(role="user", content=question)), "this conversation"))
 
     def with_turn(self, turn: Turn) -> Conversation:
         """Return the conversation after one more turn."""

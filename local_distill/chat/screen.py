@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.color import Color
@@ -33,29 +32,27 @@ BEFORE = 24
 """Characters of the text before a token that are shown with it."""
 
 
-class ShowToken(Protocol):
-    """A token reaches the screen through it while an answer is written."""
-
-    def __call__(self, column: int, text: str, reverse_kl: float | None) -> None:
-        """Show the text that a token of the answer in this column completed, and its disagreement."""
+ShowToken = Callable[[int, str, float | None], None]
+"""Shows the text that a token of the answer in a column completed, with its reverse KL, while it is written."""
 
 
-class Screen(Protocol):
-    """A session writes to it."""
+class Screen:
+    """A session writes to it. numbers: whether each token's reverse KL is written behind it."""
 
-    console: Console
+    def __init__(self, console: Console, numbers: bool) -> None:
+        self.console = console
+        self._numbers = numbers
 
     def answering(self, names: Sequence[str]) -> AbstractContextManager[ShowToken]:
         """Hold the screen while one answer for each name is written."""
-        ...
+        raise NotImplementedError
 
     def note(self, text: str) -> None:
         """Show what is no answer."""
-        ...
+        raise NotImplementedError
 
     def status(self, text: str) -> None:
         """Say how an answer went, to those who watch."""
-        ...
 
 
 def harmless(text: str) -> str:
@@ -81,12 +78,8 @@ def in_text(text: str, reverse_kl: float | None, numbers: bool) -> Text:
     return shown
 
 
-class TerminalScreen:
+class TerminalScreen(Screen):
     """A person watches: one answer flows as it comes, two stand side by side."""
-
-    def __init__(self, console: Console, numbers: bool) -> None:
-        self.console = console
-        self._numbers = numbers
 
     def note(self, text: str) -> None:
         """Print a dim line."""
@@ -149,19 +142,12 @@ class _Newest:
             yield Segment.line()
 
 
-class PlainScreen:
+class PlainScreen(Screen):
     """A pipe or a file: one answer a line, its own line ends written as \\n; notes go to standard error."""
-
-    def __init__(self, console: Console, numbers: bool) -> None:
-        self.console = console
-        self._numbers = numbers
 
     def note(self, text: str) -> None:
         """Print a line on standard error."""
         print(clean(text), file=sys.stderr, flush=True)
-
-    def status(self, text: str) -> None:
-        """Say nothing: nobody watches."""
 
     @contextmanager
     def answering(self, names: Sequence[str]) -> Iterator[ShowToken]:
@@ -216,7 +202,7 @@ def worst_tokens(pieces: Sequence[Piece]) -> Table:
 
 
 def _visible(text: str) -> str:
-    """On one line, with spaces at its ends to be seen."""
+    """Write a text on one line, with spaces at its ends to be seen."""
     shown = clean(text.replace("\n", "⏎"))
     inner = shown.strip(" ")
     if not inner:
@@ -226,6 +212,6 @@ def _visible(text: str) -> str:
 
 
 def _share(logprob: float) -> str:
-    """A log-prob as a probability: 12 %, 0.3 %, <0.1 %."""
+    """Write a log-prob as a probability: 12 %, 0.3 %, <0.1 %."""
     percent = 100 * math.exp(logprob)
     return "<0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 1 else f"{percent:.0f} %"

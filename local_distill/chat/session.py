@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from local_distill.chat.answering import AnswerSampling, TextStream, Token, Voice, answer
+from local_distill.chat.answering import TextStream, Token, Voice, answer
 from local_distill.chat.conversation import (
     ChatAnswer,
     Conversation,
@@ -24,7 +24,7 @@ from local_distill.chat.conversation import (
 from local_distill.chat.screen import Screen, ShowToken, worst_tokens
 from local_distill.config.checks import LOWEST_TEMPERATURE
 from local_distill.errors import UserError
-from local_distill.head.sampling import NucleusSampling
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.wording import number
 
 END = "/quit"
@@ -40,7 +40,7 @@ class Session:
     """
 
     def __init__(
-        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: AnswerSampling, screen: Screen,
+        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: SamplingParams, screen: Screen,
         system_prompt: str | None, forgiving: bool,
     ) -> None:  # fmt: skip
         self._student = student
@@ -92,7 +92,7 @@ class Session:
         self._screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
         self._conversation = self._conversation.with_turn(Turn(question, student, *others))
 
-    def _fitting(self, prompt: Sequence[int]) -> AnswerSampling:
+    def _fitting(self, prompt: Sequence[int]) -> SamplingParams:
         """Return as many new tokens as every model's context has room for. Raises UserError where there is none."""
         voices = [self._student, *([self._teacher] if self._teacher else [])]
         limits = [voice.context_length for voice in voices if voice.context_length is not None]
@@ -172,34 +172,34 @@ class Session:
             raise UserError(f"{command}: there is no teacher; start with --teacher_model")
 
 
+@dataclass
 class _Writing:
-    """An answer while it is written into its column of the screen."""
+    """An answer is written into its column of the screen."""
 
-    def __init__(self, column: int, drawn: Iterator[Token], text: TextStream) -> None:
-        self._column = column
-        self._drawn = drawn
-        self._text = text
-        self._shown = ""
-        self.tokens: list[Token] = []
+    column: int
+    drawn: Iterator[Token]
+    text: TextStream
+    shown: str = ""
+    tokens: list[Token] = field(default_factory=list)
 
     def write(self, show: ShowToken) -> Iterator[None]:
         """Draw and show one token after another."""
-        for token in self._drawn:
+        for token in self.drawn:
             self.tokens.append(token)
-            self._show(show, self._text.add(token.id), token.reverse_kl)
+            self._show(show, self.text.add(token.id))
             yield
-        self._show(show, self._text.end(), self.tokens[-1].reverse_kl if self.tokens else None)
+        self._show(show, self.text.end())
 
-    def _show(self, show: ShowToken, text: str, reverse_kl: float | None) -> None:
+    def _show(self, show: ShowToken, text: str) -> None:
         if text:
-            self._shown += text
-            show(self._column, text, reverse_kl)
+            self.shown += text
+            show(self.column, text, self.tokens[-1].reverse_kl)
 
-    def answer(self, speech: Speech, sampling: AnswerSampling, interrupted: bool) -> ChatAnswer:
+    def answer(self, speech: Speech, sampling: SamplingParams, interrupted: bool) -> ChatAnswer:
         """Return what came of it."""
         stopped = bool(self.tokens) and self.tokens[-1].id in sampling.stop_ids
         unfinished: Finish = "interrupted" if interrupted and len(self.tokens) < sampling.max_new_tokens else "length"
-        return finished_answer(speech.tokenizer, self.tokens, "stop" if stopped else unfinished, self._shown)
+        return finished_answer(speech.tokenizer, self.tokens, "stop" if stopped else unfinished, self.shown)
 
 
 def _write_all(writings: Sequence[_Writing], show: ShowToken) -> bool:
@@ -240,8 +240,7 @@ COMMANDS = {
 
 def typed_lines(completions: Sequence[str]) -> Iterator[str]:
     """Yield what a person types, with line editing and a history over sessions, until Ctrl-D; Ctrl-C drops the line."""
-    history = _line_editing(completions)
-    try:
+    with _line_editing(completions):
         while True:
             try:
                 yield input(PROMPT)
@@ -250,27 +249,16 @@ def typed_lines(completions: Sequence[str]) -> Iterator[str]:
             except EOFError:
                 print()
                 return
-    finally:
-        _keep(history)
 
 
-def piped_lines() -> Iterator[str]:
-    """Yield the lines of standard input."""
-    yield from sys.stdin
-
-
-def history_file() -> Path:
-    """Return where typed lines are kept, by the XDG convention."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "local-distill" / "chat_history"
-
-
-def _line_editing(completions: Sequence[str]) -> Path | None:
-    """Returns the history's file; None where Python has no readline, as on Windows, whose console edits by itself."""
+@contextmanager
+def _line_editing(completions: Sequence[str]) -> Iterator[None]:
+    """Complete words and keep a history, unless Python has no readline: Windows, whose console edits by itself."""
     try:
         import readline
     except ImportError:
-        return None
+        yield
+        return
 
     def complete(text: str, state: int) -> str | None:
         return [*(word for word in completions if word.startswith(text)), None][state] if text else None
@@ -279,17 +267,13 @@ def _line_editing(completions: Sequence[str]) -> Path | None:
     readline.set_completer(complete)
     readline.parse_and_bind("tab: complete")
     readline.set_history_length(HISTORY_LENGTH)
-    file = history_file()
-    if file.is_file():
-        readline.read_history_file(file)
-    return file
-
-
-def _keep(history: Path | None) -> None:
-    if history is None:
-        return
-    import readline
-
-    history.parent.mkdir(parents=True, exist_ok=True)
-    readline.write_history_file(history)
-    history.chmod(0o600)  # what was asked is nobody else's business
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")  # the XDG convention
+    history = Path(state) / "local-distill" / "chat_history"
+    if history.is_file():
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        readline.write_history_file(history)
+        history.chmod(0o600)  # what was asked is nobody else's business

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from local_distill.chat.answering import AnswerSampling, Voice
+from local_distill.chat.answering import Voice
 from local_distill.chat.conversation import Speech
 from local_distill.chat.screen import open_screen
-from local_distill.chat.session import COMMANDS, END, Session, piped_lines, typed_lines
+from local_distill.chat.session import COMMANDS, END, Session, typed_lines
 from local_distill.errors import UserError, one_line
-from local_distill.head.sampling import NucleusSampling
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.files import turns_after
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.scorer import TokenScorer
@@ -26,8 +26,6 @@ from local_distill.rollouts.needs import check_has_cache
 
 if TYPE_CHECKING:
     from local_distill.chat.chat_config import ChatSettings
-
-SELF = "self"
 
 
 @dataclass(frozen=True)
@@ -47,27 +45,20 @@ def chat(settings: ChatSettings) -> int:
     """Check, load, talk. Returns the exit code: 130 after Ctrl-C where nobody is there to go on."""
     opened = open_chat(settings)
     screen = open_screen(settings.numbers)
-    for note in filter(None, opened.notes):
+    for note in opened.notes:
         screen.note(note)
-    student, teacher = load_voices(opened, settings.teacher_model, settings.max_new_tokens)
+    student, teacher = load_voices(opened, settings)
+    choose, stops = NucleusSampling(settings.temperature, settings.top_p), frozenset(opened.pair.stops.ids)
+    sampling = SamplingParams(choose, 1, settings.max_new_tokens, stops, settings.seed)
     typed = sys.stdin.isatty()
     session = Session(
-        student,
-        teacher,
-        opened.speech,
-        AnswerSampling(
-            NucleusSampling(settings.temperature, settings.top_p), settings.max_new_tokens,
-            frozenset(opened.pair.stops.ids), settings.seed,
-        ),
-        screen,
-        settings.system_prompt,
-        forgiving=typed,
+        student, teacher, opened.speech, sampling, screen, settings.system_prompt, forgiving=typed,
     )  # fmt: skip
     if typed:
         screen.note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
     with sigint_is_an_answer():
         try:
-            session.run(typed_lines([*COMMANDS, END]) if typed else piped_lines())
+            session.run(typed_lines([*COMMANDS, END]) if typed else sys.stdin)
         except KeyboardInterrupt:
             return 130
     return 0
@@ -79,7 +70,7 @@ def open_chat(settings: ChatSettings) -> Opened:
     precision = resolve_precision(settings.dtype, device.type == "cuda")
     student = open_trained("MODEL", settings.model, settings.trust_remote_code, settings.step)
     teacher = None
-    if settings.teacher_model == SELF:
+    if settings.teacher_under_adapter:
         if student.adapter is None:
             raise UserError(
                 f"--teacher_model self: {settings.model} is no adapter, so there is no other model under it; give a "
@@ -97,29 +88,25 @@ def open_chat(settings: ChatSettings) -> Opened:
         vocab_size=pair.vocab_size,
         keep_control_tokens=settings.keep_control_tokens,
     )
-    return Opened(
-        student,
-        teacher,
-        speech,
-        pair,
-        precision,
-        device,
-        (precision.note, *speech.renderer(settings.system_prompt).notes, *_without_template(speech)),
-    )
+    renderer = speech.renderer(settings.system_prompt)
+    notes = [precision.note, *renderer.notes]
+    if not renderer.uses_template:
+        notes.append("no chat template: each line is continued as plain text, by itself")
+    return Opened(student, teacher, speech, pair, precision, device, tuple(filter(None, notes)))
 
 
-def load_voices(opened: Opened, teacher_model: str | None, longest: int) -> tuple[Voice, Voice | None]:
-    """Load the student, and its teacher where there is one. longest: tokens of an answer; see check_sampling."""
+def load_voices(opened: Opened, settings: ChatSettings) -> tuple[Voice, Voice | None]:
+    """Load the student, and its teacher where there is one. Raises UserError for one that cannot be sampled from."""
 
     def voice(name: str, trained: Trained) -> Voice:
         model = trained.load(opened.precision.dtype, opened.device)
         limits = [length for length in (trained.files.context_length, turns_after(trained.files.config)) if length]
-        tried = min([longest, *limits])
-        check_sampling(TokenScorer(model, opened.pair.vocab_size), trained.files.flag, pad_id=0, longest=tried)
+        longest = min([settings.max_new_tokens, *limits])
+        check_sampling(TokenScorer(model, opened.pair.vocab_size), trained.files.flag, pad_id=0, longest=longest)
         return Voice(name, model, opened.pair.vocab_size, min(limits, default=None))
 
     student = voice("student", opened.student)
-    if teacher_model == SELF:
+    if settings.teacher_under_adapter:
         return student, student.without_adapter("base")
     return student, None if opened.teacher is None else voice("teacher", opened.teacher)
 
@@ -135,9 +122,3 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not here ({one_line(error, 120)}); use cpu or auto") from error
     return device
-
-
-def _without_template(speech: Speech) -> tuple[str, ...]:
-    if speech.has_template:
-        return ()
-    return ("no chat template: each line is continued as plain text, by itself",)

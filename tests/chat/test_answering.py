@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from local_distill.batch import Prompt
-from local_distill.chat.answering import AnswerSampling, Reading, TextStream, Voice, answer
+from local_distill.chat.answering import TextReader, TextStream, Voice, answer
 from local_distill.chat.conversation import finished_answer
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.adapters import LoraSettings, add_lora
@@ -15,7 +15,7 @@ from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokeni
 
 PROMPT = (5, 17, 80, 9, 33)
 CHOOSE = NucleusSampling(0.8, 0.9)
-SAMPLING = AnswerSampling(CHOOSE, 24, frozenset({0}), seed=3)
+SAMPLING = SamplingParams(CHOOSE, 1, 24, frozenset({0}), seed=3)
 
 
 def voice(config=None, seed=1, **more):
@@ -44,7 +44,7 @@ def test_it_ends_on_a_stop_token_or_at_the_limit():
     student = voice()
     ids = [token.id for token in answer(student, PROMPT, SAMPLING, 0)]
     assert len(ids) == 24
-    stopped = AnswerSampling(CHOOSE, 24, frozenset({ids[6]}), seed=3)
+    stopped = SamplingParams(CHOOSE, 1, 24, frozenset({ids[6]}), seed=3)
     assert [token.id for token in answer(student, PROMPT, stopped, 0)] == ids[: ids.index(ids[6]) + 1]
 
 
@@ -86,7 +86,7 @@ def test_a_student_can_be_judged_by_what_it_was():
                 weight.normal_(std=0.3)
     student = Voice("student", adapted, 300)
     base = student.without_adapter("base")
-    assert torch.equal(Reading(base).read(PROMPT), Reading(Voice("", model, 300)).read(PROMPT))
+    assert torch.equal(TextReader(base).read(PROMPT), TextReader(Voice("", model, 300)).read(PROMPT))
     tokens = list(answer(student, PROMPT, SAMPLING, 0, judge=base))
     assert min(token.reverse_kl for token in tokens) > 1e-4
     adapted_alone = [token.id for token in answer(student, PROMPT, SAMPLING, 0)]
@@ -95,7 +95,7 @@ def test_a_student_can_be_judged_by_what_it_was():
 
 def test_rows_that_are_padding_of_the_vocabulary_are_never_drawn():
     student = Voice("student", make_model(llama_config(vocab_size=320), 1), 300)
-    assert Reading(student).read(PROMPT).shape == (1, 300)
+    assert TextReader(student).read(PROMPT).shape == (1, 300)
 
 
 @pytest.mark.parametrize("text", ["plain words", "naïve café 在本地 🙂🚀 e\u0301", "a\n\n\tb  c", "🙂"])

@@ -17,12 +17,12 @@ import pytest
 from rich.console import Console
 from rich.style import Style
 
-from local_distill.chat.answering import AnswerSampling, Voice
+from local_distill.chat.answering import Voice
 from local_distill.chat.conversation import Speech
 from local_distill.chat.screen import PlainScreen, colour_of, harmless
 from local_distill.chat.session import Session
 from local_distill.commands import main
-from local_distill.head.sampling import NucleusSampling
+from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.trained import Trained
 from tests.tiny_models import llama_config, make_model, make_tokenizer
 
@@ -145,7 +145,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(capsys, tmp_path):
 
     tokenizer = make_tokenizer(chat=True)
     student = Voice("student", make_model(llama_config(), 1), 300, 128, interrupted_at_the_fifth)
-    sampling = AnswerSampling(NucleusSampling(1.0, 1.0), 20, frozenset(), 0)
+    sampling = SamplingParams(NucleusSampling(1.0, 1.0), 1, 20, frozenset(), 0)
     screen = PlainScreen(Console(file=sys.stdout), numbers=False)
     session = Session(student, None, Speech(tokenizer), sampling, screen, None, forgiving=False)
     session.run(["Hi", f"/save {tmp_path}/one.jsonl", "And?", f"/save {tmp_path}/two.jsonl"])
