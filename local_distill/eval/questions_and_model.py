@@ -17,7 +17,6 @@ from local_distill.eval.output_folder import date_kept
 from local_distill.eval.tasks import (
     MATH_TEMPLATE,
     PLACE,
-    Columns,
     Task,
     asked,
     is_written,
@@ -107,16 +106,7 @@ def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
         raise UserError(
             "--tasks: needs lm-evaluation-harness, which is not installed; pip install 'local-distill[harness]'"
         )
-    tasks = open_tasks(
-        dataset=settings.dataset,
-        dataset_path=settings.dataset_path,
-        dataset_split=settings.dataset_split,
-        dataset_config=settings.dataset_config,
-        prompts_file=settings.prompts_file,
-        columns=Columns(settings.question_column, settings.answer_column),
-        limit=settings.limit,
-        seed=settings.seed,
-    )
+    tasks = open_tasks(settings)
     for task in tasks:
         if not task.verified and not settings.measures_kl:
             raise UserError(
@@ -130,7 +120,12 @@ def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
     if verifier:
         closing.callback(verifier.close)
         tasks = [readable(task, verifier, must_read=is_written(task.name)) for task in tasks]
-    readers = [_subject(name, each, teacher, settings) for name, each in zip(names, trained, strict=True)]
+    readers = []
+    for name, each in zip(names, trained, strict=True):
+        if not settings.samples_by_server:
+            check_has_cache(each.files)
+        pair = pair_of(each.files, teacher)
+        readers.append(Subject(name, each, pair, Renderer.of(pair, settings)))
     asked_of = [_ask_all(task, readers, settings) for task in tasks]
     subjects = tuple(
         replace(reader, prompts={task.name: tuple(row[place] for row in rows) for task, rows in asked_of})
@@ -159,15 +154,6 @@ def _open_teacher(settings: EvalSettings, whole: Sequence[str]) -> ModelFiles | 
     teacher = open_model("--teacher_model", as_trained.teacher_model, settings.trust_remote_code)
     backend.check_files(as_trained, teacher)
     return teacher
-
-
-def _subject(name: str, trained: Trained, teacher: ModelFiles | None, settings: EvalSettings) -> Subject:
-    """Return the model before it is asked anything. Raises UserError where its teacher or our sampling does not fit."""
-    if not settings.samples_by_server:
-        check_has_cache(trained.files)
-    pair = pair_of(trained.files, teacher)
-    renderer = Renderer.of(pair, settings)
-    return Subject(name, trained, pair, renderer)
 
 
 def _ask_all(task: Task, readers: Sequence[Subject], settings: EvalSettings) -> tuple[Task, list[tuple[Prompt, ...]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
+from local_distill.eval.eval_config import EvalSettings
 from local_distill.eval.verifying import Verifier
 from local_distill.process.seeding import shuffled
 from local_distill.prompts import RawPrompt
@@ -48,14 +49,6 @@ NAMED_TASKS = {
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read; None: the first of the usual ones that is there, in upper or lower case."""
-
-    question: str | None = None
-    answer: str | None = None
-
-
-@dataclass(frozen=True)
 class Task:
     """Questions of one source. verified: whether they have answers; then all of them do. notes: for people."""
 
@@ -65,36 +58,33 @@ class Task:
     notes: tuple[str, ...] = ()
 
 
-def open_tasks(
-    *, dataset: str | None, dataset_path: str | None, dataset_split: str | None, prompts_file: str | None,
-    columns: Columns, limit: int | None, seed: int, dataset_config: str | None = None,
-) -> list[Task]:  # fmt: skip
-    """The tasks that the flags name, in their order, each of at most ``limit`` questions.
+def open_tasks(settings: EvalSettings) -> list[Task]:
+    """Open the tasks that the settings name, in their order, each of at most ``--limit`` questions.
 
     A row that is no question is left out. Raises UserError when a source cannot be read, has no questions, half of
     them are wrong, or has answers to some of them only.
     """
-    names = comma_separated(dataset)
-    if dataset_path and len(names) != 1:
+    names = comma_separated(settings.dataset)
+    if settings.dataset_path and len(names) != 1:
         raise UserError(
             f"--dataset_path: given for {len(names)} data sets, needs to be a copy of the one that --dataset names"
         )
-    if dataset_config and len(names) != 1:
+    if settings.dataset_config and len(names) != 1:
         raise UserError(
             f"--dataset_config: given for {len(names)} data sets, needs to be one of the set that --dataset names"
         )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"--dataset: {twice[0]} is named twice; name each data set once")
-    tasks = [_open(name, dataset_path, dataset_split, dataset_config, columns, limit, seed) for name in names]
-    if prompts_file:
-        raw = read_prompts_file(prompts_file)
-        places = range(min(len(raw), limit or len(raw)))
-        tasks.append(_task(prompts_file, f"--prompts_file {prompts_file}", places, raw.__getitem__))
+    tasks = [_open(name, settings) for name in names]
+    if settings.prompts_file:
+        raw = read_prompts_file(settings.prompts_file)
+        where = f"--prompts_file {settings.prompts_file}"
+        tasks.append(_task(settings.prompts_file, where, range(len(raw))[: settings.limit], raw.__getitem__))
     return tasks
 
 
 def readable(task: Task, verifier: Verifier, *, must_read: bool) -> Task:
-    """The task without the questions whose reference the verifier cannot read.
+    """Return the task without the questions whose reference the verifier cannot read.
 
     must_read: the user wrote them, so that one is a mistake to be mended: UserError, with its place.
     """
@@ -113,45 +103,44 @@ def readable(task: Task, verifier: Verifier, *, must_read: bool) -> Task:
     if not kept:
         raise UserError(f"--dataset {task.name}: no answer of it can be read; give --answer_column, or other --answers")
     note = f"{task.name}: {left_out} of {len(task.questions)} questions are left out, their answers cannot be read"
-    return replace(task, questions=tuple(kept), notes=(*task.notes, *([note] if left_out else [])))
+    return replace(task, questions=tuple(kept), notes=(*task.notes, note) if left_out else task.notes)
 
 
 def is_written(name: str) -> bool:
-    """Whether a task is a file of the user's own, not a data set."""
+    """Tell whether a task is a file of the user's own, not a data set."""
     return name not in NAMED_TASKS and Path(name).expanduser().is_file()
 
 
 def asked(question: RawPrompt, template: str) -> RawPrompt:
-    """The question in the words of ``template``, which has PLACE in it; its last user message, where it is a chat."""
+    """Put a question, of a chat its last user message, into the words of ``template``, which has PLACE in it."""
     messages = list(question.messages)
     place = max(i for i, message in enumerate(messages) if message["role"] == "user")
     messages[place] = {**messages[place], "content": template.replace(PLACE, messages[place]["content"])}
     return replace(question, messages=tuple(messages))
 
 
-def _open(
-    name: str, path: str | None, split: str | None, config: str | None, columns: Columns, limit: int | None, seed: int
-) -> Task:
+def _open(name: str, settings: EvalSettings) -> Task:
+    path, limit = settings.dataset_path, settings.limit
     where = f"--dataset_path {path}" if path else f"--dataset {name}"
     named = next((task for known, task in NAMED_TASKS.items() if name in (known, task.hub_id)), None)
     place = Path(path or name).expanduser()
     if path and not place.exists():
         raise UserError(f"{where}: no such file or folder; give the folder or file that holds the copy of {name}")
     if named is None and is_written(name) and kind_of(place) == ".jsonl":
-        return _written(name, place, where, columns, limit)
+        return _written(name, place, where, settings)
     if named is None and not place.exists():
         _check_name(name)
     table = load_table(
         path or (named.hub_id if named else name),
-        split or (named.split if named else "test"),
+        settings.dataset_split or (named.split if named else "test"),
         where,
-        config or _subset(named, place),
+        settings.dataset_config or _subset(named, place),
     )
-    found = _columns(table.column_names, columns, where)
+    found = _columns(table.column_names, settings, where)
     table = table.select_columns([each for each in (*found, *({TOOLS_COLUMN} & set(table.column_names))) if each])
     order: Sequence[int] = range(len(table))
     if named and named.dealt:
-        order = shuffled(len(table), seed)[::-1]
+        order = shuffled(len(table), settings.seed)[::-1]
     chosen = order[: limit or (named.most if named else None)]
     if not chosen:
         raise UserError(f"{where}: no question in it; needs at least one row")
@@ -163,19 +152,19 @@ def _open(
 
 
 def _subset(named: NamedTask | None, place: Path) -> str | None:
-    """The part of a named set that is asked; None in a local copy of that part alone."""
+    """Return the part of a named set that is asked; None in a local copy of that part alone."""
     if named is None or named.subset is None or not place.exists():
         return named.subset if named else None
     return named.subset if has_configurations(place) or (place / named.subset).is_dir() else None
 
 
-def _written(name: str, file: Path, where: str, columns: Columns, limit: int | None) -> Task:
-    """A JSONL file of the user's own, whose mistakes are told by their lines."""
-    rows = json_rows(file, where)[:limit]
+def _written(name: str, file: Path, where: str, settings: EvalSettings) -> Task:
+    """Open a JSONL file of the user's own, whose mistakes are told by their lines."""
+    rows = json_rows(file, where)[: settings.limit]
     if not rows:
         raise UserError(f"{where}: no question in it; write one JSON object a line")
     first = next((row for row in rows if isinstance(row.content, dict)), rows[0])
-    found = _columns(list(first.fields()), columns, first.where)
+    found = _columns(list(first.fields()), settings, first.where)
 
     def read(place: int) -> RawPrompt:
         row = rows[place]
@@ -184,16 +173,16 @@ def _written(name: str, file: Path, where: str, columns: Columns, limit: int | N
     return _task(name, where, range(len(rows)), read)
 
 
-def _columns(there: Sequence[str], wanted: Columns, where: str) -> tuple[str, str | None]:
-    """The columns of question and answer."""
-    for flag, given in (("question", wanted.question), ("answer", wanted.answer)):
+def _columns(there: Sequence[str], settings: EvalSettings, where: str) -> tuple[str, str | None]:
+    """Return the columns of question and answer: those given, else the first of the usual ones, in any case."""
+    for flag, given in (("question", settings.question_column), ("answer", settings.answer_column)):
         if given and given not in there:
             raise UserError(f"--{flag}_column {given}: not there in {where}; it has {', '.join(there)}")
     lower = {name.lower(): name for name in there}
-    question = wanted.question or next((lower[name] for name in QUESTION_COLUMNS if name in lower), None)
+    question = settings.question_column or next((lower[name] for name in QUESTION_COLUMNS if name in lower), None)
     if question is None:
         raise UserError(f"{where}: needs --question_column, the column to ask; it has {', '.join(there)}")
-    return question, wanted.answer or answer_column(there)
+    return question, settings.answer_column or answer_column(there)
 
 
 def _question(row: dict[str, Any], columns: tuple[str, str | None], origin: str, where: str) -> RawPrompt:
@@ -225,7 +214,7 @@ def _task(name: str, where: str, places: Sequence[int], read: Callable[[int], Ra
 
 
 def without_wrong(task: Task, wrong: Sequence[UserError]) -> Task:
-    """The task, which says how many questions were left out of it."""
+    """Return the task, which says how many questions were left out of it."""
     if not wrong:
         return task
     note = f"{task.name}: {len(wrong)} questions are left out, wrong, such as {wrong[0]}"

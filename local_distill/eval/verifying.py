@@ -15,12 +15,12 @@ import sys
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from local_distill.errors import UserError
+from local_distill.eval.eval_config import CONTAINS, EXACT, MATH
 from local_distill.packages import installed
 
-KINDS = ("math", "exact", "contains")
 PATIENCE = 30.0
 """Seconds for one answer: two parses and up to four comparisons, of which each stops itself after 5."""
 START = 60.0
@@ -42,37 +42,35 @@ _WORDS_ONLY = re.compile(r"(?:[^\W\d_]{3,}|no)(?:[ -][^\W\d_]+)*", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Verdict:
-    """extracted: what was taken for the answer, empty where nothing was."""
+    """A completion is judged. extracted: what was taken for the answer, empty where nothing was."""
 
     extracted: str
     correct: bool
 
 
-class Verifier(Protocol):
-    """A verifier is one of KINDS."""
+class Verifier:
+    """Texts are compared by their words, and nothing is held, unless a verifier says otherwise."""
 
     def readable(self, reference: str) -> bool:
-        """Tell whether answers can be compared with this one."""
-        ...
+        """Tell whether answers can be compared with this one: whether it has words."""
+        return bool(words(reference))
 
     def verdict(self, completion: str, reference: str) -> Verdict:
         """Judge a completion, whatever is in it."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of what it holds."""
-        ...
 
 
-def open_verifier(kind: str, flag: str = "--answers") -> Verifier:
-    """Open the verifier of that name. Raises UserError when math-verify is needed and not there."""
-    if kind != "math":
-        return ExactVerifier() if kind == "exact" else ContainsVerifier()
-    if not math_verify_is_here():
+def open_verifier(kind: str) -> Verifier:
+    """Open the verifier that ``--answers`` names. Raises UserError when math-verify is needed and not there."""
+    if kind == MATH and not math_verify_is_here():
         raise UserError(
-            f"{flag} math: needs the package math-verify, which is not installed; pip install 'local-distill[eval]'"
+            "--answers math: needs the package math-verify, which is not installed; pip install 'local-distill[eval]'"
         )
-    return MathVerifier()
+    kinds: dict[str, type[Verifier]] = {MATH: MathVerifier, EXACT: ExactVerifier, CONTAINS: ContainsVerifier}
+    return kinds[kind]()
 
 
 def math_verify_is_here() -> bool:
@@ -80,18 +78,7 @@ def math_verify_is_here() -> bool:
     return installed("math_verify")
 
 
-class _WordsVerifier:
-    """Texts are compared by their words; nothing is held."""
-
-    def readable(self, reference: str) -> bool:
-        """Tell whether it has words."""
-        return bool(words(reference))
-
-    def close(self) -> None:
-        """Let go of nothing."""
-
-
-class ExactVerifier(_WordsVerifier):
+class ExactVerifier(Verifier):
     """An answer is right where words(announced(completion)) == words(reference)."""
 
     def verdict(self, completion: str, reference: str) -> Verdict:
@@ -100,7 +87,7 @@ class ExactVerifier(_WordsVerifier):
         return Verdict(found, words(found) == words(reference))
 
 
-class ContainsVerifier(_WordsVerifier):
+class ContainsVerifier(Verifier):
     """An answer is right where words(reference) is a run of whole words of words(completion)."""
 
     def verdict(self, completion: str, reference: str) -> Verdict:
@@ -109,7 +96,7 @@ class ContainsVerifier(_WordsVerifier):
         return Verdict(reference if found else "", found)
 
 
-class MathVerifier:
+class MathVerifier(Verifier):
     """An answer is right where it is equal as mathematics, by math-verify; a reference in words is compared as words.
 
     The answer is what is in the last whole \\boxed{…}; else a number alone after the last "####"; else what

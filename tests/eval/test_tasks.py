@@ -6,17 +6,19 @@ import pytest
 from datasets import Dataset
 
 from local_distill.errors import UserError
-from local_distill.eval.tasks import Columns, asked, is_written, open_tasks, readable
+from local_distill.eval.eval_config import EvalSettings
+from local_distill.eval.tasks import asked, is_written, open_tasks, readable
 from local_distill.eval.verifying import ExactVerifier
 from local_distill.prompts import PromptSource, RawPrompt, Renderer, open_prompts
 from tests.tiny_models import make_tokenizer
 
 
 def opened(dataset=None, path=None, split=None, prompts_file=None, question=None, answer=None, limit=None, seed=0):
-    return open_tasks(
-        dataset=dataset, dataset_path=path and str(path), dataset_split=split, prompts_file=prompts_file,
-        columns=Columns(question, answer), limit=limit, seed=seed,
+    settings = EvalSettings(
+        models=("model",), dataset=dataset, dataset_path=path and str(path), dataset_split=split,
+        prompts_file=prompts_file, question_column=question, answer_column=answer, limit=limit, seed=seed,
     )  # fmt: skip
+    return open_tasks(settings)
 
 
 def rows(task):

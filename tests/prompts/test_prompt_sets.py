@@ -11,7 +11,8 @@ import pytest
 
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
-from local_distill.eval.tasks import Columns, open_tasks
+from local_distill.eval.eval_config import EvalSettings
+from local_distill.eval.tasks import open_tasks
 from local_distill.prompts import open_prompts
 from local_distill.prompts.data_sets import NAMED_SETS
 
@@ -68,10 +69,7 @@ def test_training_and_evaluation_take_the_same_of_two_columns_with_answers(hub_f
     rows = [{"problem": "What is 1 + 1?", "Answer": "We add one and one, so it is 2.", "final_answer": "2"}] * 4
     folder = str(hub_folder(rows))
     trained = read(dataset=folder, prompt_column="problem")
-    (asked,) = open_tasks(
-        dataset=folder, dataset_path=None, dataset_split="train", prompts_file=None, columns=Columns(), limit=None,
-        seed=0,
-    )  # fmt: skip
+    (asked,) = open_tasks(EvalSettings(models=("model",), dataset=folder, dataset_split="train"))
     assert [prompt.answer for prompt in trained] == [question.answer for question in asked.questions] == ["2"] * 4
 
 
