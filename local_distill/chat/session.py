@@ -32,6 +32,7 @@ PROMPT = "you> "
 HISTORY_LENGTH = 1000
 
 
+@dataclass
 class Session:
     """One chat with a student, and with its teacher where there is one.
 
@@ -39,19 +40,15 @@ class Session:
     forgiving: whether a mistake in a line is told and the chat goes on, as for a person, or ends it.
     """
 
-    def __init__(
-        self, student: Voice, teacher: Voice | None, speech: Speech, sampling: SamplingParams, screen: Screen,
-        system_prompt: str | None, forgiving: bool,
-    ) -> None:  # fmt: skip
-        self._student = student
-        self._teacher = teacher
-        self._speech = speech
-        self._sampling = sampling
-        self._screen = screen
-        self._forgiving = forgiving
-        self._both = teacher is not None
-        self._answers = 0
-        self._conversation = Conversation(system_prompt)
+    student: Voice
+    teacher: Voice | None
+    speech: Speech
+    sampling: SamplingParams
+    screen: Screen
+    conversation: Conversation
+    forgiving: bool
+    both: bool = True
+    answers: int = 0
 
     def run(self, lines: Iterable[str]) -> None:
         """Read lines until they end, or /quit. Raises UserError for a mistake in a line unless forgiving."""
@@ -65,44 +62,44 @@ class Session:
                 elif words:
                     self._reply(line.rstrip("\n"))
             except UserError as error:
-                if not self._forgiving:
+                if not self.forgiving:
                     raise
-                self._screen.note(str(error))
+                self.screen.note(str(error))
 
     def _reply(self, question: str) -> None:
-        prompt = self._conversation.prompt(question, self._speech)
-        if note := self._speech.note_on(question):
-            self._screen.note(note)
+        prompt = self.conversation.prompt(question, self.speech)
+        if note := self.speech.note_on(question):
+            self.screen.note(note)
         sampling = self._fitting(prompt)
-        writers = [self._student, *([self._teacher] if self._both and self._teacher else [])]
+        writers = [self.student, *([self.teacher] if self.both and self.teacher else [])]
         started = time.perf_counter()
         writings = [
             _Writing(
                 column,
-                answer(voice, prompt, sampling, self._answers, self._teacher if voice is self._student else None),
-                TextStream(self._speech.tokenizer),
+                answer(voice, prompt, sampling, self.answers, self.teacher if voice is self.student else None),
+                TextStream(self.speech.tokenizer),
             )
             for column, voice in enumerate(writers)
         ]
-        with self._screen.answering([voice.name for voice in writers]) as show:
+        with self.screen.answering([voice.name for voice in writers]) as show:
             interrupted = _write_all(writings, show)
-        self._answers += 1
-        student, *others = [each.answer(self._speech, sampling, interrupted) for each in writings]
+        self.answers += 1
+        student, *others = [each.answer(self.speech, sampling, interrupted) for each in writings]
         seconds = time.perf_counter() - started
-        self._screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
-        self._conversation = self._conversation.with_turn(Turn(question, student, *others))
+        self.screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
+        self.conversation = self.conversation.with_turn(Turn(question, student, *others))
 
     def _fitting(self, prompt: Sequence[int]) -> SamplingParams:
         """Return as many new tokens as every model's context has room for. Raises UserError where there is none."""
-        voices = [self._student, *([self._teacher] if self._teacher else [])]
+        voices = [self.student, *([self.teacher] if self.teacher else [])]
         limits = [voice.context_length for voice in voices if voice.context_length is not None]
-        room = min(limits, default=len(prompt) + self._sampling.max_new_tokens) - len(prompt)
+        room = min(limits, default=len(prompt) + self.sampling.max_new_tokens) - len(prompt)
         if room < 1:
             raise UserError(
                 f"this conversation has {len(prompt)} tokens, the context has room for {min(limits)}; /reset begins "
                 "another one"
             )
-        return replace(self._sampling, max_new_tokens=min(room, self._sampling.max_new_tokens))
+        return replace(self.sampling, max_new_tokens=min(room, self.sampling.max_new_tokens))
 
     # Commands.
 
@@ -120,18 +117,18 @@ class Session:
         rows += [(END, "leave; so does Ctrl-D"), ("Ctrl-C", "stop the answer")]
         width = max(len(name) for name, _ in rows)
         text = "\n".join(f"  {name:{width}}  {what}" for name, what in rows)
-        self._screen.console.print(text, markup=False)
+        self.screen.console.print(text, markup=False)
 
     def reset(self) -> None:
         """Forget what was said; the system prompt stays."""
-        self._conversation = Conversation(self._conversation.system_prompt)
-        self._screen.note("the conversation begins anew")
+        self.conversation = Conversation(self.conversation.system_prompt)
+        self.screen.note("the conversation begins anew")
 
     def set_system_prompt(self, text: str) -> None:
         """Put these words before the conversation; none where empty."""
-        self._speech.renderer(text or None)  # raises where it cannot be
-        self._conversation = replace(self._conversation, system_prompt=text or None)
-        self._screen.note("system prompt set" if text else "no system prompt")
+        self.speech.renderer(text or None)  # raises where it cannot be
+        self.conversation = replace(self.conversation, system_prompt=text or None)
+        self.screen.note("system prompt set" if text else "no system prompt")
 
     def set_temperature(self, given: str) -> None:
         """Draw answers at this temperature from now on."""
@@ -143,32 +140,32 @@ class Session:
             raise UserError(
                 f"/temperature {given}: needs a number, at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy"
             )
-        choose = NucleusSampling(temperature, self._sampling.choose.top_p)
-        self._sampling = replace(self._sampling, choose=choose)
-        self._screen.note(f"temperature {temperature:g}")
+        choose = NucleusSampling(temperature, self.sampling.choose.top_p)
+        self.sampling = replace(self.sampling, choose=choose)
+        self.screen.note(f"temperature {temperature:g}")
 
     def toggle_both(self) -> None:
         """Let the teacher answer as well, or no longer."""
         self._need_teacher("/both")
-        self._both = not self._both
-        self._screen.note("both answer" if self._both else "the student answers, the teacher reads along")
+        self.both = not self.both
+        self.screen.note("both answer" if self.both else "the student answers, the teacher reads along")
 
     def why(self) -> None:
         """Show the tokens of the last answer on which the teacher disagreed most."""
         self._need_teacher("/why")
-        if not self._conversation.turns:
+        if not self.conversation.turns:
             raise UserError("/why: nothing was answered yet; ask something")
-        self._screen.console.print(worst_tokens(self._conversation.turns[-1].student.pieces))
+        self.screen.console.print(worst_tokens(self.conversation.turns[-1].student.pieces))
 
     def save(self, given: str) -> None:
         """Write the conversation into a file."""
         if not given:
             raise UserError("/save: needs a file name that ends in .jsonl or .md")
-        save_transcript(self._conversation, Path(given).expanduser())
-        self._screen.note(f"saved as {given}")
+        save_transcript(self.conversation, Path(given).expanduser())
+        self.screen.note(f"saved as {given}")
 
     def _need_teacher(self, command: str) -> None:
-        if self._teacher is None:
+        if self.teacher is None:
             raise UserError(f"{command}: there is no teacher; start with --teacher_model")
 
 

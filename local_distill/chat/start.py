@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from local_distill.chat.answering import Voice
-from local_distill.chat.conversation import Speech
+from local_distill.chat.conversation import Conversation, Speech
 from local_distill.chat.screen import open_screen
 from local_distill.chat.session import COMMANDS, END, Session, typed_lines
 from local_distill.errors import UserError, one_line
@@ -51,9 +51,8 @@ def chat(settings: ChatSettings) -> int:
     choose, stops = NucleusSampling(settings.temperature, settings.top_p), frozenset(opened.pair.stops.ids)
     sampling = SamplingParams(choose, 1, settings.max_new_tokens, stops, settings.seed)
     typed = sys.stdin.isatty()
-    session = Session(
-        student, teacher, opened.speech, sampling, screen, settings.system_prompt, forgiving=typed,
-    )  # fmt: skip
+    conversation = Conversation(settings.system_prompt)
+    session = Session(student, teacher, opened.speech, sampling, screen, conversation, forgiving=typed)
     if typed:
         screen.note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
     with sigint_is_an_answer():

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from local_distill.backends import MakeSampler
 from local_distill.batch import Prompt, Rollout, Teacher
 from local_distill.errors import UserError
 from local_distill.eval.held_out import DRAW, compare_rollouts, total_of
 from local_distill.eval.output_folder import Answer, Journal, ScoredCompletion
+from local_distill.eval.questions_and_model import Subject
 from local_distill.eval.verifying import Verifier
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.comparison import Comparison
@@ -57,23 +57,20 @@ class Scoring:
         )  # fmt: skip
 
 
-def answer_all(
-    model: str, task: str, prompts: Sequence[Prompt], sampler: Sampler, verifier: Verifier, journal: Journal[Answer], *,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:  # fmt: skip
-    """Sample as many answers to each prompt as are missing, verify them, and write them into the journal."""
-    samples = sampler.params.group_size
+def answer_all(subject: Subject, task: str, sampler: Sampler, verifier: Verifier, journal: Journal[Answer]) -> None:
+    """Sample as many answers to each question as are missing, verify them, and write them into the journal."""
+    prompts, samples = subject.prompts[task], sampler.params.group_size
 
     def judged(rollout: Rollout, sample: int) -> Answer:
-        prompt, text = rollout.prompt, str(tokenizer.decode(rollout.completion, skip_special_tokens=True))
-        reference = prompt.answer or ""
+        text = str(subject.pair.student.tokenizer.decode(rollout.completion, skip_special_tokens=True))
+        prompt, reference = rollout.prompt, rollout.prompt.answer or ""
         verdict = verifier.verdict(text, reference)
         return Answer(
-            model, task, rollout.position, sample, prompt.origin, prompt.text, text, verdict.extracted, reference,
-            verdict.correct, len(rollout.completion), rollout.finish, sampler.name,
+            subject.name, task, rollout.position, sample, prompt.origin, prompt.text, text, verdict.extracted,
+            reference, verdict.correct, len(rollout.completion), rollout.finish, sampler.name,
         )  # fmt: skip
 
-    engine, missing = sampler.make(sampler.params), journal.missing(model, task, len(prompts), samples)
+    engine, missing = sampler.make(sampler.params), journal.missing(subject.name, task, len(prompts), samples)
     for part in _chunks(prompts, missing, max(1, sampler.at_once // samples)):
         rollouts = engine.sample(part, ANSWERS_DRAW)
         journal.add([judged(rollout, index % samples) for index, rollout in enumerate(rollouts)])
@@ -81,17 +78,19 @@ def answer_all(
 
 
 def score_all(
-    model: str, task: str, prompts: Sequence[Prompt], sampler: Sampler, scoring: Scoring,
-    journal: Journal[ScoredCompletion],
-) -> None:  # fmt: skip
+    subject: Subject, task: str, sampler: Sampler, scoring: Scoring, journal: Journal[ScoredCompletion]
+) -> None:
     """Draw and score one completion a prompt, at temperature 1 and top-p 1: as held-out prompts in training."""
-    engine = sampler.make(replace(sampler.params, choose=NucleusSampling(1.0, 1.0), group_size=1))
-    for part in _chunks(prompts, journal.missing(model, task, len(prompts)), sampler.at_once):
+    prompts, params = subject.prompts[task], replace(sampler.params, choose=NucleusSampling(1.0, 1.0), group_size=1)
+    engine = sampler.make(params)
+    for part in _chunks(prompts, journal.missing(subject.name, task, len(prompts)), sampler.at_once):
         rollouts = engine.sample(part, DRAW, finished=scoring.teacher.prepare)
         scored = [
-            ScoredCompletion(model, task, r.position, r.prompt.origin, _finite(r, total_of(compared).sum),
-                             len(r.completion), r.finish, sampler.name)
-            for r, compared in scoring.compare(rollouts)
+            ScoredCompletion(
+                subject.name, task, rollout.position, rollout.prompt.origin, _finite(rollout, total_of(compared).sum),
+                len(rollout.completion), rollout.finish, sampler.name,
+            )
+            for rollout, compared in scoring.compare(rollouts)
         ]  # fmt: skip
         journal.add(sorted(scored, key=lambda each: each.question))
         sampler.tick(len(scored))

@@ -150,7 +150,7 @@ def missing(run: EvalRun, subject: Subject) -> tuple[dict[str, int], dict[str, i
 
 def ask_one(run: EvalRun, subject: Subject) -> TaskResults:
     """Ask one model what it is still to be asked. Returns what the harness says of it."""
-    settings, verifier, tokenizer = run.settings, run.inputs.verifier, subject.pair.student.tokenizer
+    settings, verifier = run.settings, run.inputs.verifier
     answers, scored = missing(run, subject)
     left = sum(answers.values()) + sum(scored.values())
     if not left and not settings.tasks:
@@ -161,18 +161,16 @@ def ask_one(run: EvalRun, subject: Subject) -> TaskResults:
         sampler = open_sampler(run, subject, model, tick)
         for task in (name for name, number in answers.items() if number):
             assert verifier is not None
-            answer_all(
-                subject.name, task, subject.prompts[task], sampler, verifier, run.output.answers, tokenizer=tokenizer
-            )
+            answer_all(subject, task, sampler, verifier, run.output.answers)
         if any(scored.values()):
             assert model is not None
             scoring = open_scoring(run, subject, model)
-            for task, prompts in subject.prompts.items():
-                score_all(subject.name, task, prompts, sampler, scoring, run.output.scored)
+            for task in scored:
+                score_all(subject, task, sampler, scoring, run.output.scored)
     if not settings.tasks:
         return {}
     assert model is not None
-    return run_tasks(settings, model, tokenizer, run.accelerator.device)
+    return run_tasks(settings, model, subject.pair.student.tokenizer, run.accelerator.device)
 
 
 def load(run: EvalRun, subject: Subject) -> nn.Module:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -79,7 +79,6 @@ class Journal(Generic[R]):
     def __init__(self, path: Path, kind: type[R]) -> None:
         self._path = path
         self.found: dict[tuple[str, str, int, int], R] = {}
-        names = {field.name for field in fields(kind)}
         try:
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         except OSError as error:
@@ -87,12 +86,11 @@ class Journal(Generic[R]):
         whole, _, cut = text.rpartition("\n")
         for number, line in enumerate(whole.split("\n") if whole else (), start=1):
             try:
-                record = json.loads(line)
-                if set(record) != names:
-                    raise ValueError
-                record = {name: math.nan if value is None else value for name, value in record.items()}
+                record: dict[str, Any] = {
+                    name: math.nan if value is None else value for name, value in json.loads(line).items()
+                }
                 self._keep(as_declared(kind(**record)))
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{path}:{number}: not a line of this file; repair or remove it") from None
         if cut:
             write_whole(path, f"{whole}\n" if whole else "")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.style import Style
 
 from local_distill.chat.answering import Voice
-from local_distill.chat.conversation import Speech
+from local_distill.chat.conversation import Conversation, Speech
 from local_distill.chat.screen import PlainScreen, colour_of, harmless
 from local_distill.chat.session import Session
 from local_distill.commands import main
@@ -147,7 +147,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(capsys, tmp_path):
     student = Voice("student", make_model(llama_config(), 1), 300, 128, interrupted_at_the_fifth)
     sampling = SamplingParams(NucleusSampling(1.0, 1.0), 1, 20, frozenset(), 0)
     screen = PlainScreen(Console(file=sys.stdout), numbers=False)
-    session = Session(student, None, Speech(tokenizer), sampling, screen, None, forgiving=False)
+    session = Session(student, None, Speech(tokenizer), sampling, screen, Conversation(), forgiving=False)
     session.run(["Hi", f"/save {tmp_path}/one.jsonl", "And?", f"/save {tmp_path}/two.jsonl"])
     (first, second) = (json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()[1::2])
     assert (first["finish"], first["tokens"]) == ("interrupted", 4)
