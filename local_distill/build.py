@@ -51,8 +51,8 @@ from local_distill.process.distributed import any_process, on_every_process, on_
 from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import check_sampling
-from local_distill.rollouts.needs import OTHER_ENGINE
 from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
+from local_distill.rollouts.student_checks import OTHER_ENGINE
 from local_distill.runs.evaluations import TrainResult
 from local_distill.runs.folder import RunFolder, check_checkpoint_is_here, open_run_folder
 from local_distill.runs.layout import COMPLETIONS_FILE

@@ -37,7 +37,7 @@ from local_distill.monitor.trackers.choosing import check_wandb, tracker_names
 from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts
-from local_distill.rollouts.needs import check_positions
+from local_distill.rollouts.student_checks import check_positions
 from local_distill.runs.folder import LATEST, RunFolder
 from local_distill.runs.layout import read_settings
 from local_distill.training.optimizer import learning_rate_at

@@ -10,7 +10,7 @@ from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.models.files import open_model
 from local_distill.models.pair import pair_of
-from local_distill.rollouts.left_out import check_limits
+from local_distill.rollouts.student_checks import check_limits
 
 
 def test_continuous_batching_needs_a_head_of_shared_tokens(folders):

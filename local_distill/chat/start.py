@@ -22,7 +22,7 @@ from local_distill.process.launch import Precision, resolve_precision
 from local_distill.process.signals import sigint_is_an_answer
 from local_distill.prompts import parse_template_kwargs
 from local_distill.rollouts.checking import check_sampling
-from local_distill.rollouts.needs import check_has_cache
+from local_distill.rollouts.student_checks import check_has_cache
 
 if TYPE_CHECKING:
     from local_distill.chat.chat_config import ChatSettings

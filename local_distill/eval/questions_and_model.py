@@ -32,7 +32,7 @@ from local_distill.packages import installed
 from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import RawPrompt, Renderer
 from local_distill.prompts.raw import check_share_of_wrong
-from local_distill.rollouts.needs import check_has_cache, check_positions
+from local_distill.rollouts.student_checks import check_has_cache, check_positions
 
 FLAG = "MODEL"
 

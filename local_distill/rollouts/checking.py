@@ -29,7 +29,7 @@ from local_distill.models.reach import has_experts
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.decoding import evaluating
 from local_distill.rollouts.hf import HFRollouts
-from local_distill.rollouts.needs import OTHER_MODEL
+from local_distill.rollouts.student_checks import OTHER_MODEL
 from local_distill.training.batching import collate
 from local_distill.training.device_memory import is_out_of_memory
 

@@ -27,7 +27,8 @@ from local_distill.models.files import cast, causal_lm, saved_tensors
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.models.pair import ModelPair
 from local_distill.process.seeding import process_seed
-from local_distill.rollouts.needs import check_here
+from local_distill.rollouts.requests import requests_for
+from local_distill.rollouts.student_checks import check_here
 
 PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
@@ -108,14 +109,7 @@ class ContinuousRollouts:
     process: the number of this one. Any row of the head may be drawn.
     """
 
-    def __init__(
-        self,
-        model: SampledModel,
-        *,
-        params: SamplingParams,
-        pad_id: int,
-        process: int,
-    ) -> None:
+    def __init__(self, model: SampledModel, *, params: SamplingParams, pad_id: int, process: int) -> None:
         self._model = model
         self._settings = GenerationConfig(
             do_sample=True,
@@ -132,9 +126,9 @@ class ContinuousRollouts:
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
-        """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
-        wanted = [(position, prompt) for position, prompt in prompts for _ in range(self._params.group_size)]
-        inputs = [list(prompt.ids) for _, prompt in wanted]
+        """Draw ``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
+        wanted = requests_for(prompts, step, self._params)
+        inputs = [list(each.prompt.ids) for each in wanted]
         with self._model.newest() as model:
             batching = ContinuousBatchingConfig(
                 return_logprobs=True,
@@ -152,14 +146,8 @@ class ContinuousRollouts:
                 f"--rollouts continuous: {lost} of {len(wanted)} rollouts failed ({reason}); use --rollouts hf"
             )
         rollouts = [
-            Rollout(
-                prompt=prompt,
-                position=position,
-                completion=torch.tensor(output.generated_tokens, dtype=torch.long),
-                sampler_logprobs=torch.tensor(output.logprobs, dtype=torch.float32),
-                finish="stop" if output.generated_tokens[-1] in self._params.stop_ids else "length",
-            )
-            for (position, prompt), output in zip(wanted, outputs, strict=True)
+            request.rollout(output.generated_tokens, output.logprobs, self._params.stop_ids)
+            for request, output in zip(wanted, outputs, strict=True)
         ]
         for rollout in rollouts:
             finished(rollout)

@@ -21,8 +21,8 @@ from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, P
 from local_distill.models.pair import ModelPair
 from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
-from local_distill.rollouts.needs import OTHER_ENGINE, check_has_cache, check_here
 from local_distill.rollouts.packing import packed_weights
+from local_distill.rollouts.student_checks import OTHER_ENGINE, check_has_cache, check_here
 from local_distill.training.device_memory import is_out_of_memory, release_memory
 
 

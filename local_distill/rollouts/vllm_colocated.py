@@ -27,9 +27,8 @@ from local_distill.models.files import causal_lm, precision_of, saved_tensors
 from local_distill.models.footprint import DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.packages import installed
 from local_distill.process.distributed import on_every_process
-from local_distill.process.seeding import rollout_seed
-from local_distill.rollouts.left_out import bias_against, check_vllm_student
-from local_distill.rollouts.needs import check_here
+from local_distill.rollouts.requests import Request, in_vllm_words, requests_for
+from local_distill.rollouts.student_checks import check_here, check_vllm_student
 
 FLAG = "--rollouts vllm"
 DISCARD_WEIGHTS = 2
@@ -198,33 +197,24 @@ class ColocatedVLLMRollouts:
     vocab_size: tokens that may be drawn.
     """
 
-    def __init__(
-        self,
-        engine: SharedEngine,
-        *,
-        params: SamplingParams,
-        vocab_size: int,
-    ) -> None:
+    def __init__(self, engine: SharedEngine, *, params: SamplingParams, vocab_size: int) -> None:
         self._engine = engine
         self._params = params
-        self._bias = bias_against(vocab_size, engine.rows, -math.inf) or None
+        self._asked = in_vllm_words(params, vocab_size, engine.rows, -math.inf)
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
-        """``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
-        wanted = [(at, prompt, member) for at, prompt in prompts for member in range(self._params.group_size)]
+        """Draw ``group_size`` rollouts of each (position, prompt), in that order; see RolloutEngine."""
+        wanted = requests_for(prompts, step, self._params)
         done: dict[int, Rollout] = {}
 
         def complete(i: int, output: Any) -> None:
-            position, prompt, _ = wanted[i]
-            done[i] = self._rollout(position, prompt, output)
+            done[i] = self._read(wanted[i], output)
             finished(done[i])
 
         self._engine.draw(
-            [prompt.ids for _, prompt, _ in wanted],
-            [self._settings(rollout_seed(self._params.seed, step, position, member)) for position, _, member in wanted],
-            complete,
+            [each.prompt.ids for each in wanted], [self._settings(each.seed) for each in wanted], complete
         )
         if lost := len(wanted) - len(done):
             raise RunError(f"{FLAG}: {lost} of {len(wanted)} rollouts were not finished; use --rollouts hf")
@@ -234,30 +224,14 @@ class ColocatedVLLMRollouts:
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
-        return vllm.SamplingParams(
-            temperature=self._params.choose.temperature,
-            top_p=self._params.choose.top_p,
-            max_tokens=self._params.max_new_tokens,
-            seed=seed,
-            logprobs=0,  # of the drawn token alone
-            ignore_eos=True,  # our stop tokens may be others
-            stop_token_ids=sorted(self._params.stop_ids),
-            logit_bias=self._bias,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        return vllm.SamplingParams(**self._asked, seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
-    def _rollout(self, position: int, prompt: Prompt, output: Any) -> Rollout:
+    def _read(self, request: Request, output: Any) -> Rollout:
         ids = list(output.token_ids)
         if output.finish_reason not in ("stop", "length") or len(output.logprobs or ()) != len(ids) or not ids:
             raise RunError(f"{FLAG}: a rollout ended with {output.finish_reason!r} after {len(ids)} tokens")
-        return Rollout(
-            prompt=prompt,
-            position=position,
-            completion=torch.tensor(ids, dtype=torch.long),
-            sampler_logprobs=torch.tensor([chosen[i].logprob for i, chosen in zip(ids, output.logprobs, strict=True)]),
-            finish="stop" if ids[-1] in self._params.stop_ids else "length",
-        )
+        logprobs = [chosen[i].logprob for i, chosen in zip(ids, output.logprobs, strict=True)]
+        return request.rollout(ids, logprobs, self._params.stop_ids)
 
 
 def check(config: TrainFields) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
@@ -21,8 +20,8 @@ from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.footprint import DecodingBytes, Parts, SamplerMemory, ToSample
 from local_distill.models.tokenization import PROBES
 from local_distill.process.distributed import on_main_process
-from local_distill.process.seeding import rollout_seed
-from local_distill.rollouts.left_out import bias_against, check_vllm_student
+from local_distill.rollouts.requests import Request, in_vllm_words, requests_for
+from local_distill.rollouts.student_checks import check_vllm_student
 from local_distill.serving.answers import BadAnswerError, member, model_cards
 from local_distill.serving.client import HttpClient, ServerError
 from local_distill.serving.publishing import AdapterPublisher, Publisher, WeightsPublisher, fresh_folder
@@ -51,19 +50,13 @@ class VLLMServerRollouts:
     """
 
     def __init__(
-        self,
-        client: HttpClient,
-        publisher: Publisher,
-        *,
-        params: SamplingParams,
-        vocab_size: int,
-        rows: int,
+        self, client: HttpClient, publisher: Publisher, *, params: SamplingParams, vocab_size: int, rows: int
     ) -> None:
         self._client = client
         self._publisher = publisher
         self._params = params
         self._vocab_size = vocab_size
-        self._asked = _in_vllm_words(params, bias_against(vocab_size, rows))
+        self._asked = _in_the_servers_words(params, vocab_size, rows)
 
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
@@ -79,43 +72,41 @@ class VLLMServerRollouts:
     def draw(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
-        """The same from the weights that the servers have; from any thread.
+        """Sample the same from the weights that the servers have; from any thread.
 
         All of them or none: RunError when one cannot be had within the client's patience.
         """
-        with self._publisher.drawing():
-            futures = [
-                self._client.in_background(self._maker(prompt, position, step, member, finished))
-                for position, prompt in prompts
-                for member in range(self._params.group_size)
-            ]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            return _results(futures)
 
-    def _maker(
-        self, prompt: Prompt, position: int, step: int, member: int, finished: Callable[[Rollout], None]
-    ) -> Callable[[], Rollout]:
-        body = {
-            "model": self._publisher.served_model,
-            "prompt": list(prompt.ids),
-            "cache_salt": self._publisher.salt,  # keys and values of other weights are never looked up
-            "seed": rollout_seed(self._params.seed, step, position, member) % LARGEST_SEED,
-            **self._asked,
-        }
-
-        def make() -> Rollout:
-            rollout = self._completion(body, lambda answer: self._rollout(prompt, position, _only_choice(answer)))
+        def make(request: Request) -> Rollout:
+            rollout = self._completion(request)
             finished(rollout)
             return rollout
 
-        return make
+        with self._publisher.drawing():
+            wanted = requests_for(prompts, step, self._params)
+            futures = [self._client.in_background(partial(make, request)) for request in wanted]
+            done, left = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in left:  # one failed
+                future.cancel()
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
 
-    def _completion(self, body: Mapping[str, Any], read: Callable[[Any], Rollout]) -> Rollout:
-        """What is read of the answer; a server that was restarted is given the weights first."""
+    def _completion(self, request: Request) -> Rollout:
+        """Return what is read of the answer; a server that was restarted is given the weights first."""
+        body = {
+            "model": self._publisher.served_model,
+            "prompt": list(request.prompt.ids),
+            "cache_salt": self._publisher.salt,  # keys and values of other weights are never looked up
+            "seed": request.seed % LARGEST_SEED,
+            **self._asked,
+        }
         for _ in range(REPAIRS):
             self._publisher.look()
             try:
-                drawn: Rollout = self._client.post(COMPLETIONS, body, on_lost=self._publisher.again, read=read)
+                drawn: Rollout = self._client.post(
+                    COMPLETIONS, body, on_lost=self._publisher.again, read=partial(self._read, request)
+                )
                 return drawn
             except ServerError as error:
                 if error.status != 404:  # it does not know the adapter
@@ -125,8 +116,9 @@ class VLLMServerRollouts:
                 self._publisher.again(url)
         raise RunError(f"{refused}; asked {REPAIRS} times, and given the weights again each time") from refused
 
-    def _rollout(self, prompt: Prompt, position: int, choice: Mapping[str, Any]) -> Rollout:
-        """Raises BadAnswerError for what is not one whole completion with a log-prob for each of its tokens."""
+    def _read(self, request: Request, answer: Any) -> Rollout:
+        """Raise BadAnswerError for what is not one whole completion with a log-prob for each of its tokens."""
+        choice = _only_choice(answer)
         ids, logprobs = _tokens(choice)
         wrong = None
         if not 1 <= len(ids) <= self._params.max_new_tokens:
@@ -142,8 +134,7 @@ class VLLMServerRollouts:
             wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {said!r})"
         if wrong:
             raise BadAnswerError(wrong)
-        finish: Literal["stop", "length"] = "stop" if ids[-1] in self._params.stop_ids else "length"
-        return Rollout(prompt, position, torch.tensor(ids), torch.tensor(logprobs, dtype=torch.float32), finish)
+        return request.rollout(ids, logprobs, self._params.stop_ids)
 
 
 def check_engine(
@@ -203,7 +194,7 @@ def _check_processed(
     Where top-p leaves one token, it is drawn with certainty: log-prob 0. After a single token no model is certain by
     itself, so that a server which reports its log-probs from before top-p says less.
     """
-    greedy = _in_vllm_words(SamplingParams(NucleusSampling(0.5, 1e-6), 1, 1, frozenset(), 0), {})
+    greedy = _in_the_servers_words(SamplingParams(NucleusSampling(0.5, 1e-6), 1, 1, frozenset(), 0))
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
         _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
@@ -215,26 +206,9 @@ def _check_processed(
             )
 
 
-def _in_vllm_words(params: SamplingParams, bias: Mapping[int, float]) -> dict[str, Any]:
-    """Say how to sample. What could come from the server's own defaults is said as well."""
-    return {
-        "n": 1,
-        "temperature": params.choose.temperature,
-        "top_p": params.choose.top_p,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "max_tokens": params.max_new_tokens,
-        "min_tokens": 0,
-        "stop_token_ids": sorted(params.stop_ids),
-        "ignore_eos": True,  # its own end tokens; ours are above
-        "logprobs": 0,  # of the drawn token alone
-        "return_token_ids": True,
-        **({"logit_bias": dict(bias)} if bias else {}),
-        "return_tokens_as_token_ids": True,  # what the log-probs stand beside: ids too, not pieces of text
-    }
+def _in_the_servers_words(params: SamplingParams, vocab_size: int = 0, rows: int = 0) -> dict[str, Any]:
+    """Say how to sample, and that log-probs are to stand beside ids and not beside pieces of text."""
+    return {**in_vllm_words(params, vocab_size, rows), "return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
 def _only_choice(answer: Any) -> Mapping[str, Any]:
@@ -261,16 +235,6 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
             "return_token_ids"
         )
     return ids, logprobs
-
-
-def _results(futures: Sequence[Future[Rollout]]) -> list[Rollout]:
-    """Of all of them; where one failed, the others are given up and its error is raised."""
-    failed = [future for future in futures if future.done() and future.exception() is not None]
-    if failed:
-        for future in futures:
-            future.cancel()
-        failed[0].result()
-    return [future.result() for future in futures]
 
 
 def check(config: TrainFields) -> None:
@@ -317,8 +281,5 @@ def open_served(opening: Opening) -> OpenSampler:
 
 
 BACKEND = SamplerBackend(
-    check=check,
-    check_student=check_vllm_student,
-    memory=SamplerMemory(nothing_here),
-    open=open_served,
+    check=check, check_student=check_vllm_student, memory=SamplerMemory(nothing_here), open=open_served
 )

@@ -27,8 +27,8 @@ from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.quantization import check_quantization, held_packed, quantization_config
 from local_distill.models.scorer import Reading, TokenScorer
 from local_distill.models.start_checks import check_scorer
-from local_distill.teachers.needs import check_named, check_own, check_packing
 from local_distill.teachers.offload import held_offloaded, offloaded
+from local_distill.teachers.teacher_checks import check_named, check_own, check_packing
 
 
 def freeze(scorer: nn.Module) -> None:

@@ -21,7 +21,7 @@ from local_distill.process.distributed import on_every_process
 from local_distill.serving.client import HttpClient
 from local_distill.serving.scoring import Question, Scores, Wire, read_scores
 from local_distill.serving.served import FLAG, agree_on_wire
-from local_distill.teachers.needs import check_own
+from local_distill.teachers.teacher_checks import check_own
 
 KEY_VARIABLE = "LOCAL_DISTILL_TEACHER_API_KEY"
 FORGOTTEN_AFTER = 4096

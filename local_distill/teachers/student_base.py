@@ -19,7 +19,7 @@ from local_distill.head.logprobs import read_tokens
 from local_distill.models.footprint import TeacherMemory
 from local_distill.models.scorer import Reading, TokenScorer
 from local_distill.teachers.local import readers_of_whole
-from local_distill.teachers.needs import check_own
+from local_distill.teachers.teacher_checks import check_own
 
 
 class BaseOfStudent:

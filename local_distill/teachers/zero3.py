@@ -32,7 +32,7 @@ from local_distill.process.distributed import any_process, runs_on_cuda
 from local_distill.process.launch import check_deepspeed
 from local_distill.runs.evaluations import SHOWN_TOP
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, freeze
-from local_distill.teachers.needs import check_named, check_own, check_packing
+from local_distill.teachers.teacher_checks import check_named, check_own, check_packing
 
 FLAG = "--teacher_ds_zero3"
 LIVE_PARAMETERS = 1e9

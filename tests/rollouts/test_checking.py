@@ -24,7 +24,7 @@ from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
 from local_distill.models.scorer import TokenScorer
 from local_distill.rollouts.checking import NEW_TOKENS, check_sampling
-from local_distill.rollouts.needs import check_has_cache
+from local_distill.rollouts.student_checks import check_has_cache
 from tests.tiny_models import gpt2_config, llama_config, make_model
 
 V = 300

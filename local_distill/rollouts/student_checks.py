@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from transformers import AutoModelForCausalLM
 
+from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
+from local_distill.models.adapters import Adapter, adapts_packed_weights
 from local_distill.models.files import ModelFiles, turns_after
+from local_distill.models.pair import ModelPair
 from local_distill.rollouts.decoding import STATES_ALONE, parameters_of
 
 OTHER_MODEL = "choose another model"
 OTHER_ENGINE = "use --rollouts vllm, or choose another model"
+HOTTEST = 2.0
+"""The highest temperature that vLLM takes."""
+MOST_LEFT_OUT = 1024
+"""Entries of ``logit_bias``: MAX_NUM_LOGIT_BIAS_TOKENS in vLLM's v1/worker/gpu/sample/logit_bias.py."""
 
 
 def check_here(config: TrainFields, name: str) -> None:
@@ -54,4 +61,32 @@ def check_positions(files: ModelFiles, prompt: int, max_new_tokens: int) -> None
             f"{files.flag} {files.path}: has other positions for texts longer than {turn} tokens (longrope), which a "
             f"prompt of {prompt} and --max_new_tokens {max_new_tokens} would pass; lower --max_new_tokens, or leave "
             f"out prompts of more than {max(turn - max_new_tokens, 0)} tokens"
+        )
+
+
+def check_vllm_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+    """Raise UserError for a student that vLLM cannot sample from, in these processes or in servers."""
+    if pair.student.gguf:
+        raise UserError(
+            "--rollouts vllm: an engine needs the student as a model folder, not as a GGUF file; load and save it with "
+            "transformers, or use --rollouts hf"
+        )
+    if lora and adapts_packed_weights(lora.put_shapes_on(pair.student.skeleton())):
+        raise UserError(
+            "--rollouts vllm: vLLM takes no adapter on experts that are packed into one tensor, as this model's are; "
+            "use --rollouts hf, or name --lora_target_modules without them, such as q_proj,k_proj,v_proj,o_proj"
+        )
+    check_limits(pair.rows, pair.vocab_size, config.temperature)
+
+
+def check_limits(rows: int, vocab_size: int, temperature: float) -> None:
+    """Raise UserError unless vLLM takes the temperature, and can leave out the head's rows past ``vocab_size``."""
+    if temperature > HOTTEST:
+        raise UserError(
+            f"--temperature: {temperature:g} given, vLLM takes at most {HOTTEST:g}; lower it, or use --rollouts hf"
+        )
+    if rows - vocab_size > MOST_LEFT_OUT:
+        raise UserError(
+            f"--rollouts vllm: the student's head has {rows} rows, of which {vocab_size} are tokens that the teacher "
+            f"has too, and vLLM can leave out {MOST_LEFT_OUT} at most; use --rollouts hf"
         )
