@@ -54,18 +54,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class EvalInputs:
-    """An evaluation is made of these, and of weights.
-
-    verifier: None where no task has answers. teacher: None without one, or for one behind a server or under an
-    adapter.
-    """
+    """An evaluation is made of these, and of weights. verifier: None where no task has answers."""
 
     settings: EvalSettings
     precision: Precision
     tasks: tuple[Task, ...]
     verifier: Verifier | None
     subjects: tuple[Subject, ...]
-    teacher: ModelFiles | None
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
         replace(reader, prompts={task.name: tuple(row[place] for row in rows) for task, rows in asked_of})
         for place, reader in enumerate(readers)
     )
-    inputs = EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects, teacher)
+    inputs = EvalInputs(settings, precision, tuple(task for task, _ in asked_of), verifier, subjects)
     for files in (*(each.files for each in trained), *([teacher] if teacher else [])):
         check_positions(files, inputs.longest - settings.max_new_tokens, settings.max_new_tokens)
     return inputs
