@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--vocab", type=int, default=151_936)
-    parser.add_argument("--loss", choices=("policy_gradient", "reverse_kl"), default="policy_gradient")
+    losses = ("reverse_kl", "policy_gradient")  # the first is what --loss auto takes here
+    parser.add_argument("--loss", choices=losses, default=losses[0])
     parser.add_argument("--frozen", action="store_true", help="the head does not train, as under LoRA")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--only", choices=CONTENDERS)

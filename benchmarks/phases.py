@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a completion")
     parser.add_argument("--microbatch_tokens", type=int, default=16_384)
-    parser.add_argument("--loss", choices=("policy_gradient", "reverse_kl"), default="policy_gradient")
+    losses = ("reverse_kl", "policy_gradient")  # the first is what --loss auto takes here
+    parser.add_argument("--loss", choices=losses, default=losses[0])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="dense bf16; an H100's by default")
     parser.add_argument("--bandwidth", type=float, default=3350.0, help="GB/s; an H100's by default")
