@@ -29,7 +29,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Voice:
-    """A model that answers, or reads along.
+    """A model answers, or reads along.
 
     name: for people. model: transformers or peft, in eval mode. vocab_size: tokens over which its softmax runs.
     context_length: longest text in tokens, None where there is no limit. context: makes the context it runs in.
@@ -73,7 +73,7 @@ class TextReader:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer. compared: both models there, N = 1, on the CPU; None where nobody judges."""
+    """An answer is made of tokens. compared: both models there, N = 1, on the CPU; None where nobody judges."""
 
     id: int
     compared: Comparison | None = None

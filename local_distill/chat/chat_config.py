@@ -18,7 +18,7 @@ _output = partial(option, "output")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """Settings of ``local-distill chat``. Raises UserError for what is out of its range."""
+    """``local-distill chat`` has these settings. Raises UserError for what is out of its range."""
 
     model: str = argument("A hub id, a model folder, a run, a step folder of a run, an adapter, a GGUF file.")
     step: str = same_as(ExportSettings, "step")

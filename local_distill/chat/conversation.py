@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ TRANSCRIPTS = (".jsonl", ".md")
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What a model answered, whole or as far as it came.
+    """A model answered this, whole or as far as it came.
 
     text: without special tokens. tokens: their number. reverse_kl: mean nats a token, None where nobody judged;
     pieces: then its tokens one by one, special ones included.
@@ -44,7 +44,7 @@ class ChatAnswer:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and what was answered. teacher: the teacher's own answer to the same conversation."""
+    """A question was answered. teacher: the teacher's own answer to the same conversation."""
 
     question: str
     student: ChatAnswer
@@ -83,28 +83,20 @@ class Speech:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said so far. Without a chat template each question is continued by itself."""
+    """This was said so far. Without a chat template each question is continued by itself."""
 
     system_prompt: str | None = None
     turns: tuple[Turn, ...] = ()
 
-    def messages(self) -> list[Message]:
-        """Return all of it as chat messages, the student's answers among them, the system prompt not."""
-        return [
-            Message(role=role, content=text)
-            for turn in self.turns
-            for role, text in (("user", turn.question), ("assistant", turn.student.text))
-        ]
-
     def prompt(self, question: str, speech: Speech) -> tuple[int, ...]:
         """Return token ids up to where the answer to a question begins. Raises UserError where the template refuses."""
         renderer = speech.renderer(self.system_prompt)
-        earlier = self.messages() if renderer.uses_template else []
-        return renderer.render(RawPrompt((*earlier, Message(role="user", content=question)), "this conversation"))
-
-    def with_turn(self, turn: Turn) -> Conversation:
-        """Return the conversation after one more turn."""
-        return replace(self, turns=(*self.turns, turn))
+        messages = [
+            Message(role=role, content=text)
+            for turn in (self.turns if renderer.uses_template else ())
+            for role, text in (("user", turn.question), ("assistant", turn.student.text))
+        ]
+        return renderer.render(RawPrompt((*messages, Message(role="user", content=question)), "this conversation"))
 
 
 def finished_answer(
@@ -167,6 +159,6 @@ def _measured(answer: ChatAnswer) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A block quote, in which no tag and no link of a model's takes effect."""
+    """Write a block quote, in which no tag and no link of a model's takes effect."""
     lines = re.sub(r"([\\`*_\[\]<>#|!])", r"\\\1", clean(text)).split("\n")
     return "\n".join(f"> {line}".rstrip() + "  " for line in lines)

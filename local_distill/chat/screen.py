@@ -143,7 +143,7 @@ class _Newest:
 
 
 class PlainScreen(Screen):
-    """A pipe or a file: one answer a line, its own line ends written as \\n; notes go to standard error."""
+    """A pipe or a file gets one answer a line, its own line ends written as \\n; notes go to standard error."""
 
     def note(self, text: str) -> None:
         """Print a line on standard error."""
@@ -179,7 +179,7 @@ def open_screen(numbers: bool) -> Screen:
 
 
 def worst_tokens(pieces: Sequence[Piece]) -> Table:
-    """Explain colours: the tokens with the largest reverse KL, each beside the teacher's likeliest tokens there."""
+    """Show the tokens with the largest reverse KL, each beside the teacher's likeliest tokens there."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("after", "token"):
         table.add_column(heading, overflow="fold")

@@ -34,7 +34,7 @@ HISTORY_LENGTH = 1000
 
 @dataclass
 class Session:
-    """One chat with a student, and with its teacher where there is one.
+    """A person chats with a student, and with its teacher where there is one.
 
     teacher: reads along what the student says, and answers beside it while ``both`` is on.
     forgiving: whether a mistake in a line is told and the chat goes on, as for a person, or ends it.
@@ -87,7 +87,8 @@ class Session:
         student, *others = [each.answer(self.speech, sampling, interrupted) for each in writings]
         seconds = time.perf_counter() - started
         self.screen.status(_status(student, sum(len(each.tokens) for each in writings) / seconds))
-        self.conversation = self.conversation.with_turn(Turn(question, student, *others))
+        turns = (*self.conversation.turns, Turn(question, student, *others))
+        self.conversation = replace(self.conversation, turns=turns)
 
     def _fitting(self, prompt: Sequence[int]) -> SamplingParams:
         """Return as many new tokens as every model's context has room for. Raises UserError where there is none."""
@@ -217,7 +218,7 @@ def _status(student: ChatAnswer, speed: float) -> str:
 
 @dataclass(frozen=True)
 class SlashCommand:
-    """What can be said to the program. takes: what may follow its name. what: for /help."""
+    """This can be said to the program. takes: what may follow its name. what: for /help."""
 
     takes: str
     what: str

@@ -25,7 +25,7 @@ _output = partial(option, "output")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """Settings of ``local-distill eval``. Raises UserError when they contradict each other.
+    """``local-distill eval`` has these settings. Raises UserError when they contradict each other.
 
     fixed: what answers depend on; an --output folder holds answers of one such setting.
     """

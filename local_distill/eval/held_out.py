@@ -46,7 +46,7 @@ class NoEvaluation:
 
 
 class _Sample(NamedTuple):
-    """One rollout in numbers. reverse_kl: of its tokens, nats. correct: None where nothing says."""
+    """A rollout is told in numbers. reverse_kl: of its tokens, nats. correct: None where nothing says."""
 
     reverse_kl: Total
     truncated: bool
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Reverse KL on held-out prompts, and a few completions in words.
+    """The reverse KL is measured on held-out prompts, and a few completions are kept in words.
 
     sampler: one rollout a prompt at temperature 1 and top-p 1: the expectation of s_t − q_t over the
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.
@@ -80,7 +80,7 @@ class HeldOutEvaluator:
     verifier: Verifier | None = None
 
     def evaluate(self, step: int) -> Evaluation:
-        """See Evaluator."""
+        """Measure the student as it is after ``step`` updates; collective."""
         samples = self._score(self.sampler, self.prompts, self._in_numbers)
         reverse_kl = mean_per_token([sample.reverse_kl for sample in samples])
         accuracy = mean_over_questions([float(each.correct) for each in samples if each.correct is not None])
@@ -102,8 +102,10 @@ class HeldOutEvaluator:
         tell: Callable[[Rollout, Comparison], T],
         top: int = 0,
     ) -> list[T]:
-        """Sample and score the prompts, shared out over the processes; what ``tell`` makes of each rollout, in the
-        order of the prompts, on all processes."""
+        """Sample and score the prompts, shared out over the processes.
+
+        Returns what ``tell`` makes of each rollout, in the order of the prompts, on all processes.
+        """
         accelerator = self.accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
         with torch.no_grad():

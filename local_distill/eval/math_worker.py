@@ -33,7 +33,10 @@ def main() -> None:
 
 
 def compare(reference: str, answer: str) -> dict[str, Any]:
-    """reference: LaTeX or plain. answer: text in which the last boxed, announced or other expression is the answer."""
+    """Compare an answer with its reference, LaTeX or plain.
+
+    answer: text in which the last boxed, announced or other expression is taken.
+    """
     expected, found = _parsed(reference), _parsed(answer)
     return {
         "readable": any(not isinstance(each, str) for each in expected),

@@ -29,8 +29,11 @@ SETTINGS_FILE, ANSWERS_FILE, REVERSE_KL_FILE, RESULTS_FILE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of answers.jsonl. question: its place in the task. origin: where it was read. prompt: the question as
-    it was asked, before the chat template. extracted: what was taken for the answer."""
+    """An answer is a line of answers.jsonl.
+
+    question: its place in the task. origin: where it was read. prompt: the question as it was asked, before the chat
+    template. extracted: what was taken for the answer.
+    """
 
     model: str
     task: str
@@ -49,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ScoredCompletion:
-    """One line of reverse_kl.jsonl. reverse_kl: nats, summed over its tokens."""
+    """A scored completion is a line of reverse_kl.jsonl. reverse_kl: nats, summed over its tokens."""
 
     model: str
     task: str
@@ -70,7 +73,7 @@ R = TypeVar("R", Answer, ScoredCompletion)
 
 
 class Journal(Generic[R]):
-    """Records of one kind in a JSONL file, each on its way to disk when ``add`` returns.
+    """A JSONL file has records of one kind, each on its way to disk when ``add`` returns.
 
     found: those that are there, by model, task, question and sample. A last line that a crash cut short is removed.
     Raises UserError for any other line that is no record.
@@ -115,7 +118,7 @@ class Journal(Generic[R]):
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder that is opened, and known to hold answers to the same questions or none."""
+    """A folder is open, and known to hold answers to the same questions or none."""
 
     path: Path
     answers: Journal[Answer]

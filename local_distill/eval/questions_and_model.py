@@ -30,7 +30,7 @@ from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.trained import Trained, open_trained
 from local_distill.packages import installed
 from local_distill.process.launch import Precision, resolve_precision
-from local_distill.prompts import RawPrompt, Renderer
+from local_distill.prompts import Renderer
 from local_distill.prompts.raw import check_share_of_wrong
 from local_distill.rollouts.student_checks import check_has_cache, check_positions
 
@@ -39,7 +39,7 @@ FLAG = "MODEL"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate, and how it reads questions.
+    """A model is evaluated, and reads questions in its own way.
 
     name: as it is called in files and tables. pair: the model beside its teacher. prompts: of each task, as this model
     reads them.
@@ -109,7 +109,10 @@ def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
                 "against; give one, or --answer_column"
             )
     trained = [open_trained(FLAG, path, settings.trust_remote_code, settings.step) for path in settings.models]
-    names = [_name(path, each) for path, each in zip(settings.models, trained, strict=True)]
+    names = [
+        path if each.step is None else f"{path.rstrip('/')} (step {each.step})"
+        for path, each in zip(settings.models, trained, strict=True)
+    ]
     teacher = _open_teacher(settings, [name for name, each in zip(names, trained, strict=True) if not each.adapter])
     verifier = open_verifier(settings.answers) if any(task.verified for task in tasks) else None
     if verifier:
@@ -130,10 +133,6 @@ def check(settings: EvalSettings, closing: ExitStack) -> EvalInputs:
     for files in (*(each.files for each in trained), *([teacher] if teacher else [])):
         check_positions(files, inputs.longest - settings.max_new_tokens, settings.max_new_tokens)
     return inputs
-
-
-def _name(path: str, trained: Trained) -> str:
-    return path if trained.step is None else f"{path.rstrip('/')} (step {trained.step})"
 
 
 def _open_teacher(settings: EvalSettings, whole: Sequence[str]) -> ModelFiles | None:
@@ -166,7 +165,12 @@ def _ask_all(task: Task, readers: Sequence[Subject], settings: EvalSettings) -> 
             wrong.append(error)
             continue
         for reader, each in zip(readers, ids, strict=True):
-            _check_fits(raw, len(each), reader, settings.max_new_tokens)
+            context = reader.pair.context_length
+            if context is not None and len(each) + settings.max_new_tokens > context:
+                raise UserError(
+                    f"--max_new_tokens: {settings.max_new_tokens} given, {raw.origin} has {len(each)} tokens and the "
+                    f"context of {reader.name} holds {context}; lower it, or leave that question out"
+                )
         kept.append(question)
         rows.append(tuple(Prompt(each, raw.text, raw.origin, raw.answer) for each in ids))
         spelled += bool(readers[0].renderer.control_tokens_in(raw))
@@ -175,12 +179,3 @@ def _ask_all(task: Task, readers: Sequence[Subject], settings: EvalSettings) -> 
         read_as = "control tokens" if settings.keep_control_tokens else "ordinary text, unless --keep_control_tokens"
         task = replace(task, notes=(*task.notes, f"{task.name}: {spelled} questions spell control tokens: {read_as}"))
     return without_wrong(replace(task, questions=tuple(kept)), wrong), rows
-
-
-def _check_fits(raw: RawPrompt, length: int, reader: Subject, max_new_tokens: int) -> None:
-    context = reader.pair.context_length
-    if context is not None and length + max_new_tokens > context:
-        raise UserError(
-            f"--max_new_tokens: {max_new_tokens} given, {raw.origin} has {length} tokens and the context of "
-            f"{reader.name} holds {context}; lower it, or leave that question out"
-        )

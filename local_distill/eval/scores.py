@@ -34,7 +34,7 @@ LABELS = {REVERSE_KL: "reverse KL (nats/token)"}
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model did on one task.
+    """A model did this on one task.
 
     right: of each question, how many of its ``samples`` answers are; empty without answers.
     totals: of each prompt, its completion's reverse KL; empty without a teacher.
@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """All numbers of an evaluation, by model and task.
+    """An evaluation has these numbers, by model and task.
 
     differences: of all models but the first from the first, by metric as well.
     """

@@ -17,14 +17,14 @@ NAN = math.nan
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error; NaN where one question cannot tell."""
+    """A mean has a standard error; NaN where one question cannot tell."""
 
     mean: float
     standard_error: float
 
 
 class Difference(NamedTuple):
-    """What changed from before to after, over the same questions. p_value: two-sided, of there being no difference."""
+    """A mean has changed by this over the same questions. p_value: two-sided, of there being no difference."""
 
     mean: float
     standard_error: float

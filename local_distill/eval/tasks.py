@@ -26,7 +26,7 @@ MATH_TEMPLATE = "{question}\n\nReason step by step, and put your final answer wi
 
 @dataclass(frozen=True)
 class NamedTask:
-    """A set of questions whose home is known.
+    """The home of a set of questions is known.
 
     dealt: its rows are what others train on; the last of the order in which training deals them come first.
     most: questions that are asked unless told otherwise, None for all.
@@ -50,7 +50,7 @@ NAMED_TASKS = {
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one source. verified: whether they have answers; then all of them do. notes: for people."""
+    """A task has the questions of one source. verified: whether they have answers, all of them. notes: for people."""
 
     name: str
     questions: tuple[RawPrompt, ...]

@@ -147,7 +147,7 @@ def _as_latex(reference: str) -> str:
 
 
 class _Worker:
-    """A process that runs ``math_worker``. Raises UserError when it does not start."""
+    """A process runs ``math_worker``. Raises UserError when it does not start."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
