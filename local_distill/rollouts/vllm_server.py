@@ -267,8 +267,9 @@ def open_served(opening: Opening) -> OpenSampler:
         folder = on_main_process(accelerator, lambda: fresh_folder(opening.folder / SERVED))
         if accelerator.is_main_process:
             opening.closing.callback(shutil.rmtree, folder, ignore_errors=True)
-        shared = client, student.updates, folder, partial(on_main_process, accelerator), accelerator.wait_for_everyone
-        publisher: AdapterPublisher | WeightsPublisher
+        on_main, barrier = partial(on_main_process, accelerator), accelerator.wait_for_everyone
+        shared = client, lambda: student.updates.version, folder, on_main, barrier
+        publisher: Publisher
         if opening.lora:
             publisher = AdapterPublisher(*shared, model=student.model)
         else:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import httpx
 
 from local_distill.errors import RunError, UserError
 from local_distill.serving.answers import BadAnswerError, ErrorInAnswerError, message_of, read_answer
-from local_distill.serving.background import Background
 from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls, http_client
 
 T = TypeVar("T")
@@ -26,6 +26,8 @@ KEEP_CONNECTION = 2.0
 """Seconds that an idle connection is used again: less than after which servers close it themselves (uvicorn: 5)."""
 LONGEST_MESSAGE = 240
 """Characters of a server's own message that are shown."""
+PARTING = 2.0
+"""Seconds that threads are given to end."""
 
 
 def as_it_is(answer: Any) -> Any:
@@ -91,7 +93,7 @@ class HttpClient:
         self._endpoints = Endpoints(self.urls)
         self._free = threading.BoundedSemaphore(concurrency)
         self._closed = threading.Event()
-        self._background = Background(concurrency, flag.lstrip("-"))
+        self._background = _Background(concurrency, flag.lstrip("-"))
         self._key_variable = key_variable
         self._key = _read_key(key_variable)
         self._http = http_client(
@@ -114,15 +116,15 @@ class HttpClient:
         is tried again, there or elsewhere. read: makes of the answer what is returned; raises BadAnswerError for one
         that is not what was asked for, which is then asked for again.
         """
-        return self._request(self._endpoints, "POST", path, body, on_lost, read)
+        return self._request(None, "POST", path, body, read, on_lost)
 
     def post_to(self, url: str, path: str, body: Mapping[str, Any], read: Callable[[Any], Any] = as_it_is) -> Any:
         """Return what the server at ``url``, one of ``urls``, answers; ``read`` as in ``post``."""
-        return self._request(self._endpoints.only(url), "POST", path, body, None, read)
+        return self._request(url, "POST", path, body, read)
 
     def get_from(self, url: str, path: str, read: Callable[[Any], Any] = as_it_is) -> Any:
         """Return what the server at ``url``, one of ``urls``, has at ``path``; ``read`` as in ``post``."""
-        return self._request(self._endpoints.only(url), "GET", path, None, None, read)
+        return self._request(url, "GET", path, None, read)
 
     def in_background(self, work: Callable[[], T]) -> Future[T]:
         """Do anything that makes requests of its own on one of ``concurrency`` threads."""
@@ -135,17 +137,17 @@ class HttpClient:
         self._http.close()
 
     def _request(
-        self, among: Endpoints, method: str, path: str, body: Mapping[str, Any] | None,
-        on_lost: Callable[[str], None] | None, read: Callable[[Any], Any],
+        self, url: str | None, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Any],
+        on_lost: Callable[[str], None] | None = None,
     ) -> Any:  # fmt: skip
         first_failure: float | None = None
         attempt = 0
         while True:
             endpoint: Endpoint
             try:
-                with self._free, among.least_busy() as endpoint:
+                with self._free, self._endpoints.least_busy(url) as endpoint:
                     answer = self._read(read, self._attempt(endpoint.url, method, path, body))
-                if among.works(endpoint) and self._say:
+                if self._endpoints.works(endpoint) and self._say:
                     self._say(f"{self._flag} {endpoint.url}: answers again")
                 return answer
             except _FailedAttemptError as failure:
@@ -157,10 +159,10 @@ class HttpClient:
                 if left <= 0:
                     raise self._gave_up(endpoint.url, path, failure) from None
                 delay = min(max(_pause(attempt), failure.wait), left)
-                if among.fails(endpoint, delay, lost=failure.lost) and self._say:
+                if self._endpoints.fails(endpoint, delay, lost=failure.lost) and self._say:
                     self._say(f"{self._flag} {endpoint.url}: {failure}; tried again for {self._patience:g} s")
                 lost, attempt = failure.lost, attempt + 1
-            self._closed.wait(0.0 if among.any_ready() else delay)
+            self._closed.wait(0.0 if self._endpoints.any_ready(url) else delay)
             if self._closed.is_set():
                 raise self._error(endpoint.url, path, "given up, the run is over")
             if lost and on_lost:
@@ -229,6 +231,62 @@ class HttpClient:
             text = text.replace(self._key, "***")
         line = " ".join(text.split())
         return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
+
+
+class _Background:
+    """Work is done on at most ``workers`` threads, started as work comes.
+
+    The threads of concurrent.futures are waited for when Python ends, here up to the time-out of a request that
+    nobody wants any more.
+    """
+
+    def __init__(self, workers: int, name: str) -> None:
+        self._most = workers
+        self._name = name
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._closed = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Promise what ``work()`` will give, or raise; work is begun in the order in which it was submitted."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self._name} is closed")
+            self._work.put((future, work))
+            if len(self._threads) < self._most:
+                name = f"{self._name}-{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+                self._threads[-1].start()
+        return future
+
+    def close(self) -> None:
+        """Cancel what has not begun; what is under way is waited for only shortly. Harmless when closed already."""
+        with self._lock:
+            self._closed = True
+            while not self._work.empty():
+                item = self._work.get()
+                if item is not None:
+                    item[0].cancel()
+            for _ in self._threads:
+                self._work.put(None)
+        end = time.monotonic() + PARTING
+        for thread in self._threads:  # one that wakes up while Python is taken down can bring the process down with it
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def _serve(self) -> None:
+        while (item := self._work.get()) is not None:
+            future, work = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = work()
+                except BaseException as error:  # for whoever asks for the result
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            del item, future, work
 
 
 def _read_key(variable: str) -> str | None:

@@ -38,20 +38,12 @@ class Endpoints:
         self._all = [Endpoint(url) for url in urls]
         self._lock = threading.Lock()
 
-    def only(self, url: str) -> Endpoints:
-        """Return the one at ``url`` alone, with the same count of what is under way there."""
-        one = Endpoints(())
-        one._lock, one._all = self._lock, [endpoint for endpoint in self._all if endpoint.url == url]
-        if not one._all:
-            raise KeyError(url)
-        return one
-
     @contextmanager
-    def least_busy(self) -> Iterator[Endpoint]:
-        """Return the server to ask now: one that failed just before only when all did."""
+    def least_busy(self, url: str | None) -> Iterator[Endpoint]:
+        """Return the server to ask now, the one at ``url`` if it is given: one that failed just before if all did."""
         with self._lock:
             now = time.monotonic()
-            best = min(self._all, key=lambda each: (each.rests_until > now, each.busy, each.asked))
+            best = min(self._among(url), key=lambda each: (each.rests_until > now, each.busy, each.asked))
             best.busy += 1
             best.asked += 1
         try:
@@ -61,7 +53,7 @@ class Endpoints:
                 best.busy -= 1
 
     def fails(self, endpoint: Endpoint, rest: float, *, lost: bool) -> bool:
-        """Note that ``endpoint`` failed and is spared for ``rest`` seconds. Whether it is news that it is lost."""
+        """Note that ``endpoint`` failed and is spared for ``rest`` seconds; whether it is news that it is lost."""
         with self._lock:
             news = lost and not endpoint.lost
             endpoint.lost |= lost
@@ -69,16 +61,19 @@ class Endpoints:
             return news
 
     def works(self, endpoint: Endpoint) -> bool:
-        """Note that ``endpoint`` answered. Whether that is news: it was lost."""
+        """Note that ``endpoint`` answered; whether that is news, for it was lost."""
         with self._lock:
             news, endpoint.lost, endpoint.rests_until = endpoint.lost, False, 0.0
             return news
 
-    def any_ready(self) -> bool:
-        """Say whether one of them did not fail just before."""
+    def any_ready(self, url: str | None) -> bool:
+        """Say whether one of them, or the one at ``url``, did not fail just before."""
         with self._lock:
             now = time.monotonic()
-            return any(each.rests_until <= now for each in self._all)
+            return any(each.rests_until <= now for each in self._among(url))
+
+    def _among(self, url: str | None) -> list[Endpoint]:
+        return [each for each in self._all if url in (None, each.url)]
 
 
 def clean_urls(urls: Sequence[str], flag: str) -> tuple[str, ...]:

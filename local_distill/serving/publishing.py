@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +30,16 @@ OnMain = Callable[[Callable[[], None]], None]
 """Runs something on the main process alone and waits for it on all, raising there what it raised; collective."""
 
 
-class Weights(Protocol):
-    """Weights change, and whoever changes them counts how often; see Updates."""
-
-    version: int
-
-
 class Publisher:
-    """Servers sample from weights: as such those that they were started with, which nothing changes."""
+    """Servers sample from weights: as such those that they were started with, which nothing changes.
+
+    served_model: the name to ask a server for. salt: what keeps a server from using the keys and values of other
+    weights, for no others have it. Both are those of the weights that were published last.
+    """
 
     def __init__(self, served_model: str) -> None:
-        self._served_model = served_model
-        self._salt = secrets.token_hex(8)
-
-    @property
-    def served_model(self) -> str:
-        """Return the name to ask a server for, that of the weights that were published last."""
-        return self._served_model
-
-    @property
-    def salt(self) -> str:
-        """Return what keeps a server from using the keys and values of other weights: no others have it."""
-        return self._salt
+        self.served_model = served_model
+        self.salt = secrets.token_hex(8)
 
     def drawing(self) -> AbstractContextManager[None]:
         """Return a context in which the weights stay as they are."""
@@ -114,74 +101,75 @@ class Gate:
 class _ThroughFolder(Publisher):
     """Both publishers share when to send, to whom, and that it is whole.
 
-    client: the servers. weights: what changes the student's. folder: of this run alone, the same on every process,
-    readable by the servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all processes.
+    client: the servers. version: tells how often the student's weights were updated. folder: of this run alone, the
+    same on every process, readable by the servers; see ``fresh_folder``. on_main: see OnMain. barrier: waits for all
+    processes. model: the transformers (or peft) model, unwrapped. base: the name under which servers serve its base.
     """
 
     def __init__(
-        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
-        served_model: str,
+        self, client: HttpClient, version: Callable[[], int], folder: Path, on_main: OnMain,
+        barrier: Callable[[], None], *, model: nn.Module, base: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(served_model)
+        super().__init__(base)
         self._client = client
-        self._weights = weights
+        self._newest = version
         self._folder = folder
         self._on_main = on_main
         self._barrier = barrier
+        self._model = model
         self._gate = Gate()
-        self._version: int | None = None
+        self._published: int | None = None
         self._repairing = threading.Lock()
-
-    @property
-    def salt(self) -> str:
-        return self._label(self._path)
-
-    @property
-    def _path(self) -> Path:
-        assert self._version is not None, "nothing was published yet"
-        return self._folder / str(self._version)
-
-    def _label(self, path: Path) -> str:
-        return f"{self._folder.name}-{path.name}"
 
     def drawing(self) -> AbstractContextManager[None]:
         return self._gate.drawing()
 
     def publish(self) -> bool:
         """See Publisher. Raises RunError when a server does not take them."""
-        newest, last = self._weights.version, self._version
+        newest, last = self._newest(), self._published
         if newest == last:
             return False
         with self._gate.changing():
             self._barrier()  # other processes draw from the same servers
-            path = self._folder / str(newest)
 
             def send() -> None:
+                path = self._path(newest)
                 with writing(path):
                     self._write(path)
                 readable_as_others(path)
                 for url in self._client.urls:
-                    self._send(url, path, last)
+                    self._send(url, newest, last)
                 if last is not None:
                     with writing(self._folder):
-                        shutil.rmtree(self._folder / str(last))
+                        shutil.rmtree(self._path(last))
 
             self._on_main(send)
-            self._version = newest
+            self._published, self.salt, self.served_model = newest, self._label(newest), self._name(newest)
         return True
 
     def again(self, url: str) -> None:
         """See Publisher; waits for the server as long as the client has patience. From any thread."""
         with self._repairing:  # many requests find out at the same time
-            if self._version is not None and not self._is_there(url):
-                self._send(url, self._path, None)
+            if self._published is not None and not self._is_there(url):
+                self._send(url, self._published, None)
+
+    def _path(self, version: int) -> Path:
+        return self._folder / str(version)
+
+    def _label(self, version: int) -> str:
+        return f"{self._folder.name}-{version}"
+
+    def _name(self, version: int) -> str:
+        """Return the name under which servers serve a version of the weights."""
+        del version
+        return self.served_model
 
     def _write(self, path: Path) -> None:
         """Write the weights that the student computes with now: every process has them whole, none is gathered."""
         raise NotImplementedError
 
-    def _send(self, url: str, path: Path, last: int | None) -> None:
-        """Make the server at ``url`` use what is in ``path``. last: the version that it had from us before."""
+    def _send(self, url: str, version: int, last: int | None) -> None:
+        """Make the server at ``url`` use what was written. last: the version that it had from us before."""
         raise NotImplementedError
 
     def _is_there(self, url: str) -> bool:
@@ -191,38 +179,23 @@ class _ThroughFolder(Publisher):
 class AdapterPublisher(_ThroughFolder):
     """A LoRA adapter is loaded beside the base weights that the server was started with.
 
-    Each version is loaded under a name of its own. (vLLM can also load it in place of the last, but goes on to read
-    such an adapter from the disk at every token.)
-
-    model: the peft model, unwrapped. name: what the adapters are called, with the version behind it.
+    Each version is loaded under a name of its own, which a server without it says that it lacks: there is nothing to
+    ``look`` for. (vLLM can also load it in place of the last, but goes on to read such an adapter from the disk at
+    every token.)
     """
 
-    def __init__(
-        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
-        *, model: nn.Module, name: str = "student",
-    ) -> None:  # fmt: skip
-        super().__init__(client, weights, folder, on_main, barrier, f"{name}-{folder.name}")
-        self._model = model
-
-    @property
-    def served_model(self) -> str:
-        return self._named(self._path.name)
-
-    def look(self) -> None:
-        """Do nothing: the name that is asked for has the version in it, and a server without it says so."""
-
-    def _named(self, version: object) -> str:
-        return f"{self._served_model}-{version}"
+    def _name(self, version: int) -> str:
+        return f"student-{self._label(version)}"
 
     def _write(self, path: Path) -> None:
         self._model.save_pretrained(path)  # type: ignore[operator]
 
-    def _send(self, url: str, path: Path, last: int | None) -> None:
-        body = {"lora_name": self._named(path.name), "lora_path": str(path)}
+    def _send(self, url: str, version: int, last: int | None) -> None:
+        name, path = self._name(version), self._path(version)
         try:
-            self._client.post_to(url, "/v1/load_lora_adapter", body)
+            self._client.post_to(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
         except ServerError as error:
-            if error.status == 400 and self._knows(url, self._named(path.name)):
+            if error.status == 400 and self._knows(url, name):
                 return  # loaded before: the first answer was lost, or another process was quicker
             if error.status is None:
                 raise
@@ -230,8 +203,8 @@ class AdapterPublisher(_ThroughFolder):
                 f"{error}; it must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and a "
                 f"--max-lora-rank that is large enough, and read {path}"
             ) from error
-        if last is not None and self._knows(url, self._named(last)):
-            self._client.post_to(url, "/v1/unload_lora_adapter", {"lora_name": self._named(last)})
+        if last is not None and self._knows(url, self._name(last)):
+            self._client.post_to(url, "/v1/unload_lora_adapter", {"lora_name": self._name(last)})
 
     def _is_there(self, url: str) -> bool:
         return self._knows(url, self.served_model)
@@ -244,16 +217,14 @@ class AdapterPublisher(_ThroughFolder):
 class WeightsPublisher(_ThroughFolder):
     """All weights are read by the server over those that it has; it must be in vLLM's developer mode.
 
-    base: the name under which the server serves them. model: the transformers model, unwrapped. dtype: in which they
-    are written, best the server's.
+    dtype: in which they are written, best the server's.
     """
 
     def __init__(
-        self, client: HttpClient, weights: Weights, folder: Path, on_main: OnMain, barrier: Callable[[], None],
-        *, model: nn.Module, base: str, dtype: torch.dtype,
+        self, client: HttpClient, version: Callable[[], int], folder: Path, on_main: OnMain,
+        barrier: Callable[[], None], *, model: nn.Module, base: str, dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        super().__init__(client, weights, folder, on_main, barrier, base)
-        self._model = model
+        super().__init__(client, version, folder, on_main, barrier, model=model, base=base)
         self._dtype = dtype
 
     def look(self) -> None:
@@ -277,13 +248,14 @@ class WeightsPublisher(_ThroughFolder):
             result[name] = made[key]
         return result
 
-    def _send(self, url: str, path: Path, last: int | None) -> None:
+    def _send(self, url: str, version: int, last: int | None) -> None:
         del last
+        path = self._path(version)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
         try:
             self._client.post_to(url, "/collective_rpc", reload)
             # Keys and values of the old weights are kept out by the salt of each request.
-            self._client.post_to(url, "/update_weight_version", {"new_version": self._label(path)})
+            self._client.post_to(url, "/update_weight_version", {"new_version": self._label(version)})
         except ServerError as error:
             if error.status is None:
                 raise

@@ -90,7 +90,7 @@ def adapted(model, client, tmp_path):
     student = Student(add_lora(model, LoraSettings(rank=8, alpha=16, dropout=0.0, target_modules="all-linear"), 0))
     shake_adapter(student, seed=1)
     folder = fresh_folder(tmp_path)
-    return student, AdapterPublisher(client, student, folder, run, no_wait, model=student.model)
+    return student, AdapterPublisher(client, lambda: student.version, folder, run, no_wait, model=student.model)
 
 
 @pytest.fixture
@@ -99,8 +99,9 @@ def whole(model, client, tmp_path):
     student = Student(model)
     original = {name: weight.clone() for name, weight in model.state_dict().items()}
     publisher = WeightsPublisher(
-        client, student, fresh_folder(tmp_path), run, no_wait, model=model, base="smollm2", dtype=torch.bfloat16
-    )
+        client, lambda: student.version, fresh_folder(tmp_path), run, no_wait, model=model, base="smollm2",
+        dtype=torch.bfloat16,
+    )  # fmt: skip
     yield student, publisher
     model.load_state_dict(original)
     student.version += 1

@@ -66,7 +66,7 @@ def whole(client, tmp_path):
 
 
 def make(kind, client, student, folder, barrier=lambda: None, **special):
-    return kind(client, student, fresh_folder(folder), lambda ask: ask(), barrier, **special)
+    return kind(client, lambda: student.version, fresh_folder(folder), lambda ask: ask(), barrier, **special)
 
 
 def test_only_changed_weights_are_sent_and_to_every_server(adapter, servers):

@@ -94,7 +94,8 @@ def published(
     """(bytes at most, where the server was told that they are); the adapter's in the model's own precision."""
     server = FakeVLLM()
     client = HttpClient([server.url], flag="--x", key_variable="NONE", timeout=5, patience=1, concurrency=1)
-    shared = client, updates, folder, partial(on_main_process, accelerator), accelerator.wait_for_everyone
+    on_main, barrier = partial(on_main_process, accelerator), accelerator.wait_for_everyone
+    shared = client, lambda: updates.version, folder, on_main, barrier
     publisher = (
         AdapterPublisher(*shared, model=model)
         if kind == "lora"
