@@ -53,3 +53,15 @@ def test_paths_and_hub_ids_are_no_modules(tmp_path):
 def test_a_source_that_is_none_is_one_line():
     with pytest.raises(UserError, match=r"^--dataset my_prompts:sums: a function, needs to be a PromptRecord"):
         open_prompts(dataset="my_prompts:sums")
+
+
+def test_the_chinese_page_has_the_same_code_headings_and_rows():
+    english, chinese = (page.read_text(encoding="utf-8") for page in (PAGE, PAGE.parent / "zh" / PAGE.name))
+
+    def code(text):
+        return re.findall(r"```python\n.*?```|^    --.*?$", text, re.M | re.S)
+
+    assert code(english) == code(chinese)
+    for kind in (r"^#+ ", r"^\| "):
+        assert len(re.findall(kind, english, re.M)) == len(re.findall(kind, chinese, re.M))
+    assert re.findall(r"`[\w/]+\.py`", english) == re.findall(r"`[\w/]+\.py`", chinese)

@@ -24,7 +24,7 @@ def build(root, target):
 
 
 def test_every_page_is_there_in_both_languages(site):
-    assert all((site / "zh" / f"{name}.html").is_file() for name in ("index", "quickstart", "faq"))
+    assert all((site / "zh" / f"{name}.html").is_file() for name in ("index", "quickstart", "extending", "faq"))
     sources = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
     assert all((site / page).is_file() for page in sources)
 
