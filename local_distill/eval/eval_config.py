@@ -137,16 +137,20 @@ class EvalSettings:
         return bool(self.teacher_model or self.teacher_url)
 
     @property
+    def teacher_under_adapter(self) -> bool:
+        """Tell whether the teacher is the model under each adapter."""
+        return self.teacher_model == SELF
+
+    @property
     def as_trained(self) -> TrainConfig | None:
         """Return the settings with which a run learns from the same teacher; None where there is none."""
         if not self.measures_kl:
             return None
-        under_adapter = self.teacher_model == SELF
         return TrainConfig(
             student_model="MODEL",
-            use_lora=under_adapter,
-            teacher_backend="self" if under_adapter else "auto",
-            teacher_model="" if under_adapter else self.teacher_model or "",
+            use_lora=self.teacher_under_adapter,
+            teacher_backend="self" if self.teacher_under_adapter else "auto",
+            teacher_model="" if self.teacher_under_adapter else self.teacher_model or "",
             teacher_url=self.teacher_url,
             loss="policy_gradient",  # for which a server is asked for no top tokens
             server_timeout=self.server_timeout,
@@ -195,7 +199,7 @@ def _check_combinations(settings: EvalSettings) -> None:
         raise UserError(
             f"--rollouts {name}: needs --rollouts_url, the address of a vLLM server that serves MODEL; add it"
         )
-    if settings.teacher_url and settings.teacher_model == SELF:
+    if settings.teacher_url and settings.teacher_under_adapter:
         raise UserError("--teacher_url: given with --teacher_model self, the model under the adapter; drop one of them")
     if settings.tasks_path and not settings.tasks:
         raise UserError("--tasks_path: given without --tasks, the names of the tasks in it; add them, or drop it")

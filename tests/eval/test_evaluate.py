@@ -12,6 +12,7 @@ from local_distill.eval import questions_and_model as eval_inputs
 from local_distill.eval.held_out import DRAW
 from local_distill.eval.statistics import mean_over_questions, paired_difference
 from local_distill.eval.verifying import ContainsVerifier
+from local_distill.models.files import ModelFiles
 from local_distill.models.trained import Trained
 from local_distill.process.seeding import rollout_stream
 from tests.fake_vllm import FakeVLLM
@@ -137,6 +138,22 @@ def test_the_reverse_kl_is_that_of_the_dense_formula_on_the_models_own_samples(e
     assert code == 0
     (found,) = next(iter(results["models"].values())).values()
     assert found["reverse_kl"] == pytest.approx(sum(drawn) / len(drawn), rel=1e-4)
+
+
+def test_a_teacher_that_is_here_is_loaded_once_for_all_models(evaluate, folders, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS))
+    loaded, load = [], ModelFiles.load
+
+    def counted(self, *given):
+        loaded.append(self.path)
+        return load(self, *given)
+
+    monkeypatch.setattr(ModelFiles, "load", counted)
+    models = [folders["student"], folders["gpt2"]]
+    code, results, *_ = evaluate("out", *models, "--prompts_file", "prompts.txt", "--teacher_model", folders["teacher"])
+    assert code == 0
+    assert all(found["prompts.txt"]["reverse_kl"] > 0 for found in results["models"].values())
+    assert loaded == [str(folders[name]) for name in ("student", "teacher", "gpt2")]
 
 
 def test_the_teacher_may_be_the_model_under_the_adapter(evaluate, folders, tmp_path):
