@@ -46,5 +46,10 @@ def first_sentence(error: BaseException) -> str:
     return _cut(said if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}", 240)
 
 
+def without_advice(error: BaseException) -> str:
+    """Return the first sentence of what torch says of memory that ran out, for what follows advises its programmers."""
+    return str(error).partition(". ")[0]
+
+
 def _cut(line: str, width: int | None) -> str:
     return line if width is None or len(line) <= width else line[: width - 1] + "…"

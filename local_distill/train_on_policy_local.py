@@ -20,7 +20,7 @@ from pathlib import Path
 
 from local_distill.build import build, check, open_models, run
 from local_distill.config.train_config import TrainConfig, parse_config
-from local_distill.errors import RunError, UserError
+from local_distill.errors import RunError, UserError, without_advice
 from local_distill.process.distributed import alone, losing_others
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.isolation import one_run
@@ -87,7 +87,7 @@ def ending_in_one_line(folder: Path) -> Iterator[None]:
         reason = str(error)
         if not isinstance(error, DidNotFitError):
             reason = (
-                f"--microbatch_tokens: out of memory while loading, scoring or evaluating ({reason.split('. ')[0]}); "
+                f"--microbatch_tokens: out of memory while loading, scoring or evaluating ({without_advice(error)}); "
                 'lower it, or see "Out of memory?" in the README'
             )
         raise alone(UserError(f"{reason}; {last_saved(folder)}")) from error

@@ -2,7 +2,7 @@
 
 import pytest
 
-from local_distill.errors import first_sentence, one_line, with_type
+from local_distill.errors import first_sentence, one_line, with_type, without_advice
 
 
 def test_line_breaks_go_and_what_is_too_long_is_cut():
@@ -37,3 +37,11 @@ def test_of_several_lines_the_first_stands_beside_the_type():
 )
 def test_advice_in_further_lines_is_left_out(error, said):
     assert first_sentence(error) == said
+
+
+def test_what_torch_advises_after_memory_ran_out_is_left_out():
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. If reserved memory is large, try …"
+    assert without_advice(RuntimeError(said)) == "CUDA out of memory"
+    assert without_advice(RuntimeError("DefaultCPUAllocator: can't allocate 2.5 GiB")) == (
+        "DefaultCPUAllocator: can't allocate 2.5 GiB"
+    )

@@ -15,7 +15,7 @@ from torch import nn
 from local_distill.backends import MakeSampler, Opening, teacher_of
 from local_distill.batch import Prompt, Rollout, Teacher
 from local_distill.config.parsing import comma_separated
-from local_distill.errors import UserError
+from local_distill.errors import UserError, without_advice
 from local_distill.eval.eval_config import EvalSettings
 from local_distill.eval.harness import Harness, TaskResults, run_tasks
 from local_distill.eval.held_out import DRAW, compare_rollouts, total_of
@@ -106,7 +106,7 @@ def ask(run: EvalRun) -> Harness:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"--max_new_tokens: out of memory ({str(error).split('. ')[0]}); lower it; what was answered is in "
+                f"--max_new_tokens: out of memory ({without_advice(error)}); lower it; what was answered is in "
                 f"{run.output.path}"
             ) from error
         release_memory()  # this model's
