@@ -64,25 +64,14 @@ def no_checks(settings: TrainFields) -> None:
     del settings
 
 
-def nothing_to_look_up(config: TrainConfig) -> None:
-    """Accept every machine."""
-    del config
-
-
-def any_files(config: TrainConfig, teacher: ModelFiles) -> None:
-    """Accept all files of a teacher."""
-    del config, teacher
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherBackend:
-    """A teacher states what it is.
+    """A teacher states what it is. Its checks raise UserError; None where there is nothing to check.
 
-    gives: the most that it can give at each position. check: raises UserError for settings that it cannot do with.
-    memory: what it takes; where that counts weights, the files of
-    ``--teacher_model`` are opened, and ``check_files`` raises UserError for those that it cannot do with.
-    check_machine: raises UserError where a package or a file of its own is not there.
-    words: who is learned from, for people. where: such as ``behind --teacher_url``, where it cannot give all.
+    gives: the most that it can give at each position. memory: what it takes; where that counts weights, the files of
+    ``--teacher_model`` are opened. words: who is learned from, for people. where: such as ``behind --teacher_url``,
+    where it cannot give all. check: refuses settings that it cannot do with. check_machine: where a package or a file
+    of its own is not there. check_files: files of ``--teacher_model`` that it cannot do with.
     """
 
     gives: TeacherView
@@ -91,8 +80,8 @@ class TeacherBackend:
     check: Callable[[TrainFields], None] = no_checks
     words: Callable[[TrainConfig], str] = lambda config: config.teacher_model
     where: str = "of this kind"
-    check_machine: Callable[[TrainConfig], None] = nothing_to_look_up
-    check_files: Callable[[TrainConfig, ModelFiles], None] = any_files
+    check_machine: Callable[[TrainConfig], None] | None = None
+    check_files: Callable[[TrainConfig, ModelFiles], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,24 +97,19 @@ OpenSampler = Callable[[Student], MakeSampler]
 """The second stage of a sampler. What it gives makes engines for training and for evaluation."""
 
 
-def any_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
-    """Accept every student."""
-    del config, pair, lora
-
-
 @dataclass(frozen=True, kw_only=True)
 class SamplerBackend:
-    """A sampler states what it is.
+    """A sampler states what it is. Its checks raise UserError; None where there is nothing to check.
 
-    check, check_machine: see TeacherBackend. check_student: raises UserError for a student that it cannot sample from.
     memory: what it takes; it says as well whether it is our own loop, which samples with the student as it is trained.
+    check, check_machine: see TeacherBackend. check_student: refuses a student that it cannot sample from.
     """
 
     memory: SamplerMemory
     open: Callable[[Opening], OpenSampler]
     check: Callable[[TrainFields], None] = no_checks
-    check_machine: Callable[[TrainConfig], None] = nothing_to_look_up
-    check_student: Callable[[TrainConfig, ModelPair, Adapter | None], None] = any_student
+    check_machine: Callable[[TrainConfig], None] | None = None
+    check_student: Callable[[TrainConfig, ModelPair, Adapter | None], None] | None = None
 
 
 def teacher_of(config: TrainConfig) -> TeacherBackend:

@@ -127,8 +127,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     precision = resolve_precision(config.dtype)
     teacher_backend = teacher_of(config)
     sampler = sampler_of(config)
-    teacher_backend.check_machine(config)
-    sampler.check_machine(config)
+    for backend in (teacher_backend, sampler):
+        if backend.check_machine:
+            backend.check_machine(config)
     trackers = tracker_names(config.wandb_project, config.trackers, config.wandb_mode)
     if "wandb" in trackers:
         check_wandb(config.wandb_mode)
@@ -137,7 +138,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     teacher = None
     if teacher_backend.memory.held:
         teacher = open_model("--teacher_model", config.teacher_model, config.trust_remote_code)
-        teacher_backend.check_files(config, teacher)
+        if teacher_backend.check_files:
+            teacher_backend.check_files(config, teacher)
     pair = pair_of(student, teacher, config.stop_tokens)
     prompts = _prompts(config, pair)
     if config.loss_top_k is not None and config.loss_top_k >= pair.vocab_size:
@@ -145,7 +147,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"--top_k: {config.loss_top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
         )
     lora = open_lora(config)
-    sampler.check_student(config, pair, lora)
+    if sampler.check_student:
+        sampler.check_student(config, pair, lora)
     for files in (pair.student, pair.teacher):
         check_positions(files, prompts.longest, config.max_new_tokens)
     return Inputs(

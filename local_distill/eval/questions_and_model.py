@@ -146,7 +146,8 @@ def _open_teacher(settings: EvalSettings, whole: Sequence[str]) -> ModelFiles | 
     if backend.memory.held is None:
         return None
     teacher = open_model("--teacher_model", as_trained.teacher_model, settings.trust_remote_code)
-    backend.check_files(as_trained, teacher)
+    if backend.check_files:
+        backend.check_files(as_trained, teacher)
     return teacher
 
 

@@ -139,11 +139,12 @@ Parts = tuple[Part, ...]
 class SamplerMemory:
     """A sampler states what it takes of memory.
 
-    sampling: counts what it holds as long as it samples, and what comes and goes then. It is told how many rollouts are
-    sampled at a time, and may ask what our own loop would take for them. always: counts what it holds in all phases.
+    sampling: counts what it holds as long as it samples, and what comes and goes then; None where there is nothing
+    to count. It is told how many rollouts are sampled at a time, and may ask what our own loop would take for them.
+    always: counts what it holds in all phases.
     own_loop: it is our own loop, which takes ``--sampling_batch_size`` and packs weights on a processor.
     """
 
-    sampling: Callable[[ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]]
+    sampling: Callable[[ToSample, int, Callable[[], DecodingBytes]], tuple[Parts, Parts]] | None = None
     always: Callable[[ToSample], Parts] = lambda _: ()
     own_loop: bool = False

@@ -165,7 +165,8 @@ class Memory:
         def decoding() -> DecodingBytes:
             return self._counted(lambda: self._costs.sampling(rollouts, size), DecodingBytes())
 
-        standing, passing = run.sampler_memory.sampling(self._to_sample, rollouts, decoding)
+        count = run.sampler_memory.sampling
+        standing, passing = count(self._to_sample, rollouts, decoding) if count else ((), ())
         lost = self._allocator(sum(part.bytes for part in passing))
         return Phase("sampling", (*self._resident, *standing), (*passing, lost))
 

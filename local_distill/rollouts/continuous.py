@@ -50,9 +50,8 @@ def check_seeded() -> None:
         )
 
 
-def check_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) -> None:
+def check_student(_config: TrainConfig, pair: ModelPair, _lora: Adapter | None) -> None:
     """Refuse a head with rows that must not be drawn."""
-    del config, lora
     if pair.rows > pair.vocab_size:
         raise UserError(
             f"--rollouts continuous: the student's head has {pair.rows} rows, of which {pair.vocab_size} are tokens "

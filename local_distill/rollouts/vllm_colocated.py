@@ -46,9 +46,8 @@ def always(run: ToSample) -> Parts:
     return (Part(ENGINE, run.weights + CPU_CACHE, estimated=True),)
 
 
-def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
+def while_sampling(run: ToSample, _at_once: int, _decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
     """Count the share of a GPU that the engine fills while it is awake."""
-    del at_once, decoding
     if run.device == "cpu":
         return (), ()
     return (Part(ENGINE, run.config.rollouts_memory_share * run.memory, estimated=True),), ()

@@ -17,7 +17,7 @@ from local_distill.config.parsing import comma_separated
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError
 from local_distill.head.sampling import NucleusSampling, SamplingParams
-from local_distill.models.footprint import DecodingBytes, Parts, SamplerMemory, ToSample
+from local_distill.models.footprint import SamplerMemory
 from local_distill.models.tokenization import PROBES
 from local_distill.process.distributed import on_main_process
 from local_distill.rollouts.requests import Request, in_vllm_words, requests_for
@@ -243,12 +243,6 @@ def check(config: TrainFields) -> None:
         raise UserError("--rollouts vllm_server: needs the addresses of the servers; add --rollouts_url")
 
 
-def nothing_here(run: ToSample, at_once: int, decoding: Callable[[], DecodingBytes]) -> tuple[Parts, Parts]:
-    """Count nothing: the engine has a machine of its own."""
-    del run, at_once, decoding
-    return (), ()
-
-
 def open_served(opening: Opening) -> OpenSampler:
     """Ask the servers what they serve. Raises UserError when one is not there, or serves something else."""
     config, pair, accelerator = opening.config, opening.pair, opening.accelerator
@@ -281,6 +275,4 @@ def open_served(opening: Opening) -> OpenSampler:
     return with_student
 
 
-BACKEND = SamplerBackend(
-    check=check, check_student=check_vllm_student, memory=SamplerMemory(nothing_here), open=open_served
-)
+BACKEND = SamplerBackend(check=check, check_student=check_vllm_student, memory=SamplerMemory(), open=open_served)

@@ -142,9 +142,8 @@ def check_machine(config: TrainConfig) -> None:
     zero3_config(config.teacher_ds_config)
 
 
-def check_files(config: TrainConfig, teacher: ModelFiles) -> None:
+def check_files(_config: TrainConfig, teacher: ModelFiles) -> None:
     """Refuse a model that comes quantised."""
-    del config
     check_packing(teacher, (FLAG, True, False))
 
 
@@ -152,8 +151,7 @@ def open_zero3(opening: Opening) -> OpenTeacher:
     """Load the teacher in shares; evaluation reads its likeliest tokens."""
     config, device = opening.config, opening.accelerator.device
 
-    def load(student: TokenScorer, needs: TeacherView) -> TeacherReaders:
-        del student
+    def load(_student: TokenScorer, needs: TeacherView) -> TeacherReaders:
         settings = zero3_config(config.teacher_ds_config)
         agreed = partial(any_process, opening.accelerator)
         sharded = load_zero3_teacher(opening.pair.teacher, settings, opening.dtype, opening.pair.vocab_size, agreed)
