@@ -23,7 +23,7 @@ from local_distill.head.divergences import reverse_kl
 from local_distill.head.logprobs import Head, chunks
 from local_distill.losses.loss import SampledTokenLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import policy_gradient
-from local_distill.process.host_memory import keep_freed_memory
+from local_distill.process.launch import keep_freed_memory
 
 CONTENDERS = ("ours", "dense", "products")
 

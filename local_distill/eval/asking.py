@@ -26,7 +26,7 @@ from local_distill.models.comparison import Comparison
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import check_head, check_scorer
 from local_distill.monitor.terminal import open_console
-from local_distill.process.host_memory import keep_freed_memory
+from local_distill.process.launch import keep_freed_memory
 from local_distill.rollouts import vllm_server
 from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.hf import HFRollouts

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from local_distill.errors import UserError
-from local_distill.process.host_memory import glibc_allocates
+from local_distill.process.launch import glibc_allocates
 
 GIB = 2**30
 CUDA_CONTEXT = 0.6 * GIB

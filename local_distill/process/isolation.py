@@ -31,7 +31,7 @@ def one_run(patience: timedelta) -> Iterator[None]:
 def process_left_as_found() -> Iterator[None]:
     """Run with accelerate's state unset, quiet libraries and random numbers of its own; then all is as before.
 
-    What stays: glibc's allocator settings (host_memory.py), and environment variables that libraries set.
+    What stays: glibc's allocator settings (launch.py), and environment variables that libraries set.
     """
     with ExitStack() as undo:
         undo.callback(gc.collect)  # models are parts of cycles; the next run wants their memory

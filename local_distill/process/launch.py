@@ -1,8 +1,11 @@
-"""What is launched: in which precision, how many processes, and whether DeepSpeed's file fits both."""
+"""What is launched: in which precision, how many processes, with which of DeepSpeed's settings and which allocator."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +17,13 @@ from packaging.version import Version
 from local_distill.errors import UserError
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
-from local_distill.process.host_memory import keep_freed_memory
 
 OLDEST_DEEPSPEED = "0.19.2"
 """Older ones round a model's buffers too, and with them the frequencies of rotary embeddings."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """What ``--dtype`` names."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST_KEPT, _MOST_KEPT = 2**30, 2**31 - 1  # bytes, as large as the int that glibc takes
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,23 @@ def open_accelerator(precision: Precision, trackers: Sequence[str], batch_size: 
         keep_freed_memory()
     check_launch(accelerator, batch_size, precision)
     return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors leave behind, for the next ones.
+
+    By default it hands every large block back, and the kernel clears each page anew when the next micro-batch
+    asks for it: a third of a step on two cores (docs/benchmarks.md). Other allocators are left as they are.
+    """
+    if glibc_allocates():
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+
+
+def glibc_allocates() -> bool:
+    """Return whether memory comes from glibc's own malloc, and not from one loaded before it, like tcmalloc's."""
+    return platform.libc_ver()[0] == "glibc" and "malloc" not in os.environ.get("LD_PRELOAD", "")
 
 
 def check_launch(accelerator: Accelerator, batch_size: int, precision: Precision) -> None:

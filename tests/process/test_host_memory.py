@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from local_distill.process.host_memory import glibc_allocates
+from local_distill.process.launch import glibc_allocates
 
 FAULTS = """
 import resource, sys, torch
-from local_distill.process.host_memory import keep_freed_memory
+from local_distill.process.launch import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def work():
