@@ -18,21 +18,12 @@ from accelerate import Accelerator
 
 from local_distill.errors import UserError
 from local_distill.monitor.terminal import Terminal
-from local_distill.monitor.trackers.services import SwanLabSink, TensorBoardSink, TrackioSink, WandbSink
-from local_distill.monitor.trackers.sinks import LOG_DIR, Sink, Start, TrackerSink, first_line
+from local_distill.monitor.trackers.sinks import LOG_DIR, SINKS, Sink, Start, TrackerSink, first_line
 from local_distill.passwords import without_passwords
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.records import RunFiles
 
 DEFAULT_PROJECT = "local-distill"
-
-SINKS: dict[str, type[TrackerSink]] = {
-    "wandb": WandbSink,
-    "tensorboard": TensorBoardSink,
-    "trackio": TrackioSink,
-    "swanlab": SwanLabSink,
-}
-"""Trackers with a way of their own, by accelerate's names; the others get the numbers alone."""
 
 
 class RunLog:

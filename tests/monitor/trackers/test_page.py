@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from local_distill.monitor.log import SINKS
+from local_distill.monitor.trackers.sinks import SINKS
 
 PAGE = Path(__file__).parents[3] / "docs" / "trackers.md"
 
