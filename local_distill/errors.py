@@ -22,7 +22,7 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class RunError(UserError):
-    """The same in the middle of a run; told together with what was saved of it."""
+    """A mistake that shows in the middle of a run; told together with what was saved of it."""
 
 
 def one_line(error: BaseException, width: int | None = 240) -> str:

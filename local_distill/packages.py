@@ -20,14 +20,14 @@ PROGRAM = Path(__file__).resolve().parents[1]
 
 
 def leave_out_working_folder() -> None:
-    """Have no package imported from the working folder, unless this program itself is there: of ``python -m`` alone."""
+    """Let ``python -m`` import no package from the working folder, unless this program itself is there."""
     here = Path.cwd()
     if sys.path[0] in ("", str(here)) and here.resolve() != PROGRAM:
         del sys.path[0]
 
 
 def installed(name: str) -> bool:
-    """Whether the package can be imported. Raises UserError where something of the working folder hides it."""
+    """Return whether the package can be imported. Raises UserError where something of the working folder hides it."""
     spec = importlib.util.find_spec(name)
     if spec is None:
         return False

@@ -11,7 +11,7 @@ import unicodedata
 
 
 def number(value: float) -> str:
-    """Three significant digits: 0.0450, 1.23, 128, 12.3k, 1.23e-05, nan."""
+    """Return a number with three significant digits: 0.0450, 1.23, 128, 12.3k, 1.23e-05, nan."""
     if not math.isfinite(value):
         return str(value)
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -21,22 +21,22 @@ def number(value: float) -> str:
 
 
 def with_error(mean: float, standard_error: float) -> str:
-    """A mean and its standard error: 1.23 ± 0.045."""
+    """Return a mean and its standard error: 1.23 ± 0.045."""
     return f"{number(mean)} ± {standard_error:.2g}"
 
 
 def percent(share: float) -> str:
-    """A share between 0 and 1: 12 %."""
+    """Return a share between 0 and 1 in percent: 12 %."""
     return f"{100 * share:.0f} %"
 
 
 def share_with_error(share: float, standard_error: float) -> str:
-    """The same with its standard error, in percentage points: 12.5 % ± 3.1."""
+    """Return a share between 0 and 1 and its standard error, in percentage points: 12.5 % ± 3.1."""
     return f"{100 * share:.1f} % ± {100 * standard_error:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """45 s, 12 min 3 s, 1 h 23 min."""
+    """Return seconds as people say them: 45 s, 12 min 3 s, 1 h 23 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -45,13 +45,13 @@ def duration(seconds: float) -> str:
 
 
 def clean(text: str) -> str:
-    """Text that can only be read: no escape sequence, no control or invisible character; "\\n" ends a line."""
+    """Return text that can only be read: no escape sequence, no control or invisible character; "\\n" ends a line."""
     lines = _ESCAPE_SEQUENCE.sub("", text).expandtabs(4).splitlines()
     return "\n".join("".join(map(_printable, line)) for line in lines)
 
 
 def shorten(text: str, characters: int, lines: int) -> str:
-    """Clean text, at most this long; an ellipsis stands for what is cut, one empty line for several."""
+    """Return clean text, at most this long; an ellipsis stands for what is cut, one empty line for several."""
     whole = re.sub(r"\n\s*\n", "\n\n", clean(text).strip("\n"))
     kept = "\n".join(whole.split("\n")[:lines])[:characters]
     return kept if kept == whole else f"{kept.rstrip()} …"
@@ -71,7 +71,7 @@ def _printable(character: str) -> str:
 
 
 def fenced(text: str, language: str = "text") -> str:
-    """A block of code in Markdown that its own text cannot end: the fence is longer than any run of backticks in it."""
+    """Return a block of code in Markdown that its own text cannot end: its fence is longer than any backticks in it."""
     text = clean(text)  # first: cleaning can join two runs of backticks
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

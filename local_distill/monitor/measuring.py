@@ -39,7 +39,7 @@ class StepClock:
         self._phases[name] = time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """The phases, and the whole step so far."""
+        """Return the seconds of the phases, and of the whole step so far."""
         phases = {f"seconds/{name}": seconds for name, seconds in self._phases.items()}
         return {**phases, "seconds/step": time.perf_counter() - self._start}
 

@@ -23,16 +23,7 @@ from local_distill.runs.evaluations import Completion, Evaluation
 from local_distill.runs.jsonl import to_json
 from local_distill.runs.layout import SUMMARY_FILE, SUMMARY_JSON_FILE
 from local_distill.runs.whole_files import write_whole
-from local_distill.wording import (
-    clean,
-    duration,
-    fenced,
-    number,
-    percent,
-    share_with_error,
-    shorten,
-    with_error,
-)
+from local_distill.wording import clean, duration, fenced, number, percent, share_with_error, shorten, with_error
 
 Facts = Mapping[str, str | int | float]
 
@@ -64,10 +55,13 @@ def write_summary(output_dir: Path, before: Evaluation | None, after: Evaluation
 def show_summary(
     before: Evaluation | None, after: Evaluation | None, facts: Facts, console: Console | None = None
 ) -> None:
-    """Print the same on standard output, long texts cut; without colours where that is no terminal."""
+    """Print the summary on standard output, long texts cut; without colours where that is no terminal."""
     console = console or open_console()
     console.print(Rule("summary"))
-    console.print(_grid(_facts(facts)))
+    grid = Table.grid(padding=(0, 2))
+    for label, value in _facts(facts):
+        grid.add_row(Text(label, style="dim"), Text(value, overflow="fold"))
+    console.print(grid)
     if not before and not after:
         console.print(Text(_NOTHING_HELD_OUT))
         return
@@ -90,13 +84,6 @@ def _side_by_side(completions: Mapping[str, Completion]) -> Table:
     return table
 
 
-def _grid(rows: list[tuple[str, ...]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    for label, value in rows:
-        grid.add_row(Text(label, style="dim"), Text(value, overflow="fold"))
-    return grid
-
-
 def _in_json(evaluation: Evaluation) -> dict[str, object]:
     """Return all but the tokens one by one, which completions.jsonl has: megabytes where they are many."""
     return asdict(replace(evaluation, completions=tuple(replace(c, pieces=()) for c in evaluation.completions)))
@@ -104,12 +91,8 @@ def _in_json(evaluation: Evaluation) -> dict[str, object]:
 
 def _markdown(before: Evaluation | None, after: Evaluation | None, facts: Facts) -> str:
     blocks = ["# Summary", _markdown_table(("run", ""), _facts(facts))]
-    if before or after:
-        blocks.append(
-            _markdown_table(("held-out prompts", "before", "after", "after / before"), _comparison(before, after))
-        )
-    else:
-        blocks.append(_NOTHING_HELD_OUT)
+    heading = ("held-out prompts", "before", "after", "after / before")
+    blocks.append(_markdown_table(heading, _comparison(before, after)) if before or after else _NOTHING_HELD_OUT)
     for place, (prompt, completions) in enumerate(_by_prompt(before, after), start=1):
         blocks += [f"## Prompt {place}", fenced(prompt)]
         for when, completion in completions.items():
@@ -127,7 +110,7 @@ def _cell(text: str) -> str:
 
 
 def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, ...]]:
-    """Yield rows of a label, before, after, and after / before where that means something."""
+    """Return rows of a label, before, after, and after / before where that means something."""
     both = (before, after)
 
     def ratio(name: str) -> str:
@@ -156,7 +139,7 @@ def _ratio(before: float, after: float) -> float:
 
 
 def _by_prompt(before: Evaluation | None, after: Evaluation | None) -> Iterator[tuple[str, dict[str, Completion]]]:
-    """Return each prompt that evaluations show, with its completions under "before" and "after", if any."""
+    """Yield each prompt that evaluations show, with its completions under "before" and "after", if any."""
     for pair in zip_longest(before.completions if before else (), after.completions if after else ()):
         completions = {when: each for when, each in zip(("before", "after"), pair, strict=True) if each}
         yield next(iter(completions.values())).prompt, completions

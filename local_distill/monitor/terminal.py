@@ -16,14 +16,7 @@ from typing import IO
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from local_distill.process.exit_codes import drop_output
@@ -81,7 +74,10 @@ def open_console() -> Console:
 
 
 class PlainTerminal(Terminal):
-    """A step is one line without colour or cursor movement, written at once; for log files and pipes."""
+    """A step is one line without colour or cursor movement, written at once; for log files and pipes.
+
+    Completions are not shown: a log is read line by line, and completions.jsonl has the text.
+    """
 
     def __init__(self, stream: IO[str], total_steps: int) -> None:
         self._stream = stream
@@ -107,12 +103,6 @@ class PlainTerminal(Terminal):
     def evaluation(self, evaluation: Evaluation) -> None:
         """Write one line."""
         self.say(_in_words(evaluation))
-
-    def completion(self, completion: Completion) -> None:
-        """Write nothing: a log is read line by line, and completions.jsonl has the text."""
-
-    def close(self) -> None:
-        """Do nothing: every line is written at once."""
 
 
 class LiveTerminal(Terminal):
@@ -196,9 +186,8 @@ _FIELD_ROWS: tuple[tuple[_Field, ...], ...] = (
 
 
 def _fields(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Yield (label, value) of the metrics that are there and have something to say."""
-    fields = [(label, write(metrics[name])) for name, label, write in row if name in metrics]
-    return [(label, value) for label, value in fields if value]
+    """Return (label, value) of the metrics that are there and have something to say."""
+    return [(label, value) for name, label, write in row if name in metrics and (value := write(metrics[name]))]
 
 
 def _row(row: tuple[_Field, ...], metrics: Mapping[str, float]) -> Text:

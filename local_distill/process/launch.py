@@ -28,7 +28,7 @@ _LARGEST_KEPT, _MOST_KEPT = 2**30, 2**31 - 1  # bytes, as large as the int that 
 
 @dataclass(frozen=True)
 class Precision:
-    """A run computes in it.
+    """A precision is what a run computes in.
 
     dtype: of frozen weights and matrix products. mixed: what accelerate calls it. note: for people, or empty.
     """
