@@ -36,7 +36,7 @@ def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, say: C
     if accelerator.is_main_process:
         write_settings(config, folder.path)
         write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
-    say(f"{config.student_model} learns from {teacher_in_words(config)}, in {folder.path}")
+    say(f"{config.student_model} learns from {teacher_of(config).words(config)}, in {folder.path}")
     say(launch_in_words(accelerator, inputs.precision))
     kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
     lost = lost_records(folder.path, folder.first_step) if kept_here and accelerator.is_main_process else ()
@@ -69,7 +69,7 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
     tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {
         "student": config.student_model,
-        "teacher": teacher_in_words(config),
+        "teacher": teacher_of(config).words(config),
         "loss": config.loss_in_words,
         "steps": result.steps,
         "tokens": tokens,
@@ -89,11 +89,6 @@ def write_settings(config: TrainConfig, folder: Path) -> None:
     given = {name: value for name, value in asdict(config).items() if value is not None and name != "resume"}
     given["output_dir"] = str(folder)
     write_whole(folder / SETTINGS_FILE, yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
-
-
-def teacher_in_words(config: TrainConfig) -> str:
-    """Return who is learned from, in a few words."""
-    return teacher_of(config).words(config)
 
 
 def off_policy_note(config: TrainConfig) -> str:
