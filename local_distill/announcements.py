@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from local_distill.backends import teacher_of
 from local_distill.batch import TeacherView
-from local_distill.config.registry import LOSSES
+from local_distill.config.lookup import LOSSES
 from local_distill.config.train_config import TrainConfig
 from local_distill.inputs import Inputs, learning_rates
 from local_distill.monitor.summary import show_summary, write_summary

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from local_distill.batch import RolloutEngine, Teacher, TeacherView
-from local_distill.config.registry import SAMPLERS, TEACHERS
+from local_distill.config.lookup import SAMPLERS, TEACHERS
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import TrainFields
 from local_distill.head.sampling import SamplingParams
@@ -59,11 +59,6 @@ OpenTeacher = Callable[[TokenScorer, TeacherView], TeacherReaders]
 """The second stage of a teacher. It is given the student, not wrapped for training, and what the loss needs."""
 
 
-def no_checks(settings: TrainFields) -> None:
-    """Accept all settings."""
-    del settings
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherBackend:
     """A teacher states what it is. Its checks raise UserError; None where there is nothing to check.
@@ -77,7 +72,7 @@ class TeacherBackend:
     gives: TeacherView
     memory: TeacherMemory
     open: Callable[[Opening], OpenTeacher]
-    check: Callable[[TrainFields], None] = no_checks
+    check: Callable[[TrainFields], None] | None = None
     words: Callable[[TrainConfig], str] = lambda config: config.teacher_model
     where: str = "of this kind"
     check_machine: Callable[[TrainConfig], None] | None = None
@@ -107,7 +102,7 @@ class SamplerBackend:
 
     memory: SamplerMemory
     open: Callable[[Opening], OpenSampler]
-    check: Callable[[TrainFields], None] = no_checks
+    check: Callable[[TrainFields], None] | None = None
     check_machine: Callable[[TrainConfig], None] | None = None
     check_student: Callable[[TrainConfig, ModelPair, Adapter | None], None] | None = None
 

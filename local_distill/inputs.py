@@ -125,8 +125,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights, on this process. Raises UserError at the first thing that is wrong."""
     precision = resolve_precision(config.dtype)
-    teacher_backend = teacher_of(config)
-    sampler = sampler_of(config)
+    teacher_backend, sampler = teacher_of(config), sampler_of(config)
     for backend in (teacher_backend, sampler):
         if backend.check_machine:
             backend.check_machine(config)
@@ -162,18 +161,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
 
 def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
-    raw = open_prompts(
-        dataset=config.dataset,
-        dataset_path=config.dataset_path,
-        dataset_split=config.dataset_split,
-        dataset_config=config.dataset_config,
-        prompt_column=config.prompt_column,
-        prompts_file=config.prompts_file,
-    )
-    renderer = Renderer.of(pair, config)
     return PromptSource.build(
-        raw,
-        renderer,
+        open_prompts(config),
+        Renderer.of(pair, config),
         seed=config.seed,
         batch_size=config.batch_size,
         steps=config.steps,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 from local_distill.prompts import open_prompts
 from local_distill.train_on_policy_local import main as train
@@ -43,16 +44,16 @@ def test_what_the_page_shows_trains_two_steps(words, modules, folders):
 def test_paths_and_hub_ids_are_no_modules(tmp_path):
     for name in (r"C:\data\prompts.jsonl", "C:prompts", "owner/name", "https://host/data"):
         with pytest.raises(UserError, match=r"no such file|unknown data set|needs --prompt_column"):
-            open_prompts(dataset=name)
+            open_prompts(TrainFields(dataset=name))
     (tmp_path / "my_prompts:SUMS").mkdir()
     with pytest.raises(UserError, match=r"needs data files|cannot be loaded|prompt_column"):
-        open_prompts(dataset="my_prompts:SUMS")
+        open_prompts(TrainFields(dataset="my_prompts:SUMS"))
 
 
 @pytest.mark.usefixtures("modules")
 def test_a_source_that_is_none_is_one_line():
     with pytest.raises(UserError, match=r"^--dataset my_prompts:sums: a function, needs to be a PromptRecord"):
-        open_prompts(dataset="my_prompts:sums")
+        open_prompts(TrainFields(dataset="my_prompts:sums"))
 
 
 def test_the_chinese_page_has_the_same_code_headings_and_rows():

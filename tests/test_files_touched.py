@@ -126,6 +126,16 @@ def test_a_sampler(copy, tmp_path, folders):
     assert re.search(r"`--rollouts`.*\| generated ", flags)
 
 
+def test_a_source_of_prompts(copy, tmp_path, folders):
+    copy.add("prompts/sums.py", PARTS["my_prompts"])
+    copy.register("BUILTIN_SOURCES", "sums", 'Source("local_distill.prompts.sums:SUMS")')
+    flags = copy.train(tmp_path / "work", folders, "--dataset", "sums")
+    assert_as_the_page_says(copy, "a source of prompts", "prompts/sums.py")
+    assert re.search(r"`--dataset` •.*\| sums, deepmath \(zwhe99/DeepMath-103K\), ", flags)
+    completions = (tmp_path / "work" / "run" / "completions.jsonl").read_text(encoding="utf-8")
+    assert re.search(r"What is (\d+) \+ \1\?", completions)
+
+
 def test_a_flag(copy, tmp_path, folders):
     field = '    reading_temperature: float = _sampling("Temperature of the completions for people.", 0.7)\n'
     before = "    stop_tokens: str = _sampling(\n"

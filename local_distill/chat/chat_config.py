@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from local_distill.config.checks import LOWEST_TEMPERATURE, require
 from local_distill.config.parsing import argument, option, same_as
+from local_distill.config.ranges import LOWEST_TEMPERATURE, require
 from local_distill.config.train_config import TrainConfig
 from local_distill.eval.eval_config import SELF
 from local_distill.export.export_config import ExportSettings

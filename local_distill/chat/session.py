@@ -22,7 +22,7 @@ from local_distill.chat.conversation import (
     save_transcript,
 )
 from local_distill.chat.screen import Screen, ShowToken, worst_tokens
-from local_distill.config.checks import LOWEST_TEMPERATURE
+from local_distill.config.ranges import LOWEST_TEMPERATURE
 from local_distill.errors import UserError
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.wording import number

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from typing import Any
+from typing import NamedTuple
 
 from local_distill.batch import TeacherView
 
 OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:name``; the word before the colon has two letters at least, so that it is no drive of Windows."""
-
 
 _LOSSES = "local_distill.losses.registry"
 BUILTIN_LOSSES = {
@@ -21,8 +19,6 @@ BUILTIN_LOSSES = {
     "forward_kl": f"{_LOSSES}:FORWARD_KL",
     "jsd": f"{_LOSSES}:JSD",
 }
-
-
 BUILTIN_TEACHERS = {
     "local": "local_distill.teachers.local:BACKEND",
     "zero3": "local_distill.teachers.zero3:BACKEND",
@@ -46,8 +42,27 @@ BUILTIN_SAMPLERS = {
 }
 
 
+class Source(NamedTuple):
+    """A source of prompts is where its record is; a data set has a hub id besides, which is another name of it."""
+
+    record: str
+    hub_id: str = ""
+
+
+OTHER_SET, PROMPTS_FILE, NO_SOURCE = "--dataset", "--prompts_file", ""
+BUILTIN_SOURCES = {
+    "deepmath": Source("local_distill.prompts.data_sets:DEEPMATH", "zwhe99/DeepMath-103K"),
+    "tulu3": Source("local_distill.prompts.data_sets:TULU3", "allenai/tulu-3-sft-mixture"),
+    OTHER_SET: Source("local_distill.prompts.data_sets:OTHER"),
+    PROMPTS_FILE: Source("local_distill.prompts.prompt_files:WRITTEN"),
+    NO_SOURCE: Source("local_distill.prompts.prompt_files:BUILTIN"),
+}
+"""By what --dataset names; what it does not know by name, a file, and no source at all by their flags."""
+NAMED_SOURCES = {name: row for name, row in BUILTIN_SOURCES.items() if name and not name.startswith("--")}
+
+
 class OrOutside(tuple[str, ...]):
-    """Names to choose from, which leave room for ``package.module:name``."""
+    """Names to choose from leave room for ``package.module:name`` here."""
 
     __slots__ = ()
 
@@ -56,11 +71,5 @@ class OrOutside(tuple[str, ...]):
 
 
 def is_outside(name: str) -> bool:
-    """Whether a name has the form ``package.module:name``."""
+    """Tell whether a name has the form ``package.module:name``."""
     return len(name.partition(":")[0]) > 1 and OUTSIDE.fullmatch(name) is not None
-
-
-def imported(path: str) -> Any:
-    """Import what ``module:name`` stands for."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from local_distill.config.builtin import OrOutside
+from local_distill.config.ranges import Range
 from local_distill.errors import UserError, one_line
 from local_distill.runs.folder import LATEST
 
@@ -25,15 +26,17 @@ NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text"
 Settings = TypeVar("Settings")
 
 
-def option(group: str, help: str, default: Any = None, *, choices: tuple[str, ...] = (), fixed: bool = False) -> Any:
-    """One setting.
+def option(
+    group: str | None, help: str, default: Any = None, *, choices: tuple[str, ...] = (), within: Range | None = None,
+    fixed: bool = False, many: bool = False,
+) -> Any:  # fmt: skip
+    """Make one setting.
 
-    group: the heading of ``--help`` it stands under. choices: the only values it may take.
-    fixed: a resumed run must have the same value, or it would be another run.
+    group: the heading of ``--help`` it stands under; None for a place on the command line. choices: the only values
+    it may take. within: of a number. fixed: a resumed run must have the same value, or it would be another run.
     """
-    return dataclasses.field(
-        default=default, metadata={"group": group, "help": help, "choices": choices, "fixed": fixed}
-    )
+    metadata = {"group": group, "help": help, "choices": choices, "within": within, "fixed": fixed, "many": many}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def same_as(settings: type, name: str, **changes: Any) -> Any:
@@ -44,8 +47,7 @@ def same_as(settings: type, name: str, **changes: Any) -> Any:
 
 def argument(help: str, *, many: bool = False) -> Any:
     """A setting without a flag, by its place on the command line: text, or with ``many`` a tuple of one or more."""
-    metadata = {"group": None, "help": help, "choices": (), "fixed": False, "many": many}
-    return dataclasses.field(metadata=metadata)
+    return option(None, help, dataclasses.MISSING, many=many)
 
 
 def parse(settings: type[Settings], argv: Sequence[str], *, prog: str, usage: str, description: str) -> Settings:

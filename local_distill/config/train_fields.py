@@ -8,8 +8,10 @@ are handed the values they need.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
 
 from local_distill.batch import TeacherView
 from local_distill.config.builtin import (
@@ -17,10 +19,15 @@ from local_distill.config.builtin import (
     BUILTIN_LOSSES,
     BUILTIN_SAMPLERS,
     BUILTIN_TEACHERS,
+    NAMED_SOURCES,
+    NO_SOURCE,
+    OTHER_SET,
+    PROMPTS_FILE,
     OrOutside,
-    imported,
+    is_outside,
 )
-from local_distill.config.parsing import option
+from local_distill.config.parsing import option, setting_types
+from local_distill.config.ranges import ABOVE_0, BELOW_1, BETWEEN, FROM_0, FROM_0_TO_1, FROM_1, SEED, SHARE, TEMPERATURE
 
 AUTO_TOP_K = 64
 """Likeliest tokens that --loss auto compares where the teacher cannot hand over its whole distribution."""
@@ -37,6 +44,8 @@ _lora = partial(option, "LoRA")
 _output = partial(option, "output and evaluation")
 _servers = partial(option, "servers")
 _tracking = partial(option, "experiment trackers")
+
+_SETS = ", ".join(f"{name} ({source.hub_id})" if source.hub_id else name for name, source in NAMED_SOURCES.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +100,9 @@ class TrainFields:
     trust_remote_code: bool = _model("Run model code that a hub repository brings along.", False)
 
     dataset: str | None = _prompts(
-        "deepmath (zwhe99/DeepMath-103K), tulu3 (allenai/tulu-3-sft-mixture), any hub id, or a local folder "
-        "or JSON, JSONL, CSV, TSV or Parquet file (these need --prompt_column), or a source of your own: "
-        "package.module:name. With no source named, built-in prompts are used.",
+        f"{_SETS}, any hub id, or a local folder or JSON, JSONL, CSV, TSV or Parquet file (these need "
+        "--prompt_column), or a source of your own: package.module:name. With no source named, built-in "
+        "prompts are used.",
         fixed=True,
     )
     dataset_path: str | None = _prompts("Local copy of the data set that --dataset names.")
@@ -106,7 +115,7 @@ class TrainFields:
         fixed=True,
     )
     max_prompt_tokens: int = _prompts(
-        "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True
+        "Longer prompts are left out, and counted aloud (tokens, template included).", 1024, fixed=True, within=FROM_1
     )
     chat_template: str = _prompts(
         "Render prompts with the chat template. auto: when the tokenizer has one.",
@@ -130,11 +139,13 @@ class TrainFields:
         fixed=True,
     )
 
-    batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True)
-    group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True)
-    max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True)
-    temperature: float = _sampling("Sampling temperature.", 1.0)
-    top_p: float = _sampling("Nucleus: sample from the smallest set of tokens with this much probability.", 1.0)
+    batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True, within=FROM_1)
+    group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True, within=FROM_1)
+    max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True, within=FROM_1)
+    temperature: float = _sampling("Sampling temperature.", 1.0, within=TEMPERATURE)
+    top_p: float = _sampling(
+        "Nucleus: sample from the smallest set of tokens with this much probability.", 1.0, within=SHARE
+    )
     stop_tokens: str = _sampling(
         "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
         "both",
@@ -154,7 +165,9 @@ class TrainFields:
         "update. An API key is read from LOCAL_DISTILL_ROLLOUTS_API_KEY."
     )
     rollouts_memory_share: float = _sampling(
-        "vllm without --rollouts_url: share of each GPU's memory that the engine may fill while it is awake.", 0.4
+        "vllm without --rollouts_url: share of each GPU's memory that the engine may fill while it is awake.",
+        0.4,
+        within=SHARE,
     )
     overlap: bool = _sampling(
         "Sample the next step's completions while this step trains: from weights that are one update old, which "
@@ -163,7 +176,9 @@ class TrainFields:
         fixed=True,
     )
     sampling_batch_size: int = _sampling(
-        "hf: most rollouts that one process samples at a time; halved when a GPU runs out of memory.", 128
+        "hf: most rollouts that one process samples at a time; halved when a GPU runs out of memory.",
+        128,
+        within=FROM_1,
     )
 
     loss: str = _objective(
@@ -175,59 +190,73 @@ class TrainFields:
         choices=OrOutside(("auto", *BUILTIN_LOSSES)),
     )
     kl_coef: float = _objective(
-        "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.", 1.0
+        "Advantage = −kl_coef · (log p_student − log p_teacher), per token; a factor of the other losses.",
+        1.0,
+        within=FROM_0,
     )
     jsd_beta: float = _objective(
-        "jsd: β, the teacher's share of the mixture; towards 0 like forward KL, towards 1 like reverse KL.", 0.5
+        "jsd: β, the teacher's share of the mixture; towards 0 like forward KL, towards 1 like reverse KL.",
+        0.5,
+        within=BETWEEN,
     )
     top_k: int | None = _objective(
-        "reverse_kl, forward_kl, jsd: compare this many top tokens, and all others as one. Default: every token."
+        "reverse_kl, forward_kl, jsd: compare this many top tokens, and all others as one. Default: every token.",
+        within=FROM_1,
     )
     top_k_support: str = _objective("Whose top tokens --top_k takes.", "teacher", choices=("teacher", "student"))
-    kl_discount: float = _objective("γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0)
-    ratio_cap: float = _objective("importance_sampling: cap on the ratio student / sampler.", 10.0)
-    ppo_clip: float = _objective("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2)
-
-    steps: int = _training("Steps to run in all; a resumed run goes on to this number.", 100)
-    learning_rate: float | None = _training(
-        f"Peak learning rate. Default {LORA_LEARNING_RATE:g} with LoRA, {FULL_LEARNING_RATE:g} without.", None
+    kl_discount: float = _objective(
+        "γ: each token also answers for what follows it, by γ per token; 0 is off.", 0.0, within=FROM_0_TO_1
     )
-    weight_decay: float = _training("AdamW weight decay, on matrices only.", 0.0)
+    ratio_cap: float = _objective("importance_sampling: cap on the ratio student / sampler.", 10.0, within=ABOVE_0)
+    ppo_clip: float = _objective("ppo: ε, the ratio is clipped to 1 ± ε.", 0.2, within=BETWEEN)
+
+    steps: int = _training("Steps to run in all; a resumed run goes on to this number.", 100, within=FROM_1)
+    learning_rate: float | None = _training(
+        f"Peak learning rate. Default {LORA_LEARNING_RATE:g} with LoRA, {FULL_LEARNING_RATE:g} without.",
+        None,
+        within=SHARE,
+    )
+    weight_decay: float = _training("AdamW weight decay, on matrices only.", 0.0, within=FROM_0)
     lr_scheduler: str = _training(
         "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
     )
     schedule_steps: int | None = _training(
         "Steps over which a linear or cosine schedule comes to its end, warm-up included; after it the rate stays. "
-        "Default: --steps. A run that is gone on with for more steps keeps its schedule when this is its first --steps."
+        "Default: --steps. A run that is gone on with for more steps keeps its schedule when this is its first "
+        "--steps.",
+        within=FROM_1,
     )
-    warmup_steps: int = _training("Steps over which the learning rate rises from zero.", 0)
-    max_grad_norm: float = _training("Clip the gradient to this global norm; 0 is off.", 1.0)
+    warmup_steps: int = _training("Steps over which the learning rate rises from zero.", 0, within=FROM_0)
+    max_grad_norm: float = _training("Clip the gradient to this global norm; 0 is off.", 1.0, within=FROM_0)
     grad_accum: int = _training(
         "Micro-batches that each process's rollouts go through forward and backward in, before one optimizer "
         "update: the same result with less memory.",
         1,
+        within=FROM_1,
     )
     microbatch_tokens: int | None = _training(
         "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
         "training whatever the batch size. Default: as many as keep the device busy (16384 on a GPU, 1024 on a "
         "processor), or as its free memory holds if that is less; where one process trains and memory runs out all the "
-        "same, the step is done again with half as much at a time, and so are the next ones."
+        "same, the step is done again with half as much at a time, and so are the next ones.",
+        within=FROM_1,
     )
     num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
         "policy has moved and importance sampling corrects for it.",
         1,
         fixed=True,
+        within=FROM_1,
     )
     force: bool = _training(
         "Go on, with a warning, where a run cannot fit the memory by its plan (local-distill plan).", False
     )
-    seed: int = _training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True)
+    seed: int = _training("Seed of the prompt order, the samples and the adapter's start.", 0, fixed=True, within=SEED)
 
     use_lora: bool = _lora("Train a low-rank adapter and freeze the model.", False, fixed=True)
-    lora_r: int = _lora("Rank.", 32, fixed=True)
-    lora_alpha: float = _lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True)
-    lora_dropout: float = _lora("Dropout in the adapter.", 0.0, fixed=True)
+    lora_r: int = _lora("Rank.", 32, fixed=True, within=FROM_1)
+    lora_alpha: float = _lora("Scale: the adapter's output is multiplied by alpha / r.", 64, fixed=True, within=ABOVE_0)
+    lora_dropout: float = _lora("Dropout in the adapter.", 0.0, fixed=True, within=BELOW_1)
     lora_target_modules: str = _lora(
         "Comma-separated module names; all-linear works for every architecture.", "all-linear", fixed=True
     )
@@ -238,27 +267,33 @@ class TrainFields:
     )
 
     output_dir: str | None = _output("Folder of the run. Default: runs/<date-time>.")
-    save_every: int = _output("Steps between checkpoints; 0 saves only at the end.", 50)
-    keep_checkpoints: int = _output("Newest checkpoints that are kept.", 2)
+    save_every: int = _output("Steps between checkpoints; 0 saves only at the end.", 50, within=FROM_0)
+    keep_checkpoints: int = _output("Newest checkpoints that are kept.", 2, within=FROM_1)
     resume: str | None = _output(
         "Go on from the newest whole checkpoint in --output_dir, or from the step folder given here."
     )
-    eval_every: int = _output("Steps between evaluations on held-out prompts; 0: only before and after.", 25)
+    eval_every: int = _output(
+        "Steps between evaluations on held-out prompts; 0: only before and after.", 25, within=FROM_0
+    )
     eval_prompts: int | None = _output(
         "Prompts held out for evaluation and never trained on. Default: 16, or a quarter of a small source.",
         fixed=True,
+        within=FROM_0,
     )
     profile: int = _output(
         "Profile this many steps after the first, into profile/ of the run: a trace for chrome://tracing or Perfetto "
         "and a table of where the time went; 0 is off.",
         0,
+        within=FROM_0,
     )
 
-    server_timeout: float = _servers("Seconds that one request to a server may take.", 600.0)
+    server_timeout: float = _servers("Seconds that one request to a server may take.", 600.0, within=ABOVE_0)
     server_patience: float = _servers(
-        "Seconds that a request is tried again for while its server is away or overloaded, before the run stops.", 300.0
+        "Seconds that a request is tried again for while its server is away or overloaded, before the run stops.",
+        300.0,
+        within=FROM_0,
     )
-    server_concurrency: int = _servers("Most requests that one process has under way at a time.", 64)
+    server_concurrency: int = _servers("Most requests that one process has under way at a time.", 64, within=FROM_1)
 
     wandb_project: str | None = _tracking("Log to this Weights & Biases project.")
     wandb_name: str | None = _tracking("Name of the run there.")
@@ -267,6 +302,15 @@ class TrainFields:
         "Comma-separated accelerate trackers besides: tensorboard, trackio, swanlab, mlflow, … "
         "metrics.jsonl is always written."
     )
+
+    @property
+    def prompts_kind(self) -> str:
+        """Return the name of the source of the prompts: a key of BUILTIN_SOURCES, or package.module:name."""
+        if not self.dataset:
+            return PROMPTS_FILE if self.prompts_file else NO_SOURCE
+        if is_outside(self.dataset) and not Path(self.dataset).exists():
+            return self.dataset
+        return next((name for name, known in NAMED_SOURCES.items() if self.dataset in (name, known.hub_id)), OTHER_SET)
 
     @property
     def teacher_kind(self) -> str:
@@ -280,7 +324,7 @@ class TrainFields:
         """Return how much of its distribution the teacher can give, which its record states."""
         if self.teacher_kind in BUILTIN_GIVES:
             return BUILTIN_GIVES[self.teacher_kind]
-        gives: TeacherView = imported(self.teacher_kind).gives
+        gives: TeacherView = resolve_name(f"{self.teacher_kind}.gives")
         return gives
 
     @property
@@ -314,13 +358,20 @@ class TrainFields:
         return "hf" if self.rollouts == "auto" else self.rollouts
 
 
+def recorded_fields(settings: Mapping[str, object]) -> TrainFields:
+    """Return a run's recorded settings, as far as they are known here; of text, also where a number stands there."""
+    types = setting_types(TrainFields)
+    known = {name: value for name, value in settings.items() if name in types}
+    texts = {name: str(value) for name, value in known.items() if types[name] is str and value is not None}
+    return TrainFields(**{**known, **texts})  # type: ignore[arg-type]
+
+
 def recorded_loss(settings: Mapping[str, object]) -> str:
     """Return the loss of a run's recorded settings in words; empty where none is recorded.
 
     What auto took for a teacher from outside is not said: that teacher need not be on this machine.
     """
-    known = {field.name: settings[field.name] for field in fields(TrainFields) if field.name in settings}
-    if "loss" not in known:
+    if "loss" not in settings:
         return ""
-    recorded = TrainFields(**known)  # type: ignore[arg-type]
+    recorded = recorded_fields(settings)
     return recorded.loss_in_words if recorded.teacher_kind in BUILTIN_GIVES else recorded.loss

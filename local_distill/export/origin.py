@@ -6,12 +6,14 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from local_distill.config.builtin import BUILTIN_WORDS
+from local_distill.config.builtin import BUILTIN_WORDS, NAMED_SOURCES
 from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_fields import recorded_fields
 from local_distill.errors import UserError
 from local_distill.models.trained import Trained
 from local_distill.passwords import command_line
-from local_distill.prompts.data_sets import HUB_ID, NAMED_SETS
+from local_distill.prompts import source_in_words
+from local_distill.prompts.data_sets import HUB_ID
 from local_distill.runs.evaluations import Evaluation
 from local_distill.runs.layout import COMPLETIONS_FILE, ENVIRONMENT_FILE, METRICS_FILE, read_settings, read_starts
 from local_distill.runs.records import read_evaluations, training_totals
@@ -48,15 +50,14 @@ class Origin:
     @property
     def data(self) -> str:
         """Tell where the prompts came from, in words; empty where it is not known."""
-        if self.settings.get("prompts_file"):
-            return f"a file of prompts ({Path(str(self.settings['prompts_file'])).name})"
-        return str(self.settings.get("dataset") or ("built-in prompts" if self.settings else ""))
+        return source_in_words(recorded_fields(self.settings)) if self.settings else ""
 
     @property
     def hub_data_set(self) -> str | None:
         """Return the hub id of the data set, where it has one."""
-        name = self.settings.get("dataset")
-        return NAMED_SETS[name].hub_id if name in NAMED_SETS else hub_id(name and str(name))
+        recorded = recorded_fields(self.settings)
+        known = NAMED_SOURCES.get(recorded.prompts_kind)
+        return (known and known.hub_id) or hub_id(recorded.dataset)
 
     @property
     def command(self) -> str:

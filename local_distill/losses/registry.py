@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from local_distill.batch import TeacherView
-from local_distill.config.registry import LOSSES
+from local_distill.config.lookup import LOSSES
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 from local_distill.head.divergences import Divergence, JensenShannon, forward_kl, reverse_kl

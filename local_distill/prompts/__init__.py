@@ -4,17 +4,19 @@
 prompts out and deals the others to the steps.
 """
 
-from local_distill.prompts.opening import open_prompts
+from local_distill.prompts.opening import PromptRecord, open_prompts, source_in_words
 from local_distill.prompts.raw import Message, RawPrompt, RawPrompts
 from local_distill.prompts.rendering import Renderer, parse_template_kwargs
 from local_distill.prompts.source import PromptSource
 
 __all__ = [
     "Message",
+    "PromptRecord",
     "PromptSource",
     "RawPrompt",
     "RawPrompts",
     "Renderer",
     "open_prompts",
     "parse_template_kwargs",
+    "source_in_words",
 ]

@@ -10,13 +10,17 @@ import glob
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from local_distill.config.builtin import BUILTIN_SOURCES, NAMED_SOURCES
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError, one_line
 from local_distill.models.loading_errors import check_caches
 from local_distill.packages import installed
 from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools, without_nulls
+from local_distill.prompts.opening import PromptRecord
 from local_distill.prompts.raw import RawPrompt, RawPrompts, read_answer
 
 FILE_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
@@ -28,24 +32,6 @@ ANSWER_COLUMNS = ("final_answer", "answer")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NO_SUCH_SPLIT = re.compile(r"unknown split|bad split|instruction format", re.IGNORECASE)
 NO_ROWS = "corresponds to no data"
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """A data set whose layout is known.
-
-    first_turn: ask the first user message alone, not the whole chat.
-    """
-
-    hub_id: str
-    column: str
-    first_turn: bool = False
-
-
-NAMED_SETS = {
-    "deepmath": NamedSet("zwhe99/DeepMath-103K", "question"),
-    "tulu3": NamedSet("allenai/tulu-3-sft-mixture", "messages", first_turn=True),
-}
 
 
 @dataclass(frozen=True)
@@ -80,31 +66,37 @@ def kind_of(file: Path) -> str:
     return Path(name).suffix
 
 
-def open_data_set(
-    dataset: str, *, path: str | None, split: str, column: str | None, config: str | None = None
-) -> RawPrompts:
-    """The prompts in ``column`` of a data set.
+def open_data_set(settings: TrainFields, *, column: str | None = None, first_turn: bool = False) -> RawPrompts:
+    """Return the prompts of a data set from the hub, or from a local file or folder.
 
-    dataset: ``deepmath``, ``tulu3``, a hub id, or a local file or folder. path: a local copy to read it from.
-    config: of a data set that is several.
-    Raises UserError when it cannot be loaded, lacks the split or the column, or is empty.
+    column: that of the prompts where --prompt_column does not say it. first_turn: ask the first user message alone, not
+    the whole chat. Raises UserError when it cannot be loaded, lacks the split or the column, or is empty.
     """
-    named = next((s for name, s in NAMED_SETS.items() if dataset in (name, s.hub_id)), None)
+    dataset, path, split = str(settings.dataset), settings.dataset_path, settings.dataset_split
     where = f"--dataset_path {path}" if path else f"--dataset {dataset}"
-    place = path or (named.hub_id if named else dataset)
+    hub_id = BUILTIN_SOURCES[settings.prompts_kind].hub_id
+    place = path or hub_id or dataset
     local = Path(place).expanduser()
     if path and not local.exists():
         raise UserError(f"{where}: no such file or folder; give the folder or file that holds the copy of {dataset}")
-    if not named:
+    if not hub_id:
         _check_name(dataset)
-    column = column or (named.column if named else None)
-    is_local = local.exists()
-    if column is None and not is_local:
+    column = settings.prompt_column or column
+    if column is None and not local.exists():
         raise UserError(f"{where}: needs --prompt_column, the column with the prompts; its page on the hub shows them")
-    table = load_table(place, split, where, config)
+    table = load_table(place, split, where, settings.dataset_config)
     column = _check_table(table, column, split, where)
-    label = local.name if is_local and not path else dataset
-    return RawPrompts(_rows(table, column, named is not None and named.first_turn, where, label), name=dataset)
+    label = local.name if local.exists() and not path else dataset
+    answer = answer_column([name for name in table.column_names if name != column])
+    # Other columns, such as DeepMath's long solutions, would be decoded with each row.
+    tools = [name for name in table.column_names if name == TOOLS_COLUMN != column]
+    table = table.select_columns([column, *([answer] if answer else []), *tools])
+    return RawPrompts(_DataSetRows(table, column, answer, first_turn, where, label), name=dataset)
+
+
+DEEPMATH = PromptRecord(partial(open_data_set, column="question"))
+TULU3 = PromptRecord(partial(open_data_set, column="messages", first_turn=True))
+OTHER = PromptRecord(open_data_set)
 
 
 def load_table(place: str, split: str, where: str, config: str | None = None) -> Any:
@@ -115,14 +107,6 @@ def load_table(place: str, split: str, where: str, config: str | None = None) ->
     """
     local = Path(place).expanduser()
     return _load_local(local, split, where, config) if local.exists() else _load_hub(place, split, where, config)
-
-
-def _rows(table: Any, column: str, first_turn: bool, where: str, label: str) -> _DataSetRows:
-    answer = answer_column([name for name in table.column_names if name != column])
-    # Other columns, such as DeepMath's long solutions, would be decoded with each row.
-    tools = [name for name in table.column_names if name == TOOLS_COLUMN != column]
-    table = table.select_columns([column, *([answer] if answer else []), *tools])
-    return _DataSetRows(table, column, answer, first_turn, where, label)
 
 
 def answer_column(names: Iterable[str]) -> str | None:
@@ -140,11 +124,11 @@ def _check_name(dataset: str) -> None:
         raise UserError(f"--dataset {dataset}: no such file or folder; check the path")
     if HUB_ID.fullmatch(dataset):
         return
-    near = difflib.get_close_matches(dataset.lower(), NAMED_SETS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(dataset.lower(), NAMED_SOURCES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
         f"--dataset {dataset}: unknown data set; {hint}"
-        f"needs {', '.join(NAMED_SETS)}, a hub id (owner/name), or a local file or folder"
+        f"needs {', '.join(NAMED_SOURCES)}, a hub id (owner/name), or a local file or folder"
     )
 
 

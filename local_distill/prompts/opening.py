@@ -1,43 +1,44 @@
-"""The one door to every source of prompts."""
+"""The one door to every source of prompts, each of which says in its record what it is."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from local_distill.config.builtin import is_outside
-from local_distill.errors import UserError
-from local_distill.prompts.data_sets import open_data_set
-from local_distill.prompts.prompt_files import builtin_prompts, read_prompts_file
+from local_distill.config.lookup import SOURCES
+from local_distill.config.train_fields import TrainFields
 from local_distill.prompts.raw import RawPrompts
-from local_distill.prompts.registry import SOURCES
 
 
-def open_prompts(
-    *,
-    dataset: str | None = None,
-    dataset_path: str | None = None,
-    dataset_split: str = "train",
-    dataset_config: str | None = None,
-    prompt_column: str | None = None,
-    prompts_file: str | None = None,
-) -> RawPrompts:
-    """The prompts of a data set or of a file; the built-in ones only when neither is named.
+@dataclass(frozen=True)
+class PromptRecord:
+    """A source of prompts states what it is.
 
-    A source from elsewhere is named as package.module:name.
-    Raises UserError when the named source cannot be read: it is never replaced by another.
+    open: gives its prompts; raises UserError where it cannot. check: raises UserError for settings that it cannot do
+    with. words: where the prompts came from, for people; None where that is what --dataset names.
     """
-    if dataset and prompts_file:
-        raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
-    if dataset_path and not dataset:
-        raise UserError("--dataset_path: given without --dataset; name the set that it is a copy of")
-    if dataset_config and not dataset:
-        raise UserError("--dataset_config: given without --dataset, of which it is a part; add it, or drop it")
-    if dataset and is_outside(dataset) and not Path(dataset).exists():
-        return SOURCES.get(dataset).open(dataset_split)
-    if dataset:
-        return open_data_set(
-            dataset, path=dataset_path, split=dataset_split, column=prompt_column, config=dataset_config
-        )
-    if prompts_file:
-        return read_prompts_file(prompts_file)
-    return builtin_prompts()
+
+    open: Callable[[TrainFields], RawPrompts]
+    check: Callable[[TrainFields], None] | None = None
+    words: Callable[[TrainFields], str] | None = None
+
+
+def open_prompts(settings: TrainFields) -> RawPrompts:
+    """Return the prompts of the source that the settings name; the built-in ones only where they name none.
+
+    Raises UserError when it cannot be read: it is never replaced by another.
+    """
+    return _record(settings.prompts_kind).open(settings)
+
+
+def source_in_words(settings: TrainFields) -> str:
+    """Tell where the prompts of a run came from; a source from outside need not be on this machine."""
+    kind = settings.prompts_kind
+    words = _record(kind).words if kind in SOURCES.names else None
+    return words(settings) if words else str(settings.dataset)
+
+
+def _record(kind: str) -> PromptRecord:
+    found = SOURCES.get(kind)
+    assert isinstance(found, PromptRecord)
+    return found

@@ -13,12 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from local_distill.config.builtin import NAMED_SOURCES
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError, one_line
 from local_distill.prompts.chats import decoded_chat, from_sharegpt, read_messages, read_tools, user_says, without_nulls
 from local_distill.prompts.data_sets import kind_of, load_table
+from local_distill.prompts.opening import PromptRecord
 from local_distill.prompts.raw import RawPrompt, RawPrompts, read_answer
 
-BUILTIN = "builtin.txt"
+BUILTIN_FILE = "builtin.txt"
 KEYS = ("prompt", "messages", "conversations")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LONGEST_FIELD = 2**31 - 1
@@ -26,7 +29,7 @@ LONGEST_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Row:
+class WrittenRow:
     """One row of a file. origin: its place, for people. where: the same behind the flag, for errors.
 
     content: what stands there, or what is wrong with it.
@@ -48,10 +51,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _FileRows:
+class _WrittenRows:
     """The prompts of a file."""
 
-    rows: Sequence[Row]
+    rows: Sequence[WrittenRow]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,12 +64,6 @@ class _FileRows:
         if isinstance(row.content, str):
             return RawPrompt(user_says(row.content), row.origin)
         return _prompt(row.fields(), row.origin, row.where)
-
-
-def builtin_prompts() -> RawPrompts:
-    """The prompts that come with the package."""
-    text = resources.files(__package__).joinpath(BUILTIN).read_text(encoding="utf-8")
-    return RawPrompts(_FileRows(_text_rows(text, BUILTIN, BUILTIN)), name="the built-in prompts")
 
 
 def read_prompts_file(path: str) -> RawPrompts:
@@ -80,10 +77,10 @@ def read_prompts_file(path: str) -> RawPrompts:
     rows = read(file, where) if read else _text_rows(_read_text(file, where), file.name, where)
     if not rows:
         raise UserError(f"{where}: no prompt in it; write one prompt a line")
-    return RawPrompts(_FileRows(rows), name=path, must_fit=True)
+    return RawPrompts(_WrittenRows(rows), name=path, must_fit=True)
 
 
-def json_rows(file: Path, where: str) -> list[Row]:
+def json_rows(file: Path, where: str) -> list[WrittenRow]:
     """The rows of a file of one JSON value a line, or of one JSON list.
 
     Raises UserError, beginning with ``where``, for a file that cannot be read.
@@ -94,15 +91,17 @@ def json_rows(file: Path, where: str) -> list[Row]:
     if kind_of(file) == ".json" and isinstance(whole := _json(text, where, ""), dict):  # an object over several lines
         return _listed([whole], file, where)
     return [
-        Row(f"{file.name}:{n}", f"{where}: line {n}", _json(line, f"{where}: line {n}", "write one JSON object a line"))
+        WrittenRow(
+            f"{file.name}:{n}", f"{where}: line {n}", _json(line, f"{where}: line {n}", "write one JSON object a line")
+        )
         for n, line in _lines(text)
     ]
 
 
-def _listed(rows: Any, file: Path, where: str) -> list[Row]:
+def _listed(rows: Any, file: Path, where: str) -> list[WrittenRow]:
     if isinstance(rows, UserError):
         raise rows
-    return [Row(f"{file.name}[{i}]", f"{where}: row {i}", row) for i, row in enumerate(rows)]
+    return [WrittenRow(f"{file.name}[{i}]", f"{where}: row {i}", row) for i, row in enumerate(rows)]
 
 
 def _json(text: str, where: str, remedy: str) -> Any:
@@ -113,7 +112,7 @@ def _json(text: str, where: str, remedy: str) -> Any:
         return UserError(f"{where}: not JSON ({one_line(error)}); {remedy}")
 
 
-def _csv_rows(file: Path, where: str) -> list[Row]:
+def _csv_rows(file: Path, where: str) -> list[WrittenRow]:
     text = io.StringIO(_read_text(file, where), newline="")
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.DictReader(text, delimiter=DELIMITERS[kind_of(file)], strict=True)
@@ -124,19 +123,19 @@ def _csv_rows(file: Path, where: str) -> list[Row]:
             first, last = last + 1, reader.line_num
             place = f"{where}: line {first}"
             beyond = UserError(f"{place}: more fields than the header names; quote text that has a comma in it")
-            rows.append(Row(f"{file.name}:{first}", place, beyond if None in row else row))
+            rows.append(WrittenRow(f"{file.name}:{first}", place, beyond if None in row else row))
     except csv.Error as error:
         raise UserError(f"{where}: line {reader.line_num}: not CSV ({error}); mend the quotes there") from None
     return rows
 
 
-def _parquet_rows(file: Path, where: str) -> list[Row]:
+def _parquet_rows(file: Path, where: str) -> list[WrittenRow]:
     if not file.exists():
         _read_text(file, where)
     return _listed([without_nulls(row) for row in load_table(str(file), "train", where)], file, where)
 
 
-READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+READERS: dict[str, Callable[[Path, str], list[WrittenRow]]] = {
     ".jsonl": json_rows, ".json": json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows,
 }  # fmt: skip
 
@@ -174,8 +173,8 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def _text_rows(text: str, name: str, where: str) -> list[Row]:
-    return [Row(f"{name}:{number}", f"{where}: line {number}", line) for number, line in _lines(text)]
+def _text_rows(text: str, name: str, where: str) -> list[WrittenRow]:
+    return [WrittenRow(f"{name}:{number}", f"{where}: line {number}", line) for number, line in _lines(text)]
 
 
 def _prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
@@ -200,3 +199,31 @@ def _prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
     if not messages:
         raise UserError(f"{where}: {key} asks nothing; needs text, or a user message with text")
     return RawPrompt(messages, origin, answer, read_tools(row.get("tools"), where))
+
+
+def builtin_prompts() -> RawPrompts:
+    """Return the prompts that come with the package."""
+    text = resources.files(__package__).joinpath(BUILTIN_FILE).read_text(encoding="utf-8")
+    return RawPrompts(_WrittenRows(_text_rows(text, BUILTIN_FILE, BUILTIN_FILE)), name="the built-in prompts")
+
+
+def check_no_data_set(settings: TrainFields) -> None:
+    """Refuse what belongs to a data set, where the prompts come from none."""
+    if settings.dataset_path:
+        known = " or ".join(NAMED_SOURCES)
+        raise UserError(
+            f"--dataset_path: given without --dataset; name the set that it is a copy of ({known}), or give "
+            "the path as --dataset with --prompt_column"
+        )
+    if settings.prompt_column:
+        raise UserError("--prompt_column: given without --dataset, whose column it names; add it, or drop the column")
+    if settings.dataset_config:
+        raise UserError("--dataset_config: given without --dataset, of which it is a part; add it, or drop it")
+
+
+WRITTEN = PromptRecord(
+    open=lambda settings: read_prompts_file(str(settings.prompts_file)),
+    check=check_no_data_set,
+    words=lambda settings: f"a file of prompts ({Path(str(settings.prompts_file)).name})",
+)
+BUILTIN = PromptRecord(open=lambda _: builtin_prompts(), check=check_no_data_set, words=lambda _: "built-in prompts")

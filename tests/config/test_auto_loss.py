@@ -6,7 +6,7 @@ import yaml
 from local_distill.announcements import auto_loss_note, off_policy_note
 from local_distill.batch import TeacherView
 from local_distill.config.earlier_runs import with_loss_of_before
-from local_distill.config.registry import LOSSES
+from local_distill.config.lookup import LOSSES
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import recorded_loss
 from local_distill.errors import UserError

@@ -58,7 +58,9 @@ def test_every_flag_sets_its_setting(spelling):
         flag = "--" + (name.replace("_", "-") if spelling == "hyphens" else name)
         given = [flag] if kind is bool else [f"{flag}={value}"] if spelling == "--{}=" else [flag, value]
         partners = {
-            "dataset_path": ["--dataset", "tulu3"], "prompt_column": ["--dataset", "tulu3"], "lora_r": ["--use_lora"],
+            "dataset_path": ["--dataset", "tulu3"], "dataset_config": ["--dataset", "tulu3"],
+            "prompt_column": ["--dataset", "tulu3"],
+            "lora_r": ["--use_lora"],
             "teacher_ds_config": ["--teacher_ds_zero3"], "wandb_name": ["--wandb_project", "p"],
             "top_k": ["--loss", "jsd"], "jsd_beta": ["--loss", "jsd"], "ppo_clip": ["--loss", "ppo"],
             "ratio_cap": ["--loss", "importance_sampling"], "teacher_backend": ["--use_lora", "--teacher_model", ""],

@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 
+from local_distill.config.builtin import NO_SOURCE, OTHER_SET, PROMPTS_FILE
+from local_distill.config.parsing import option
+from local_distill.config.ranges import FROM_1
 from local_distill.config.train_config import TrainConfig
-from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
+from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainFields
 from local_distill.errors import UserError
 
 
@@ -120,6 +123,34 @@ def test_a_number_is_shown_as_it_was_given():
         config(top_p=1.0001)
     with pytest.raises(UserError, match=r"^--temperature: inf given, needs to be a finite number, at least 0\.001"):
         config(temperature=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        ({}, NO_SOURCE),
+        ({"prompts_file": "deepmath"}, PROMPTS_FILE),
+        ({"dataset": "deepmath"}, "deepmath"),
+        ({"dataset": "allenai/tulu-3-sft-mixture"}, "tulu3"),
+        ({"dataset": "owner/name"}, OTHER_SET),
+        ({"dataset": PROMPTS_FILE}, OTHER_SET),  # a name, not the flag
+        ({"dataset": "mine:SUMS"}, "mine:SUMS"),
+        ({"dataset": r"C:\mine"}, OTHER_SET),
+    ],
+    ids=str,
+)
+def test_where_prompts_come_from(settings, source):
+    assert TrainFields(**settings).prompts_kind == source
+
+
+def test_a_setting_says_itself_what_numbers_it_may_have():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(TrainConfig):
+        pace: int | None = option("training", "How fast.", within=FROM_1)
+
+    assert More(student_model="s", teacher_model="t").pace is None
+    with pytest.raises(UserError, match=r"^--pace: 0 given, needs to be at least 1$"):
+        More(student_model="s", teacher_model="t", pace=0)
 
 
 def test_what_a_resumed_run_must_keep():

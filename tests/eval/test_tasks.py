@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 from local_distill.eval.eval_config import EvalSettings
 from local_distill.eval.tasks import asked, is_written, open_tasks, readable
@@ -69,7 +70,7 @@ def test_deepmath_begins_with_what_a_run_with_that_seed_would_train_on_last(tmp_
     file = write_lines(
         tmp_path / "train.jsonl", [{"question": f"question {i}", "final_answer": str(i)} for i in range(40)]
     )
-    raw = open_prompts(dataset="deepmath", dataset_path=file)
+    raw = open_prompts(TrainFields(dataset="deepmath", dataset_path=file))
     run = PromptSource.build(
         raw, Renderer(make_tokenizer()), seed=3, batch_size=6, steps=6, eval_prompts=4, max_prompt_tokens=99,
         max_new_tokens=9, context_length=None,

@@ -5,12 +5,17 @@ import json
 
 import pytest
 
+from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.prompts import open_prompts
 
 
+def opened(**settings):
+    return open_prompts(TrainConfig(student_model="s", teacher_model="t", **settings))
+
+
 def read(path):
-    prompts = open_prompts(prompts_file=str(path))
+    prompts = opened(prompts_file=str(path))
     return [prompts[i] for i in range(len(prompts))]
 
 
@@ -45,8 +50,8 @@ def test_one_prompt_a_line_with_bom_crlf_blanks_and_spaces(write):
 
 
 def test_a_prompts_file_is_marked_as_one_whose_prompts_must_fit(write):
-    assert open_prompts(prompts_file=str(write("p.txt", "a"))).must_fit
-    assert not open_prompts().must_fit
+    assert opened(prompts_file=str(write("p.txt", "a"))).must_fit
+    assert not opened().must_fit
 
 
 def test_json_lines_with_prompt_messages_and_answer(write):
@@ -216,7 +221,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_the_built_in_prompts_are_many_short_and_distinct():
-    prompts = open_prompts()
+    prompts = opened()
     texts = [prompts[i].text for i in range(len(prompts))]
     assert len(texts) >= 190
     assert len({t.casefold() for t in texts}) == len(texts)
@@ -226,6 +231,6 @@ def test_the_built_in_prompts_are_many_short_and_distinct():
 
 def test_two_sources_are_refused(write):
     with pytest.raises(UserError, match="--dataset and --prompts_file"):
-        open_prompts(dataset="deepmath", prompts_file=str(write("p.txt", "a")))
+        opened(dataset="deepmath", prompts_file=str(write("p.txt", "a")))
     with pytest.raises(UserError, match="--dataset_path"):
-        open_prompts(dataset_path="somewhere")
+        opened(dataset_path="somewhere")

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
+from local_distill.config.builtin import NAMED_SOURCES
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.eval.eval_config import EvalSettings
 from local_distill.eval.tasks import open_tasks
 from local_distill.prompts import open_prompts
-from local_distill.prompts.data_sets import NAMED_SETS
 
 datasets = pytest.importorskip("datasets")
 
@@ -53,8 +53,12 @@ def hub_folder(tmp_path):
     return make
 
 
+def opened(**settings):
+    return open_prompts(TrainConfig(student_model="s", teacher_model="t", **settings))
+
+
 def read(**kw):
-    prompts = open_prompts(**kw)
+    prompts = opened(**kw)
     return [prompts[i] for i in range(len(prompts))]
 
 
@@ -75,7 +79,7 @@ def test_training_and_evaluation_take_the_same_of_two_columns_with_answers(hub_f
 
 def test_the_flag_names_the_sets_that_are_known():
     (field,) = (each for each in dataclasses.fields(TrainConfig) if each.name == "dataset")
-    assert all(f"{name} ({known.hub_id})" in field.metadata["help"] for name, known in NAMED_SETS.items())
+    assert all(f"{name} ({known.hub_id})" in field.metadata["help"] for name, known in NAMED_SOURCES.items())
 
 
 @pytest.mark.parametrize("name", ["deepmath", "zwhe99/DeepMath-103K"])
@@ -104,7 +108,7 @@ def test_prompt_column_overrides_that_of_a_named_set(hub_folder):
 
 
 def test_only_the_columns_that_are_needed_are_decoded(hub_folder):
-    prompts = open_prompts(dataset="deepmath", dataset_path=str(hub_folder(MATH)))
+    prompts = opened(dataset="deepmath", dataset_path=str(hub_folder(MATH)))
     assert prompts.rows.table.column_names == ["question", "final_answer"]
 
 
@@ -146,7 +150,7 @@ def test_the_split_is_the_one_asked_for_and_may_be_sliced(hub_folder):
 def test_rows_are_read_when_they_are_asked_for(hub_folder):
     """A wrong row does not stop a run that never comes to it, and is named when one does."""
     rows = [{"messages": [{"role": "user", "content": "x"}]}, {"messages": [{"role": "user", "content": None}]}]
-    prompts = open_prompts(dataset="tulu3", dataset_path=str(hub_folder(rows)))
+    prompts = opened(dataset="tulu3", dataset_path=str(hub_folder(rows)))
     assert prompts[0].text == "x"
     with pytest.raises(UserError, match=r"row 1, column messages: .*content NoneType"):
         prompts[1]
@@ -327,9 +331,10 @@ def test_a_folder_named_like_a_file_reader_is_read_as_a_folder(hub_folder, monke
 def test_an_unreachable_hub_stops_the_run_and_nothing_takes_its_place(tmp_path):
     """In a process of its own: the hub client reads HF_HUB_OFFLINE when it is imported."""
     code = (
+        "from local_distill.config.train_fields import TrainFields\n"
         "from local_distill.prompts import open_prompts\n"
         "from local_distill.errors import UserError\n"
-        "try:\n    print('PROMPTS', len(open_prompts(dataset='deepmath')))\n"
+        "try:\n    print('PROMPTS', len(open_prompts(TrainFields(dataset='deepmath'))))\n"
         "except UserError as error:\n    print(error)\n"
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
 from typing import Generic, Protocol, TypeVar
 
 from local_distill.batch import TeacherView
-from local_distill.config.builtin import BUILTIN_LOSSES, BUILTIN_SAMPLERS, BUILTIN_TEACHERS, imported, is_outside
+from local_distill.config.builtin import (
+    BUILTIN_LOSSES,
+    BUILTIN_SAMPLERS,
+    BUILTIN_SOURCES,
+    BUILTIN_TEACHERS,
+    is_outside,
+)
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError, one_line
 
 
-class LossRules(Protocol):
-    """What the settings ask of a loss; the whole record is ``losses.registry.LossRecord``."""
+class Rules(Protocol):
+    """What the settings ask of a sampler, and of every other record; the whole ones are beside what they open."""
 
-    def check(self, settings: TrainFields) -> None:
-        """Raise UserError for settings that this loss cannot use."""
+    @property
+    def check(self) -> Callable[[TrainFields], None] | None:
+        """Return what raises UserError for settings that it cannot do with; None where it takes them all."""
         ...
+
+
+class LossRules(Rules, Protocol):
+    """What the settings ask of a loss; the whole record is ``losses.registry.LossRecord``."""
 
     def needs(self, settings: TrainFields) -> TeacherView:
         """Return how much of the teacher's distribution it needs with these settings."""
@@ -33,15 +45,7 @@ class LossRules(Protocol):
         ...
 
 
-class SamplerRules(Protocol):
-    """What the settings ask of a sampler; the whole record is ``backends.SamplerBackend``."""
-
-    def check(self, settings: TrainFields) -> None:
-        """Raise UserError for settings that it cannot do with."""
-        ...
-
-
-class TeacherRules(SamplerRules, Protocol):
+class TeacherRules(Rules, Protocol):
     """What the settings ask of a teacher; the whole record is ``backends.TeacherBackend``."""
 
     @property
@@ -54,7 +58,7 @@ Record = TypeVar("Record")
 
 
 class Registry(Generic[Record]):
-    """The records of one kind of backend.
+    """Records of one kind are found by their names here.
 
     flag: the one that names them. record: ``module:class`` of the records. builtin: name → ``module:name``.
     """
@@ -66,13 +70,13 @@ class Registry(Generic[Record]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The built-in ones."""
+        """Return the built-in ones."""
         return tuple(self._builtin)
 
     def get(self, name: str) -> Record:
         """Return the record that ``name`` stands for. Raises UserError where there is none."""
         if name in self._builtin:
-            found: Record = imported(self._builtin[name])
+            found: Record = resolve_name(self._builtin[name])
             return found
         where = f"{self._flag} {name}"
         if not is_outside(name):
@@ -91,7 +95,7 @@ class Registry(Generic[Record]):
         if not hasattr(home, attribute):
             raise UserError(f"{where}: {module} has no {attribute}; look at its spelling")
         found = getattr(home, attribute)
-        kind: type = imported(self._record)
+        kind: type = resolve_name(self._record)
         if not isinstance(found, kind):
             what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
             raise UserError(f"{where}: {what}, needs to be a {kind.__name__} (docs/extending.md)")
@@ -102,4 +106,9 @@ LOSSES: Registry[LossRules] = Registry("--loss", "local_distill.losses.registry:
 TEACHERS: Registry[TeacherRules] = Registry(
     "--teacher_backend", "local_distill.backends:TeacherBackend", BUILTIN_TEACHERS
 )
-SAMPLERS: Registry[SamplerRules] = Registry("--rollouts", "local_distill.backends:SamplerBackend", BUILTIN_SAMPLERS)
+SAMPLERS: Registry[Rules] = Registry("--rollouts", "local_distill.backends:SamplerBackend", BUILTIN_SAMPLERS)
+SOURCES: Registry[Rules] = Registry(
+    "--dataset",
+    "local_distill.prompts.opening:PromptRecord",
+    {name: source.record for name, source in BUILTIN_SOURCES.items()},
+)
