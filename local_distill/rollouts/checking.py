@@ -1,13 +1,10 @@
-"""Whether a model can be sampled from as it is scored, before the first step: right, or refused in one line.
+"""A model is sampled from as it is scored, or refused in one line before the first step.
 
-    check_has_cache(files, instead)    before its weights are loaded: it has a cache that our sampling loop can fill
-    check_positions(files, …)          likewise: no text grows past a length at which all its positions change
-    check_sampling(scorer, flag, …)    with its weights, before training wraps it: what our loop says that it drew with
-                                       is what scoring makes of each rollout by itself
-
-All raise UserError. The last reads a few short texts, and a long one for each length at which the model changes its
-ways (a window, a chunk) if the run comes that far. It draws nothing from the process's random numbers and leaves the
-model in the mode in which it was. What a model is asked about scoring alone is in models/start_checks.py.
+With its weights, before training wraps it, what our loop says that it drew with is compared with what scoring makes of
+each rollout by itself: of a few short texts, and a long one for each length at which the model changes its ways (a
+window, a chunk) if the run comes that far. Nothing is drawn from the process's random numbers, and the model is left in
+the mode in which it was. student_checks.py has what is asked before, models/start_checks.py what is asked of scoring
+alone.
 """
 
 from __future__ import annotations
@@ -57,8 +54,9 @@ def check_sampling(
         for lengths in _batches(scorer, longest):
             with _in_one_line(scorer, flag, instead), context(), evaluating(scorer.model):
                 rollouts = _sample(scorer, lengths, pad_id, context)
-                drawn_with = torch.cat([each.sampler_logprobs for each in rollouts])
-                found = divergence(drawn_with, _scored_alone(scorer, rollouts, pad_id))
+                alone = (collate([each], pad_id).to(_weight(scorer).device) for each in rollouts)
+                scored = torch.cat([scorer(each).logprobs.cpu() for each in alone])
+                found = divergence(torch.cat([each.sampler_logprobs for each in rollouts]), scored)
                 most = rounding_of(matmul_dtype(_weight(scorer)), has_experts(causal_lm(scorer.model).config))
             if not found <= most:  # NaN as well
                 raise UserError(
@@ -69,7 +67,7 @@ def check_sampling(
 
 
 def _batches(scorer: TokenScorer, longest: int) -> Iterator[tuple[int, ...]]:
-    """Lengths of prompts that are read together: short ones; one on the brink of each change, beside a short one."""
+    """Give lengths of prompts read together: short ones; one on the brink of each change, beside a short one."""
     yield SHORT
     config = causal_lm(scorer.model).config.get_text_config()
     settings = config.to_dict() | (getattr(config, "rope_parameters", None) or {})
@@ -83,14 +81,10 @@ def _batches(scorer: TokenScorer, longest: int) -> Iterator[tuple[int, ...]]:
             yield SHORT[0], length - 1
 
 
-def _prompt(length: int, vocab_size: int) -> Prompt:
-    """Of the few tokens that any vocabulary has."""
-    return Prompt(tuple(1 + (i * i + i // 8 + length) % min(vocab_size - 1, 8) for i in range(length)), "", "")
-
-
 def _sample(scorer: TokenScorer, lengths: Sequence[int], pad_id: int, context: Context) -> list[Rollout]:
-    """Two of each short prompt, so that rows are copied; one of a long one, whose rows are large."""
-    prompts = [_prompt(length, scorer.vocab_size) for length in lengths]
+    """Draw two of each short prompt, so that rows are copied; one of a long one, whose rows are large."""
+    tokens = min(scorer.vocab_size - 1, 8)  # the few that any vocabulary has
+    rows = (tuple(1 + (i * i + i // 8 + length) % tokens for i in range(length)) for length in lengths)
     engine = HFRollouts(
         scorer.model,
         params=SamplingParams(
@@ -98,17 +92,11 @@ def _sample(scorer: TokenScorer, lengths: Sequence[int], pad_id: int, context: C
         ),
         pad_id=pad_id, vocab_size=scorer.vocab_size, batch_size=2 * len(lengths), autocast=context, say=lambda _: None,
     )  # fmt: skip
-    return engine.sample(list(enumerate(prompts)), step=0)
-
-
-def _scored_alone(scorer: TokenScorer, rollouts: Sequence[Rollout], pad_id: int) -> Tensor:
-    """(N,) log-probs of the tokens of all of them."""
-    device = _weight(scorer).device
-    return torch.cat([scorer(collate([each], pad_id).to(device)).logprobs.cpu() for each in rollouts])
+    return engine.sample([(position, Prompt(ids, "", "")) for position, ids in enumerate(rows)], step=0)
 
 
 def _weight(scorer: TokenScorer) -> Tensor:
-    """One that tells where the model is, and in what precision."""
+    """Return one that tells where the model is, and in what precision."""
     weight: Tensor = causal_lm(scorer.model).get_output_embeddings().weight
     return weight
 
@@ -119,7 +107,7 @@ def _name(scorer: TokenScorer) -> str:
 
 @contextmanager
 def _in_one_line(scorer: TokenScorer, flag: str, instead: str) -> Iterator[None]:
-    """What a model's own code raises, as a user's mistake; memory that runs out is none."""
+    """Make what a model's own code raises a user's mistake; memory that runs out is none."""
     try:
         yield
     except UserError:

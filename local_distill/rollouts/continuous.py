@@ -1,4 +1,4 @@
-"""Sampling with transformers' continuous batching: paged keys and values, CUDA graphs, no row waits for another.
+"""Transformers' continuous batching samples: paged keys and values, CUDA graphs, no row waits for another.
 
 Made for GPUs. It samples from the training weights themselves; where these are float32 masters of a low precision,
 from a copy in that precision, because the engine keeps its keys and values in the precision of the weights.
@@ -34,6 +34,7 @@ PAGE = 32
 """Tokens of one page of keys and values, on a processor."""
 SETTINGS = tuple(field.name for field in fields(ContinuousBatchingConfig))
 """That the installed transformers knows. The first is the size of a page: page_size in 5.23, block_size in 5.17."""
+FLASH = "auto_switch_to_flash"
 
 
 def check(config: TrainFields) -> None:
@@ -73,7 +74,7 @@ def while_sampling(run: ToSample, at_once: int, decoding: Callable[[], DecodingB
 
 
 class SampledModel:
-    """The trained model as the engine sees it; one for all engines of a run.
+    """The engine sees the trained model in this way; one serves all engines of a run.
 
     model: the transformers (or peft) model, unwrapped. dtype: precision of the products. Where the weights have
     another one, they are copied, and the copy is brought up to date before it is used.
@@ -86,7 +87,7 @@ class SampledModel:
 
     @contextmanager
     def newest(self) -> Iterator[PreTrainedModel]:
-        """The model with the newest weights; the eval mode that the engine leaves behind is put right."""
+        """Give the model with the newest weights; the eval mode that the engine leaves behind is put right."""
         was_training = self._trained.training
         if self._sampled is not self._trained:
             with torch.no_grad():
@@ -100,7 +101,7 @@ class SampledModel:
 
 
 class ContinuousRollouts:
-    """One call of ``generate_batch`` a step.
+    """Each step is one call of ``generate_batch``.
 
     What is drawn depends on the seed, the step and the process, and also on which rollouts happen to share a forward
     pass: unlike HFRollouts, another number of processes draws other samples. What was drawn is reported exactly.
@@ -133,7 +134,8 @@ class ContinuousRollouts:
                 return_logprobs=True,
                 seed=process_seed(self._params.seed, step, self._process),
                 **self._cache_size(inputs, model.device),
-                **_attention(model.dtype),
+                # Flash attention's kernels take no float32; where transformers would switch to it, it must not.
+                **({FLASH: False} if model.dtype == torch.float32 and FLASH in SETTINGS else {}),
             )
             found = model.generate_batch(inputs, self._settings, batching)
         outputs = list(found.values())
@@ -153,7 +155,7 @@ class ContinuousRollouts:
         return rollouts
 
     def _cache_size(self, inputs: Sequence[Sequence[int]], device: torch.device) -> dict[str, int]:
-        """What the engine needs to be told: nothing on a GPU, most of whose free memory it takes until it has finished.
+        """Tell the engine what it needs: nothing on a GPU, most of whose free memory it takes until it has finished.
 
         On a processor it would take most of the machine's: there, room for all rollouts at once.
         """
@@ -161,12 +163,6 @@ class ContinuousRollouts:
             return {}
         blocks = sum(-(-(len(ids) + self._settings.max_new_tokens) // PAGE) + 1 for ids in inputs)
         return {SETTINGS[0]: PAGE, "num_blocks": blocks, "max_batch_tokens": max(PAGE, *map(len, inputs))}
-
-
-def _attention(dtype: torch.dtype) -> dict[str, bool]:
-    """No switch to flash attention, whose kernels take no float32; where transformers has one to switch off."""
-    switch = "auto_switch_to_flash"
-    return {switch: False} if dtype == torch.float32 and switch in SETTINGS else {}
 
 
 def open_continuous(opening: Opening) -> OpenSampler:

@@ -1,4 +1,4 @@
-"""Sampling the next batch while this one trains."""
+"""The next batch is sampled while this one trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Numbered = Sequence[tuple[int, Prompt]]
 
 @runtime_checkable
 class ServedEngine(Protocol):
-    """An engine outside of this process: what it is sent and what it draws are two things."""
+    """An engine outside of this process is sent weights, and draws, at two times."""
 
     def refresh(self) -> None:
         """Send it the newest weights; collective."""
@@ -45,7 +45,7 @@ class OverlappedRollouts:
         self._ahead: tuple[int, int, Future[list[Rollout]]] | None = None
 
     def sample(self, prompts: Numbered, step: int, finished: Callable[[Rollout], None] = ignore) -> list[Rollout]:
-        """The rollouts of ``step``, drawn ahead where they were; then the next step's are begun. See RolloutEngine."""
+        """Return the rollouts of ``step``, drawn ahead or now, and begin the next step's; see RolloutEngine."""
         drawn_at, rollouts = self._version(), None
         if self._ahead is not None and self._ahead[0] == step:
             _, drawn_at, future = self._ahead

@@ -1,4 +1,4 @@
-"""Sampling with a vLLM engine in the training processes themselves, asleep while they train.
+"""A vLLM engine in the training processes themselves samples, and sleeps while they train.
 
 One engine for each process, on the device that it trains on. Before a step's draws it wakes and takes the newest
 weights from the model beside it; after them it gives its memory back. On a processor vLLM cannot sleep, and nothing is
@@ -54,7 +54,7 @@ def while_sampling(run: ToSample, _at_once: int, _decoding: Callable[[], Decodin
 
 
 def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the student as in a checkpoint in ``dtype``, one at a time; adapters are added on.
+    """Give every weight of the student as in a checkpoint in ``dtype``, one at a time; adapters are added on.
 
     model: the transformers (or peft) model, unwrapped; it is not changed.
     """
@@ -77,7 +77,7 @@ def merged_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 class SharedEngine:
-    """The engine, one for all samplers of a run.
+    """One engine serves all samplers of a run.
 
     Where several processes train, they must all make theirs at the same point. Make it before the models are loaded:
     it looks for free memory, and is asleep when it is done.
@@ -140,7 +140,7 @@ class SharedEngine:
 
     @property
     def rows(self) -> int:
-        """Rows of the model's head."""
+        """Return the number of rows of the model's head."""
         return int(self._llm.llm_engine.model_config.get_vocab_size())
 
     def draw(
@@ -163,7 +163,7 @@ class SharedEngine:
 
     @contextmanager
     def _awake(self) -> Iterator[Any]:
-        """vLLM's engine, with the newest weights and no keys and values of older ones."""
+        """Give vLLM's engine, with the newest weights and no keys and values of older ones."""
         try:
             if self._sleeps:
                 torch.cuda.empty_cache()  # before 0.32 vLLM takes from the card without asking torch for what it holds
@@ -187,7 +187,7 @@ class SharedEngine:
 
 
 class ColocatedVLLMRollouts:
-    """One request for each rollout, with a seed of its own.
+    """Each rollout is one request, with a seed of its own.
 
     What is drawn depends on the seed, the step, the position and the place in the group; in the last digits also on
     which rollouts share a forward pass, so that another number of processes may draw other samples. What was drawn is
@@ -281,7 +281,7 @@ BACKEND = SamplerBackend(
 
 
 def _load(weights: NamedWeights, worker: Any) -> None:
-    """Inside the engine: every weight takes its new value, or an error names one that does not."""
+    """Give every weight its new value, inside the engine, or name in an error one that gets none."""
     model = worker.get_model()
     names = {name for name, _ in model.named_parameters()}
     loaded: set[str] = set()

@@ -1,4 +1,4 @@
-"""Sampling by vLLM servers, which are sent the student's weights."""
+"""Servers of vLLM sample; they are sent the student's weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LARGEST_SEED = 2**53
 
 
 class VLLMServerRollouts:
-    """One request for each rollout, all at once: the server batches them, and reads a group's prompt once.
+    """Each rollout is one request, all are made at once: the server batches them, and reads a group's prompt once.
 
     What is drawn depends on the seed, the step, the position and the place in the group, and, because a server's
     rounding depends on what else it computes at the time, not on these alone. What was drawn is reported by the engine.
@@ -61,7 +61,7 @@ class VLLMServerRollouts:
     def sample(
         self, prompts: Sequence[tuple[int, Prompt]], step: int, finished: Callable[[Rollout], None] = ignore
     ) -> list[Rollout]:
-        """``group_size`` rollouts of each (position, prompt), in that order, from the newest weights; collective."""
+        """Draw ``group_size`` rollouts of each (position, prompt), in order, from the newest weights; collective."""
         self.refresh()
         return self.draw(prompts, step, finished)
 
@@ -145,7 +145,7 @@ def check_engine(
     choose: NucleusSampling,
     leaves_out: bool = False,
 ) -> str:
-    """Whether every server can sample for this student; the name under which they serve its base.
+    """Check that every server can sample for this student. Returns the name under which they serve its base.
 
     longest: tokens of prompt and completion together. leaves_out: whether rows of its head are not to be drawn.
     Raises UserError.
@@ -219,7 +219,7 @@ def _only_choice(answer: Any) -> Mapping[str, Any]:
 
 
 def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """The ids of a choice and the log-prob of each."""
+    """Return the ids of a choice and the log-prob of each."""
     ids, beside = choice.get("token_ids"), choice.get("logprobs")
     tokens, logprobs = (beside.get(key) if isinstance(beside, dict) else None for key in ("tokens", "token_logprobs"))
     if (

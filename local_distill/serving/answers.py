@@ -1,4 +1,4 @@
-"""What a server's answer says, whatever its status: an error in its own words, or something else than was asked for."""
+"""An answer is read for what it says, whatever its status: an error, or something else than was asked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 
 class BadAnswerError(Exception):
-    """An answer does not hold, token for token, what was asked for; the message says what it holds instead."""
+    """An answer of success does not hold, token for token, what was asked for; the message says what it holds instead.
 
-
-class ErrorInAnswerError(Exception):
-    """An answer of success holds an error. status: the one that is written in it; None where there is none."""
+    status: the one of an error that is written in it; None where there is none.
+    """
 
     def __init__(self, said: str, status: int | None = None) -> None:
         super().__init__(said)
@@ -22,7 +21,7 @@ class ErrorInAnswerError(Exception):
 def read_answer(content: bytes, content_type: str) -> Any:
     """Return JSON as it is; other text where the server does not call it JSON.
 
-    Raises ErrorInAnswerError for an error, and for what only stands in for an answer: a web page, half of some JSON.
+    Raises BadAnswerError for an error, and for what only stands in for an answer: a web page, half of some JSON.
     """
     text = content.decode(errors="replace")
     if "json" in content_type:
@@ -30,12 +29,12 @@ def read_answer(content: bytes, content_type: str) -> Any:
             answer = json.loads(text)
         except (ValueError, RecursionError):
             what = f"what is not JSON: {text[:60]!r}" if text.strip() else "nothing"
-            raise ErrorInAnswerError(f"answered with {what}") from None
+            raise BadAnswerError(what) from None
         _check_no_error(answer)
         return answer
     if "html" in content_type or text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
-        raise ErrorInAnswerError(f"answered with a web page{f' ({title[1].strip()})' if title else ''}")
+        raise BadAnswerError(f"a web page{f' ({title[1].strip()})' if title else ''}")
     return text
 
 
@@ -67,7 +66,7 @@ def _check_no_error(answer: Any) -> None:
     inside = answer["error"] if isinstance(answer.get("error"), dict) else answer
     codes = [str(inside.get(name)) for name in ("code", "status", "status_code")]
     status = next((int(code) for code in codes if code.isdecimal() and 400 <= int(code) < 600), None)
-    raise ErrorInAnswerError(f"answered with an error ({_words(answer)})", status)
+    raise BadAnswerError(f"an error ({_words(answer)})", status)
 
 
 def _words(answer: Any) -> str:

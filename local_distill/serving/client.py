@@ -1,4 +1,4 @@
-"""Talking to servers over HTTP: shared out over several, bounded, and tried again while a server is away."""
+"""Servers are spoken to over HTTP: requests are shared out over several, bounded, and tried again while one is away."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from local_distill.errors import RunError, UserError
-from local_distill.serving.answers import BadAnswerError, ErrorInAnswerError, message_of, read_answer
+from local_distill.serving.answers import BadAnswerError, message_of, read_answer
 from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls, http_client
 
 T = TypeVar("T")
@@ -24,6 +24,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds: a server that is there accepts a connection at once, however long it then thinks."""
 KEEP_CONNECTION = 2.0
 """Seconds that an idle connection is used again: less than after which servers close it themselves (uvicorn: 5)."""
+BUSY = (408, 429)
+"""Statuses of a server that is there and has no time."""
 LONGEST_MESSAGE = 240
 """Characters of a server's own message that are shown."""
 PARTING = 2.0
@@ -58,7 +60,7 @@ class _FailedAttemptError(Exception):
     @property
     def lost(self) -> bool:
         """Say whether the server may have stopped; a busy one has not."""
-        return self.status not in (408, 429)
+        return self.status not in BUSY
 
 
 class HttpClient:
@@ -146,7 +148,7 @@ class HttpClient:
             endpoint: Endpoint
             try:
                 with self._free, self._endpoints.least_busy(url) as endpoint:
-                    answer = self._read(read, self._attempt(endpoint.url, method, path, body))
+                    answer = self._attempt(endpoint.url, method, path, body, read)
                 if self._endpoints.works(endpoint) and self._say:
                     self._say(f"{self._flag} {endpoint.url}: answers again")
                 return answer
@@ -168,7 +170,9 @@ class HttpClient:
             if lost and on_lost:
                 on_lost(endpoint.url)
 
-    def _attempt(self, url: str, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _attempt(
+        self, url: str, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Any]
+    ) -> Any:
         """Make one request. Raises _FailedAttemptError where another try may help, ServerError where not."""
         end = time.monotonic() + self._timeout
         try:
@@ -188,29 +192,20 @@ class HttpClient:
             raise
         content = b"".join(parts)
         if response.is_success:
-            return self._answer(url, path, response, content)
+            try:
+                return read(read_answer(content, response.headers.get("content-type", "")))
+            except BadAnswerError as error:
+                said = self._one_line(f"answered with {error}")
+                if error.status is None or _may_pass(error.status):
+                    raise _FailedAttemptError(said, error.status, answered=True) from None
+                raise self._error(url, path, said, error.status) from None
         said = self._one_line(message_of(content, response.reason_phrase))
         status = response.status_code
-        if status in (408, 429) or status >= 500:
+        if _may_pass(status):
             raise _FailedAttemptError(f"answered {status} ({said})", status, _retry_after(response))
         if status in (401, 403):
             said += f"; put the server's API key into the environment variable {self._key_variable}"
         raise self._error(url, path, f"answered {status}: {said}", status)
-
-    def _answer(self, url: str, path: str, response: httpx.Response, content: bytes) -> Any:
-        try:
-            return read_answer(content, response.headers.get("content-type", ""))
-        except ErrorInAnswerError as error:
-            said, status = self._one_line(str(error)), error.status
-            if status is None or status >= 500 or status in (408, 429):
-                raise _FailedAttemptError(said, status, answered=True) from None
-            raise self._error(url, path, said, status) from None
-
-    def _read(self, read: Callable[[Any], Any], answer: Any) -> Any:
-        try:
-            return read(answer)
-        except BadAnswerError as error:
-            raise _FailedAttemptError(self._one_line(f"answered with {error}"), answered=True) from None
 
     def _gave_up(self, url: str, path: str, failure: _FailedAttemptError) -> ServerError:
         if failure.answered:
@@ -294,6 +289,10 @@ def _read_key(variable: str) -> str | None:
     if not key.isprintable() or not key.isascii():
         raise UserError(f"{variable}: holds characters that no API key has; set it again")
     return key or None
+
+
+def _may_pass(status: int) -> bool:
+    return status in BUSY or status >= 500
 
 
 def _pause(attempt: int) -> float:

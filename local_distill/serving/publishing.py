@@ -1,4 +1,4 @@
-"""The student's newest weights, to the servers that sample for it.
+"""The student's newest weights are sent to the servers that sample for it.
 
 Weights go by way of a folder that the servers can read: the same machine, or a shared disk. Each version of them has a
 name of its own, so that a server which was restarted is known by what it lacks, and is given the last version again
@@ -125,7 +125,7 @@ class _ThroughFolder(Publisher):
         return self._gate.drawing()
 
     def publish(self) -> bool:
-        """See Publisher. Raises RunError when a server does not take them."""
+        """Send them, see Publisher. Raises RunError when a server does not take them."""
         newest, last = self._newest(), self._published
         if newest == last:
             return False
@@ -148,7 +148,7 @@ class _ThroughFolder(Publisher):
         return True
 
     def again(self, url: str) -> None:
-        """See Publisher; waits for the server as long as the client has patience. From any thread."""
+        """Send them again, see Publisher; waits for the server as long as the client has patience. From any thread."""
         with self._repairing:  # many requests find out at the same time
             if self._published is not None and not self._is_there(url):
                 self._send(url, self._published, None)
@@ -228,7 +228,7 @@ class WeightsPublisher(_ThroughFolder):
         self._dtype = dtype
 
     def look(self) -> None:
-        """See Publisher. A server answers from whatever it has; no restart fits between this look and the request."""
+        """Look on every server: it answers from whatever it has. No restart fits between this look and the request."""
         for url in self._client.urls:
             self.again(url)
 

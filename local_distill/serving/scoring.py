@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,24 +55,6 @@ class Position(NamedTuple):
     others: Sequence[tuple[int, Any]]
 
 
-class Wire(Protocol):
-    """Each kind of server has its own words."""
-
-    @property
-    def path(self) -> str:
-        """Return where scoring requests go."""
-        ...
-
-    def request(self, question: Question) -> dict[str, Any]:
-        """Return the body of the request to ``path``."""
-        ...
-
-    def positions(self, answer: Any, question: Question) -> list[Position]:
-        """What the answer says of each token asked for. Raises BadAnswerError, KeyError, TypeError, IndexError or
-        ValueError for another answer than was asked for."""
-        ...
-
-
 @dataclass(frozen=True)
 class VLLM:
     """vLLM's completions have ``prompt_logprobs``: entry t, by id as text, is of token t given all before it.
@@ -84,7 +66,7 @@ class VLLM:
     path: str = "/v1/completions"
 
     def request(self, question: Question) -> dict[str, Any]:
-        """See Wire; vLLM will not read without writing one token."""
+        """Return the body of the request to ``path``; vLLM will not read without writing one token."""
         return {
             "model": self.model,
             "prompt": list(question.ids),
@@ -94,7 +76,7 @@ class VLLM:
         }
 
     def positions(self, answer: Any, question: Question) -> list[Position]:
-        """See Wire."""
+        """Return what the answer says of each token asked for; another answer raises, see ``read_scores``."""
         (choice,) = answer["choices"]
         entries = choice["prompt_logprobs"]
         _expect(len(entries), len(question.ids), "entries")
@@ -118,7 +100,7 @@ class SGLang:
     path: str = "/generate"
 
     def request(self, question: Question) -> dict[str, Any]:
-        """See Wire."""
+        """Return the body of the request to ``path``."""
         return {
             "input_ids": list(question.ids),
             "sampling_params": {"max_new_tokens": 0, "temperature": 0.0},
@@ -129,7 +111,7 @@ class SGLang:
         }
 
     def positions(self, answer: Any, question: Question) -> list[Position]:
-        """See Wire."""
+        """Return what the answer says of each token asked for; another answer raises, see ``read_scores``."""
         meta = answer["meta_info"]
         entries = meta["input_token_logprobs"]
         asked = question.ids[self._start(question) :]
@@ -150,6 +132,10 @@ class SGLang:
     @staticmethod
     def _start(question: Question) -> int:
         return len(question.ids) - question.completion - 1
+
+
+Wire: TypeAlias = VLLM | SGLang
+"""A kind of server, by the words that it is spoken to in."""
 
 
 def read_scores(wire: Wire, answer: Any, question: Question, vocab_size: int) -> Scores:

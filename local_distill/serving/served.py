@@ -1,4 +1,4 @@
-"""What is behind an address? Checked before a run: the right kind of server, one model, the student's tokens."""
+"""What is behind an address is checked before a run: the right kind of server, one model, the student's tokens."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ class Served:
     name: str
     owner: str
 
-    def wire(self, vocab_size: int) -> Wire:
-        """Return the words to speak to that server."""
-        return VLLM(self.name) if self.owner == "vllm" else SGLang(vocab_size - 1)
-
 
 def agree_on_wire(
     client: HttpClient, *, model: str | None, tokenizer: PreTrainedTokenizerBase, vocab_size: int, longest: int,
@@ -50,7 +46,7 @@ def agree_on_wire(
                 f"with {served[url].name}; start all servers alike"
             )
         _check_tokens(client, url, served[url].name, tokenizer)
-    wire = served[first].wire(vocab_size)
+    wire: Wire = VLLM(served[first].name) if served[first].owner == "vllm" else SGLang(vocab_size - 1)
     ids = [i for probe in PROBES for i in tokenizer.encode(probe, add_special_tokens=False)]
     ids = ids[: max(2, min(longest, LONGEST_PROBE))]
     question = Question(tuple(ids), len(ids) - 1, top_k)
@@ -66,7 +62,6 @@ def agree_on_wire(
 
 
 def _find_model(client: HttpClient, url: str, model: str | None, longest: int, say: Callable[[str], None]) -> Served:
-    """Find the model to ask at ``url``."""
     try:
         cards = {str(card["id"]): card for card in model_cards(client.get_from(url, "/v1/models"))}
     except ServerError as error:

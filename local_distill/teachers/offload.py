@@ -20,7 +20,7 @@ ALIGNMENT = 256
 
 
 def offloaded(scorer: TokenScorer, device: torch.device) -> TokenScorer:
-    """The scorer, its weights in the machine's memory, ready to score on ``device``; for reading alone.
+    """Return the scorer, its weights in the machine's memory, ready to score on ``device``; for reading alone.
 
     scorer: on the CPU, without an adapter; it is changed in place. On CUDA its weights are moved, one at a time, to
     locked memory, from which copies are faster and do not stop the processor. An embedding that is tied to the head

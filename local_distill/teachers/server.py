@@ -63,7 +63,7 @@ class ServerTeacher:
                 self._prepared[question] = _Prepared(self._begin(question), self._batches)
 
     def score(self, batch: TokenBatch) -> ScoredBatch:
-        """See Teacher."""
+        """Return the batch with what the servers say; see Teacher."""
         questions = questions_of(batch, self._top_k)
         # All of them are under way before the first is waited for; rows that are equal share a request.
         under_way = {question: self._take(question) for question in dict.fromkeys(questions)}
@@ -98,7 +98,7 @@ class ServerTeacher:
         return self._client.in_background(lambda: self._ask(question))
 
     def _ask(self, question: Question) -> Scores:
-        """Tensors already: an answer with its likeliest tokens takes a hundred times their room."""
+        """Keep tensors: an answer with its likeliest tokens takes a hundred times their room."""
         scores: Scores = self._client.post(
             self._wire.path,
             self._wire.request(question),
@@ -114,7 +114,7 @@ class ServerTeacher:
 
 
 def questions_of(batch: TokenBatch, top_k: int) -> list[Question]:
-    """What to ask of each row that has a completion, in order. Rows end by length: padding may be a token as well."""
+    """Say what to ask of each row that has a completion, in order. Rows end by length: padding may be a token."""
     ends = batch.attention_mask.sum(1).tolist()
     rows = zip(batch.input_ids.tolist(), ends, batch.lengths, strict=True)
     return [Question(tuple(ids[:end]), length, top_k) for ids, end, length in rows if length]
@@ -125,7 +125,7 @@ def open_server_teacher(
     longest: int, top_k: int, device: torch.device, timeout: float, patience: float, concurrency: int,
     say: Callable[[str], None],
 ) -> ServerTeacher:  # fmt: skip
-    """The teacher behind ``urls``, once all are seen to serve the same model, with the student's tokens.
+    """Return the teacher behind ``urls``, once all are seen to serve the same model, with the student's tokens.
 
     model: the name that it is served by; None for the only one, or the first. longest: tokens that prompt and
     completion may have together. vocab_size, top_k, device: see ServerTeacher. timeout, patience, concurrency, say:

@@ -1,4 +1,4 @@
-"""The student itself, as it was before its adapter: no second model in memory.
+"""The student itself teaches, as it was before its adapter: no second model in memory.
 
 For repairing what a fine-tune forgot: the teacher is the model that the adapter was put on.
 """
@@ -23,7 +23,7 @@ from local_distill.teachers.teacher_checks import check_own
 
 
 class BaseOfStudent:
-    """Reads the student's frozen base, in the precision that it is held in; the adapter is on again afterwards.
+    """This reads the student's frozen base, in the precision that it is held in; the adapter is on again afterwards.
 
     scorer: the student, not wrapped for training, with a peft adapter.
     """
@@ -34,13 +34,13 @@ class BaseOfStudent:
 
     @torch.no_grad()
     def __call__(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
-        """See TokenScorer."""
+        """Return a reading of the base; see TokenScorer."""
         with self._without_adapter():
             return self._scorer(batch, read)
 
     @torch.no_grad()
     def states(self, batch: TokenBatch) -> HeadStates:
-        """See TokenScorer."""
+        """Return the base's hidden states; see TokenScorer."""
         with self._without_adapter():
             return self._scorer.states(batch)
 

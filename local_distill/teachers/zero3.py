@@ -1,4 +1,4 @@
-"""A teacher sharded over all processes by DeepSpeed ZeRO-3, for inference only.
+"""DeepSpeed ZeRO-3 shards a teacher over all processes, for inference only.
 
 Each process holds 1/n of every weight and borrows the rest layer by layer, so that a 32 B teacher in
 bf16 takes 64 GB / n of each GPU. Every forward is collective: all processes must make the same number
@@ -40,7 +40,7 @@ LIVE_PARAMETERS = 1e9
 
 
 def zero3_config(path: str | None) -> dict[str, Any]:
-    """The DeepSpeed settings of a sharded teacher: the user's file, or the built-in ones.
+    """Return the DeepSpeed settings of a sharded teacher: the user's file, or the built-in ones.
 
     Raises UserError when the file cannot be read or does not ask for stage 3.
     """
@@ -71,7 +71,7 @@ def held(config: TrainConfig, shape: Shape, place: Place) -> Held:
 
 @contextmanager
 def _in_a_group() -> Iterator[None]:
-    """Without a launcher a group of one process, where DeepSpeed would look for MPI.
+    """Make a group of one process where there is no launcher, and DeepSpeed would look for MPI.
 
     It is there until the run has ended well, when accelerate leaves it; else as long as the process.
     """
