@@ -1,8 +1,10 @@
 """What others' exceptions say, in one line."""
 
 import pytest
+import torch
 
-from local_distill.errors import first_sentence, one_line, with_type, without_advice
+from local_distill.errors import UserError, first_sentence, one_line, with_type, without_advice
+from local_distill.train_on_policy_local import ending_in_one_line
 
 
 def test_line_breaks_go_and_what_is_too_long_is_cut():
@@ -45,3 +47,11 @@ def test_what_torch_advises_after_memory_ran_out_is_left_out():
     assert without_advice(RuntimeError("DefaultCPUAllocator: can't allocate 2.5 GiB")) == (
         "DefaultCPUAllocator: can't allocate 2.5 GiB"
     )
+
+
+def test_a_run_that_lacks_memory_ends_with_the_flag_to_lower(tmp_path):
+    with pytest.raises(UserError) as ended, ending_in_one_line(tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    begins = "--microbatch_tokens: out of memory while loading, scoring or evaluating (CUDA out of memory); lower it"
+    assert str(ended.value).startswith(begins)
+    assert ended.value.alone
