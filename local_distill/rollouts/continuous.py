@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,6 @@ from transformers import __version__ as transformers_version
 from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.config.train_config import TrainConfig
-from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError
 from local_distill.head.sampling import SamplingParams
 from local_distill.models.adapters import Adapter
@@ -35,11 +35,6 @@ PAGE = 32
 SETTINGS = tuple(field.name for field in fields(ContinuousBatchingConfig))
 """That the installed transformers knows. The first is the size of a page: page_size in 5.23, block_size in 5.17."""
 FLASH = "auto_switch_to_flash"
-
-
-def check(config: TrainFields) -> None:
-    """Refuse what only a sampler elsewhere can do."""
-    check_here(config, "continuous")
 
 
 def check_seeded() -> None:
@@ -177,7 +172,7 @@ def open_continuous(opening: Opening) -> OpenSampler:
 
 
 BACKEND = SamplerBackend(
-    check=check,
+    check=partial(check_here, name="continuous"),
     check_machine=lambda _: check_seeded(),
     check_student=check_student,
     memory=SamplerMemory(while_sampling, always),

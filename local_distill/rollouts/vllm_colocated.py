@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
 from local_distill.batch import Prompt, Rollout, ignore
-from local_distill.config.train_fields import TrainFields
 from local_distill.errors import RunError, UserError, with_type
 from local_distill.head.sampling import SamplingParams
 from local_distill.models.files import causal_lm, precision_of, saved_tensors
@@ -233,11 +232,6 @@ class ColocatedVLLMRollouts:
         return request.rollout(ids, logprobs, self._params.stop_ids)
 
 
-def check(config: TrainFields) -> None:
-    """Refuse what only a sampler elsewhere can do."""
-    check_here(config, "vllm")
-
-
 def check_installed() -> None:
     """Raise UserError when there is no vLLM."""
     if not installed("vllm"):
@@ -272,7 +266,7 @@ def open_inside(opening: Opening) -> OpenSampler:
 
 
 BACKEND = SamplerBackend(
-    check=check,
+    check=partial(check_here, name="vllm"),
     check_machine=lambda _: check_installed(),
     check_student=check_vllm_student,
     memory=SamplerMemory(while_sampling, always),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -118,8 +118,7 @@ class VLLMServerRollouts:
 
     def _read(self, request: Request, answer: Any) -> Rollout:
         """Raise BadAnswerError for what is not one whole completion with a log-prob for each of its tokens."""
-        choice = _only_choice(answer)
-        ids, logprobs = _tokens(choice)
+        ids, logprobs, reason = _only_choice(answer)
         wrong = None
         if not 1 <= len(ids) <= self._params.max_new_tokens:
             wrong = f"{len(ids)} tokens, 1 to {self._params.max_new_tokens} were asked for"
@@ -130,8 +129,7 @@ class VLLMServerRollouts:
         elif any(each in self._params.stop_ids for each in ids[:-1]):
             wrong = "a completion that goes on after a stop token"
         elif ids[-1] not in self._params.stop_ids and len(ids) < self._params.max_new_tokens:
-            said = choice.get("finish_reason")
-            wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {said!r})"
+            wrong = f"a completion that was cut short after {len(ids)} tokens (finish_reason {reason!r})"
         if wrong:
             raise BadAnswerError(wrong)
         return request.rollout(ids, logprobs, self._params.stop_ids)
@@ -197,8 +195,8 @@ def _check_processed(
     greedy = _in_the_servers_words(SamplingParams(NucleusSampling(0.5, 1e-6), 1, 1, frozenset(), 0))
     for first in tokenizer.encode(PROBES[0], add_special_tokens=False)[:4]:
         body = {"model": name, "prompt": [first], "seed": 0, **greedy}
-        _, logprobs = client.post_to(url, COMPLETIONS, body, read=lambda answer: _tokens(_only_choice(answer)))
-        if any(logprob < -1e-3 for logprob in logprobs):
+        choice = client.post_to(url, COMPLETIONS, body, read=_only_choice)
+        if any(logprob < -1e-3 for logprob in choice.logprobs):
             raise UserError(
                 f"{FLAG} {url}: its log-probs are from before temperature, top-p and the leaving out of rows that are "
                 "no tokens of both models, those of the draws are needed; start it with --logprobs-mode "
@@ -211,16 +209,19 @@ def _in_the_servers_words(params: SamplingParams, vocab_size: int = 0, rows: int
     return {**in_vllm_words(params, vocab_size, rows), "return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
-def _only_choice(answer: Any) -> Mapping[str, Any]:
+class Choice(NamedTuple):
+    """A completion as a server tells it. logprobs: of each of its ``ids``. finish_reason: in its words."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish_reason: object
+
+
+def _only_choice(answer: Any) -> Choice:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise BadAnswerError("what is not one completion, as if it were no vLLM server")
-    return choices[0]
-
-
-def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Return the ids of a choice and the log-prob of each."""
-    ids, beside = choice.get("token_ids"), choice.get("logprobs")
+    ids, beside = choices[0].get("token_ids"), choices[0].get("logprobs")
     tokens, logprobs = (beside.get(key) if isinstance(beside, dict) else None for key in ("tokens", "token_logprobs"))
     if (
         not isinstance(ids, list)
@@ -234,7 +235,7 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
             "what does not have the id and the log-prob of each of its tokens, as if it were a vLLM that does not know "
             "return_token_ids"
         )
-    return ids, logprobs
+    return Choice(ids, logprobs, choices[0].get("finish_reason"))
 
 
 def check(config: TrainFields) -> None:

@@ -72,7 +72,10 @@ class ServerTeacher:
         logprobs = torch.cat([torch.empty(0), *(each.logprobs for each in scores)]).to(self._device)
         signal = SampledLogprobs(logprobs)
         if self._top_k:
-            signal = TopLogprobs(logprobs, top=self._joined([each.top for each in scores if each.top is not None]))
+            tops = [each.top for each in scores if each.top is not None]
+            ids = torch.cat([torch.empty(0, self._top_k, dtype=torch.long), *(top.ids for top in tops)])
+            likely = torch.cat([torch.empty(0, self._top_k + 1), *(top.logprobs for top in tops)])
+            signal = TopLogprobs(logprobs, top=TopTokens(ids.to(self._device), likely.to(self._device)))
         return ScoredBatch(batch.to(self._device), signal)
 
     def close(self) -> None:
@@ -105,12 +108,6 @@ class ServerTeacher:
             read=lambda answer: read_scores(self._wire, answer, question, self._vocab_size),
         )
         return scores
-
-    def _joined(self, tops: Sequence[TopTokens]) -> TopTokens:
-        k = self._top_k
-        ids = torch.cat([torch.empty(0, k, dtype=torch.long), *(top.ids for top in tops)])
-        logprobs = torch.cat([torch.empty(0, k + 1), *(top.logprobs for top in tops)])
-        return TopTokens(ids.to(self._device), logprobs.to(self._device))
 
 
 def questions_of(batch: TokenBatch, top_k: int) -> list[Question]:
