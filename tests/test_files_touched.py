@@ -111,8 +111,8 @@ def test_a_loss(copy, tmp_path, folders):
 
 def test_a_teacher(copy, tmp_path, folders):
     copy.add("teachers/counts.py", PARTS["my_teachers"])
-    copy.register("BUILTIN_TEACHERS", "counts", '"local_distill.teachers.counts:COUNTS"')
-    copy.register("BUILTIN_GIVES", "counts", "TeacherView.tokens")
+    row = 'TeacherRow("local_distill.teachers.counts:COUNTS", TeacherView.tokens)'
+    copy.register("BUILTIN_TEACHERS", "counts", row)
     flags = copy.train(tmp_path / "work", folders, "--teacher_backend", "counts")
     assert_as_the_page_says(copy, "a teacher", "teachers/counts.py")
     assert re.search(r"`--teacher_backend`.*\| counts ", flags)
@@ -128,7 +128,7 @@ def test_a_sampler(copy, tmp_path, folders):
 
 def test_a_source_of_prompts(copy, tmp_path, folders):
     copy.add("prompts/sums.py", PARTS["my_prompts"])
-    copy.register("BUILTIN_SOURCES", "sums", 'Source("local_distill.prompts.sums:SUMS")')
+    copy.register("BUILTIN_SOURCES", "sums", 'SourceRow("local_distill.prompts.sums:SUMS")')
     flags = copy.train(tmp_path / "work", folders, "--dataset", "sums")
     assert_as_the_page_says(copy, "a source of prompts", "prompts/sums.py")
     assert re.search(r"`--dataset` •.*\| sums, deepmath \(zwhe99/DeepMath-103K\), ", flags)

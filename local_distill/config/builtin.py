@@ -19,21 +19,27 @@ BUILTIN_LOSSES = {
     "forward_kl": f"{_LOSSES}:FORWARD_KL",
     "jsd": f"{_LOSSES}:JSD",
 }
+
+
+class TeacherRow(NamedTuple):
+    """A teacher says here too what its record says, for those who read what a run has left and need not wait for torch.
+
+    gives: the most that it gives. words: of a teacher that has neither a model nor an address of its own.
+    """
+
+    record: str
+    gives: TeacherView
+    words: str = ""
+
+
 BUILTIN_TEACHERS = {
-    "local": "local_distill.teachers.local:BACKEND",
-    "zero3": "local_distill.teachers.zero3:BACKEND",
-    "server": "local_distill.teachers.server:BACKEND",
-    "self": "local_distill.teachers.student_base:BACKEND",
+    "local": TeacherRow("local_distill.teachers.local:BACKEND", TeacherView.whole_distribution),
+    "zero3": TeacherRow("local_distill.teachers.zero3:BACKEND", TeacherView.top_tokens),
+    "server": TeacherRow("local_distill.teachers.server:BACKEND", TeacherView.top_tokens),
+    "self": TeacherRow(
+        "local_distill.teachers.student_base:BACKEND", TeacherView.whole_distribution, "itself without its adapter"
+    ),
 }
-BUILTIN_GIVES = {
-    "local": TeacherView.whole_distribution,
-    "zero3": TeacherView.top_tokens,
-    "server": TeacherView.top_tokens,
-    "self": TeacherView.whole_distribution,
-}
-"""What their records say that they give, for those who only read what a run has left, and need not wait for torch."""
-BUILTIN_WORDS = {"self": "itself without its adapter"}
-"""What the records say of teachers that have neither a model nor an address of their own, for the same readers."""
 BUILTIN_SAMPLERS = {
     "hf": "local_distill.rollouts.hf:BACKEND",
     "continuous": "local_distill.rollouts.continuous:BACKEND",
@@ -42,8 +48,8 @@ BUILTIN_SAMPLERS = {
 }
 
 
-class Source(NamedTuple):
-    """A source of prompts is where its record is; a data set has a hub id besides, which is another name of it."""
+class SourceRow(NamedTuple):
+    """A source of prompts has its record; a data set has a hub id besides, which is another name of it."""
 
     record: str
     hub_id: str = ""
@@ -51,14 +57,19 @@ class Source(NamedTuple):
 
 OTHER_SET, PROMPTS_FILE, NO_SOURCE = "--dataset", "--prompts_file", ""
 BUILTIN_SOURCES = {
-    "deepmath": Source("local_distill.prompts.data_sets:DEEPMATH", "zwhe99/DeepMath-103K"),
-    "tulu3": Source("local_distill.prompts.data_sets:TULU3", "allenai/tulu-3-sft-mixture"),
-    OTHER_SET: Source("local_distill.prompts.data_sets:OTHER"),
-    PROMPTS_FILE: Source("local_distill.prompts.prompt_files:WRITTEN"),
-    NO_SOURCE: Source("local_distill.prompts.prompt_files:BUILTIN"),
+    "deepmath": SourceRow("local_distill.prompts.data_sets:DEEPMATH", "zwhe99/DeepMath-103K"),
+    "tulu3": SourceRow("local_distill.prompts.data_sets:TULU3", "allenai/tulu-3-sft-mixture"),
+    OTHER_SET: SourceRow("local_distill.prompts.data_sets:OTHER"),
+    PROMPTS_FILE: SourceRow("local_distill.prompts.prompt_files:WRITTEN"),
+    NO_SOURCE: SourceRow("local_distill.prompts.prompt_files:BUILTIN"),
 }
 """By what --dataset names; what it does not know by name, a file, and no source at all by their flags."""
 NAMED_SOURCES = {name: row for name, row in BUILTIN_SOURCES.items() if name and not name.startswith("--")}
+
+
+def nameless_teacher(kind: object) -> str:
+    """Say in words who a teacher is that has neither a model nor an address of its own; empty for the others."""
+    return BUILTIN_TEACHERS[kind].words if isinstance(kind, str) and kind in BUILTIN_TEACHERS else ""
 
 
 class OrOutside(tuple[str, ...]):

@@ -104,11 +104,13 @@ class Registry(Generic[Record]):
 
 LOSSES: Registry[LossRules] = Registry("--loss", "local_distill.losses.registry:LossRecord", BUILTIN_LOSSES)
 TEACHERS: Registry[TeacherRules] = Registry(
-    "--teacher_backend", "local_distill.backends:TeacherBackend", BUILTIN_TEACHERS
+    "--teacher_backend",
+    "local_distill.backends:TeacherBackend",
+    {name: row.record for name, row in BUILTIN_TEACHERS.items()},
 )
 SAMPLERS: Registry[Rules] = Registry("--rollouts", "local_distill.backends:SamplerBackend", BUILTIN_SAMPLERS)
 SOURCES: Registry[Rules] = Registry(
     "--dataset",
     "local_distill.prompts.opening:PromptRecord",
-    {name: source.record for name, source in BUILTIN_SOURCES.items()},
+    {name: row.record for name, row in BUILTIN_SOURCES.items()},
 )

@@ -15,7 +15,6 @@ from pkgutil import resolve_name
 
 from local_distill.batch import TeacherView
 from local_distill.config.builtin import (
-    BUILTIN_GIVES,
     BUILTIN_LOSSES,
     BUILTIN_SAMPLERS,
     BUILTIN_TEACHERS,
@@ -50,7 +49,7 @@ _SETS = ", ".join(f"{name} ({source.hub_id})" if source.hub_id else name for nam
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFields:
-    """The settings of one run, as they are written down; TrainConfig checks them."""
+    """One run is set up by these, as they are written down; TrainConfig checks them."""
 
     student_model: str = _model("Hub id or local folder of the model to train.", "", fixed=True)
     teacher_model: str = _model(
@@ -322,14 +321,14 @@ class TrainFields:
     @property
     def teacher_gives(self) -> TeacherView:
         """Return how much of its distribution the teacher can give, which its record states."""
-        if self.teacher_kind in BUILTIN_GIVES:
-            return BUILTIN_GIVES[self.teacher_kind]
+        if self.teacher_kind in BUILTIN_TEACHERS:
+            return BUILTIN_TEACHERS[self.teacher_kind].gives
         gives: TeacherView = resolve_name(f"{self.teacher_kind}.gives")
         return gives
 
     @property
     def loss_name(self) -> str:
-        """The loss that is named, or what auto takes: the reverse KL, with the least noise that there can be."""
+        """Return the loss that is named, or what auto takes: the reverse KL, with the least noise that there can be."""
         if self.loss != "auto":
             return self.loss
         by_sampled_tokens = self.kl_discount or self.teacher_gives == TeacherView.tokens
@@ -337,7 +336,7 @@ class TrainFields:
 
     @property
     def loss_top_k(self) -> int | None:
-        """The top tokens that the loss compares; None for every token."""
+        """Return how many top tokens the loss compares; None for every token."""
         by_top_tokens = self.loss == "auto" and self.loss_name == "reverse_kl"
         if self.top_k is None and by_top_tokens and self.teacher_gives < TeacherView.whole_distribution:
             return AUTO_TOP_K
@@ -345,7 +344,7 @@ class TrainFields:
 
     @property
     def loss_in_words(self) -> str:
-        """The loss, and where it was left to auto what that took."""
+        """Name the loss, and where it was left to auto what that took."""
         if self.loss != "auto":
             return self.loss
         return f"auto ({self.loss_name}{f', {self.loss_top_k} top tokens' if self.loss_top_k else ''})"
@@ -374,4 +373,4 @@ def recorded_loss(settings: Mapping[str, object]) -> str:
     if "loss" not in settings:
         return ""
     recorded = recorded_fields(settings)
-    return recorded.loss_in_words if recorded.teacher_kind in BUILTIN_GIVES else recorded.loss
+    return recorded.loss_in_words if recorded.teacher_kind in BUILTIN_TEACHERS else recorded.loss

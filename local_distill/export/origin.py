@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from local_distill.config.builtin import BUILTIN_WORDS, NAMED_SOURCES
+from local_distill.config.builtin import NAMED_SOURCES, nameless_teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import recorded_fields
 from local_distill.errors import UserError
@@ -44,7 +44,7 @@ class Origin:
     def teacher(self) -> str:
         """Tell who was learned from, in words; empty where it is not known."""
         served = "a served model" if self.settings.get("teacher_url") else ""
-        nameless = BUILTIN_WORDS.get(str(self.settings.get("teacher_backend")))
+        nameless = nameless_teacher(self.settings.get("teacher_backend"))
         return nameless or public(self.settings.get("teacher_model") or served)
 
     @property

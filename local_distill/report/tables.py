@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any
 
-from local_distill.config.builtin import BUILTIN_WORDS
+from local_distill.config.builtin import nameless_teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, recorded_loss
 from local_distill.report.reading import Record, ReportedRun
@@ -78,7 +78,7 @@ def outcome_of(run: ReportedRun) -> Outcome:
     left = _share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl"))
     done, planned = run.steps[-1]["step"] if run.steps else 0, run.settings.get("steps")
     tokens, seconds = (sum(float(step.get(name) or 0) for step in run.steps) for name in ("tokens", "seconds/step"))
-    nameless = BUILTIN_WORDS.get(str(run.settings.get("teacher_backend")))
+    nameless = nameless_teacher(run.settings.get("teacher_backend"))
     teacher = run.settings.get("teacher_model") or nameless or run.settings.get("teacher_url")
     return Outcome(
         run=run.name,

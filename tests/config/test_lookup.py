@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from local_distill.config.builtin import BUILTIN_GIVES, BUILTIN_WORDS
+from local_distill.config.builtin import BUILTIN_TEACHERS
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS
 from local_distill.config.train_fields import recorded_loss
 from local_distill.errors import UserError
@@ -17,13 +17,14 @@ def test_every_built_in_name_has_its_record(registry):
 
 
 def test_what_teachers_give_is_what_their_records_say():
-    assert {name: TEACHERS.get(name).gives for name in TEACHERS.names} == BUILTIN_GIVES
+    assert all(TEACHERS.get(name).gives == row.gives for name, row in BUILTIN_TEACHERS.items())
 
 
 def test_teachers_without_a_name_are_spoken_of_as_their_records_say():
     unnamed = SimpleNamespace(teacher_model="", teacher_url="")
     said = {name: TEACHERS.get(name).words(unnamed) for name in TEACHERS.names}
-    assert {name: words for name, words in said.items() if words and " at " not in words} == BUILTIN_WORDS
+    nameless = {name: words for name, words in said.items() if words and " at " not in words}
+    assert nameless == {name: row.words for name, row in BUILTIN_TEACHERS.items() if row.words}
 
 
 @pytest.mark.parametrize(
