@@ -5,29 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
-from datetime import date
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
 from local_distill.backends import sampler_of, teacher_of
-from local_distill.config.earlier_runs import with_loss_of_before
+from local_distill.config.resumed import as_begun
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.head.sampling import NucleusSampling
 from local_distill.losses.loss import Loss
 from local_distill.losses.registry import make_loss
 from local_distill.losses.sampler_mismatch import SamplerMismatch
-from local_distill.models.adapters import (
-    Adapter,
-    LoraSettings,
-    frozen_experts_note,
-    open_adapter,
-)
+from local_distill.models.adapters import Adapter, LoraSettings, frozen_experts_note, open_adapter
 from local_distill.models.files import open_model
 from local_distill.models.pair import ModelPair, pair_of
 from local_distill.models.quantization import check_dense
@@ -38,8 +31,7 @@ from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, resolve_precision
 from local_distill.prompts import PromptSource, Renderer, open_prompts
 from local_distill.rollouts.student_checks import check_positions
-from local_distill.runs.folder import LATEST, RunFolder
-from local_distill.runs.layout import read_settings
+from local_distill.runs.folder import RunFolder
 from local_distill.training.optimizer import learning_rate_at
 
 
@@ -100,25 +92,10 @@ class Launch:
         self.terminal.say(text)
 
 
-def with_template_date(config: TrainConfig) -> TrainConfig:
-    """Return the settings with the date that a chat template with a clock in it reads: the day on which the run began.
-
-    Prompts that say what day it is would else be others after midnight, or in a run that is gone on with a week later.
-    Raises UserError where the run's own settings cannot be read.
-    """
-    if config.template_date is not None:
-        return config
-    kept = None
-    if config.resume is not None:
-        folder = config.output_dir if config.resume == LATEST else Path(config.resume).expanduser().resolve().parent
-        kept = read_settings(Path(folder).expanduser()).get("template_date") if folder else None
-    return replace(config, template_date=str(kept or date.today()))
-
-
 def check_inputs(config: TrainConfig) -> Inputs:
     """Open everything but the weights. Collective: raises UserError for what is wrong on any process."""
     # Midnight may come between two processes.
-    config = on_main_process(PartialState(), lambda: with_template_date(with_loss_of_before(config)))
+    config = on_main_process(PartialState(), lambda: as_begun(config))
     return on_every_process(lambda: open_inputs(config))
 
 
@@ -150,14 +127,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         sampler.check_student(config, pair, lora)
     for files in (pair.student, pair.teacher):
         check_positions(files, prompts.longest, config.max_new_tokens)
-    return Inputs(
-        config=config,
-        precision=precision,
-        pair=pair,
-        prompts=prompts,
-        lora=lora,
-        trackers=tuple(trackers),
-    )
+    return Inputs(config, precision, pair, prompts, lora, tuple(trackers))
 
 
 def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:

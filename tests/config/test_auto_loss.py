@@ -5,8 +5,8 @@ import yaml
 
 from local_distill.announcements import auto_loss_note, off_policy_note
 from local_distill.batch import TeacherView
-from local_distill.config.earlier_runs import with_loss_of_before
 from local_distill.config.lookup import LOSSES
+from local_distill.config.resumed import as_begun
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import recorded_loss
 from local_distill.errors import UserError
@@ -74,17 +74,17 @@ def test_a_run_of_before_keeps_its_objective(tmp_path):
     recorded = {"loss": "policy_gradient", "temperature": 0.8, "top_p": 0.95}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(recorded))
     resumed = config(output_dir=str(tmp_path), resume="latest")
-    kept = with_loss_of_before(resumed)
+    kept = as_begun(resumed)
     assert (kept.loss, kept.temperature, kept.top_p) == ("policy_gradient", 0.8, 0.95)
-    assert with_loss_of_before(config(output_dir=str(tmp_path))).loss == "auto", "another run in its folder"
-    named = with_loss_of_before(config(output_dir=str(tmp_path), resume="latest", loss="jsd"))
+    assert as_begun(config(output_dir=str(tmp_path))).loss == "auto", "another run in its folder"
+    named = as_begun(config(output_dir=str(tmp_path), resume="latest", loss="jsd"))
     assert (named.loss, named.temperature) == ("jsd", 1.0)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**recorded, "loss": "auto"}))
-    assert with_loss_of_before(resumed).temperature == 1.0
+    assert as_begun(resumed).temperature == 1.0
 
 
 @pytest.mark.parametrize("cut", ["loss:\n", "loss: jsd\ntemperature:\n"])
 def test_a_record_that_was_cut_off_is_read_as_far_as_it_goes(cut, tmp_path):
     (tmp_path / "config.yaml").write_text(cut)
-    kept = with_loss_of_before(config(output_dir=str(tmp_path), resume="latest"))
+    kept = as_begun(config(output_dir=str(tmp_path), resume="latest"))
     assert (kept.loss, kept.temperature) == ("jsd" if "jsd" in cut else "auto", 1.0)
