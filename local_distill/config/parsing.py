@@ -40,18 +40,18 @@ def option(
 
 
 def same_as(settings: type, name: str, **changes: Any) -> Any:
-    """A setting of another command's: its help, choices and default, but for ``changes`` of what ``option`` takes."""
+    """Make a setting that another command has: its help, choices and default, but for ``changes`` of ``option``."""
     (field,) = (each for each in dataclasses.fields(settings) if each.name == name)
     return option(**{**field.metadata, "default": field.default, **changes})
 
 
 def argument(help: str, *, many: bool = False) -> Any:
-    """A setting without a flag, by its place on the command line: text, or with ``many`` a tuple of one or more."""
+    """Make a setting that goes by its place on the command line: text, or with ``many`` a tuple of one or more."""
     return option(None, help, dataclasses.MISSING, many=many)
 
 
 def parse(settings: type[Settings], argv: Sequence[str], *, prog: str, usage: str, description: str) -> Settings:
-    """The settings of a command: defaults, then the YAML file of ``--config``, then the command line.
+    """Return the settings of a command: defaults, then the YAML file of ``--config``, then the command line.
 
     Raises UserError for anything that is unknown or of the wrong kind. ``--help`` prints and exits.
     """
@@ -65,7 +65,7 @@ def parse(settings: type[Settings], argv: Sequence[str], *, prog: str, usage: st
 def build_parser(
     settings: type, *, prog: str, usage: str, description: str, add_help: bool = True
 ) -> argparse.ArgumentParser:
-    """An argparse parser with a flag for every field."""
+    """Return an argparse parser with a flag for every field."""
     parser = _Parser(
         prog=prog,
         usage=usage,
@@ -81,9 +81,8 @@ def build_parser(
     for field in dataclasses.fields(settings):
         heading = field.metadata["group"]
         if heading is None:
-            parser.add_argument(
-                field.name, metavar=field.name.upper(), help=field.metadata["help"], **_places(field.metadata["many"])
-            )
+            several: dict[str, Any] = {"nargs": "+"} if field.metadata["many"] else {}
+            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **several)
             continue
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
@@ -92,7 +91,7 @@ def build_parser(
 
 
 def read_yaml(settings: type, path: Path) -> dict[str, Any]:
-    """Settings from a YAML mapping with the flags' names, each checked for its type."""
+    """Read settings from a YAML mapping with the flags' names; raises UserError for one that is not of its type."""
     where = f"--config {path}"
     try:
         text = path.expanduser().read_text(encoding="utf-8")
@@ -124,12 +123,12 @@ def read_yaml(settings: type, path: Path) -> dict[str, Any]:
 
 
 def flags_of(settings: type) -> list[dataclasses.Field[Any]]:
-    """The fields that are flags, not places on the command line."""
+    """Return the fields that are flags, not places on the command line."""
     return [field for field in dataclasses.fields(settings) if field.metadata["group"] is not None]
 
 
 def setting_types(settings: type) -> dict[str, type]:
-    """The plain type of each setting: bool, int, float or str."""
+    """Return the plain type of each setting: bool, int, float or str."""
     hints = typing.get_type_hints(settings)
     return {
         name: next(t for t in typing.get_args(hint) or (hint,) if t is not NoneType) for name, hint in hints.items()
@@ -137,12 +136,12 @@ def setting_types(settings: type) -> dict[str, type]:
 
 
 def comma_separated(text: str | None) -> list[str]:
-    """The words of a setting that takes several; none of one that was not given."""
+    """Return the words of a setting that takes several; none of one that was not given."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def describe(field: dataclasses.Field[Any]) -> str:
-    """A setting's help, with its default, as ``--help`` and docs/flags.md show it."""
+    """Return a setting's help, with its default, as ``--help`` and docs/flags.md show it."""
     help_text: str = field.metadata["help"]
     if field.default is None or field.default == "" or "efault" in help_text:
         return help_text
@@ -150,7 +149,7 @@ def describe(field: dataclasses.Field[Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is given twice is a mistake; the second would silently win."""
+    """A key that is given twice in YAML is a mistake here; the second would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -160,7 +159,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in our form."""
+    """Errors of argparse come in our form."""
 
     settings: type
 
@@ -182,10 +181,6 @@ class _Parser(argparse.ArgumentParser):
             name, _, off = name.partition("/")
             reason = f"a switch, takes no value; give {name} or {off}"
         raise UserError(f"{name}: {reason}")
-
-
-def _places(many: bool) -> dict[str, Any]:
-    return {"nargs": "+"} if many else {}
 
 
 def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:

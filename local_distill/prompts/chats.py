@@ -22,12 +22,12 @@ CALLS = ("tool_calls", "function_call")
 
 
 def user_says(text: str) -> tuple[Message, ...]:
-    """Text as a chat; empty where it is blank."""
+    """Return text as a chat; empty where it is blank."""
     return ({"role": "user", "content": text},) if text.strip() else ()
 
 
 def read_messages(value: object, where: str) -> tuple[Message, ...]:
-    """Text, or a chat up to what is to be answered, as messages.
+    """Return text, or a chat up to what is to be answered, as messages.
 
     To be answered is the last user message, or the results of the tools that were called after it; an answer that
     stands behind it is left away. Empty when nothing is asked: None, blank text, no user message, or a blank one at
@@ -50,7 +50,7 @@ def read_messages(value: object, where: str) -> tuple[Message, ...]:
 
 
 def decoded_chat(text: str) -> list[Any] | None:
-    """The chat that JSON text holds; None for other text, other JSON included."""
+    """Return the chat that JSON text holds; None for other text, other JSON included."""
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -62,7 +62,7 @@ def decoded_chat(text: str) -> list[Any] | None:
 
 
 def from_sharegpt(value: object) -> object:
-    """Turns of from and value as messages of role and content; anything else as it is.
+    """Return turns of from and value as messages of role and content; anything else as it is.
 
     A speaker who is not known keeps the name: the chat template decides.
     """
@@ -74,7 +74,7 @@ def from_sharegpt(value: object) -> object:
 
 
 def read_tools(value: object, where: str) -> tuple[Mapping[str, Any], ...]:
-    """The functions that may be called: a list of JSON schemas, it or each of them perhaps written as JSON text.
+    """Return the functions that may be called: a list of JSON schemas, it or each of them perhaps written as JSON text.
 
     Raises UserError, beginning with ``where``, when ``value`` is something else.
     """
@@ -88,7 +88,7 @@ def read_tools(value: object, where: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def with_parsed_arguments(message: Message) -> Message:
-    """The message with the arguments of its calls as objects, where they are written down as JSON, as OpenAI does."""
+    """Return the message with the arguments of its calls as objects, where they are JSON text, as OpenAI has them."""
     calls = message.get("tool_calls")
     if not _is_list(calls):
         return message
@@ -104,7 +104,7 @@ def _parsed(call: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys that are null, at any depth: a table gives each row the keys of all rows."""
+    """Return the value without the keys that are null, at any depth: a table gives each row the keys of all rows."""
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if _is_list(value) else value

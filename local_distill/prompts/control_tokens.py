@@ -25,7 +25,7 @@ PRIVATE_USE = range(0xE000, 0xF900)
 
 
 class ControlTokens:
-    """The special tokens of a tokenizer, by the way they are spelled.
+    """Finds the special tokens of a tokenizer by the way they are spelled.
 
     Added tokens that are not special, as ``<think>`` is to Qwen3, are no control tokens: models write them into their
     answers, and templates look for them there.
@@ -44,11 +44,11 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")  # the second matches nothing
 
     def typed_in(self, value: Any) -> list[str]:
-        """Those that are spelled in the strings of ``value``, however deep, in their order."""
+        """Return those that are spelled in the strings of ``value``, however deep, in their order."""
         return [name for text in _strings(value) for name in self._pattern.findall(text)]
 
     def render(self, render: Callable[[Any], str], inputs: Any) -> list[int]:
-        """Token ids of ``render(inputs)``, a text, in which what is spelled in ``inputs`` is ordinary text.
+        """Return token ids of ``render(inputs)``, a text, in which what is spelled in ``inputs`` is ordinary text.
 
         Raises UserError where the tokenizer cannot tell the two apart, or the template took a spelling apart.
         """
@@ -63,7 +63,7 @@ class ControlTokens:
         return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing put around it, in which what is spelled is ordinary text."""
+        """Return token ids of a text, nothing put around it, in which what is spelled is ordinary text."""
         ids: list[int] = self._copy.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -61,7 +61,7 @@ class _DataSetRows:
 
 
 def kind_of(file: Path) -> str:
-    """A file's suffix in lower case; of a compressed one that of its content."""
+    """Return a file's suffix in lower case; of a compressed one that of its content."""
     name = file.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
@@ -100,7 +100,7 @@ OTHER = PromptRecord(open_data_set)
 
 
 def load_table(place: str, split: str, where: str, config: str | None = None) -> Any:
-    """The rows of a data set's split, from a local file or folder where there is one, else from the hub.
+    """Return the rows of a data set's split, from a local file or folder where there is one, else from the hub.
 
     config: for a set that is several; a local copy names them in its README.md, or has a folder for each.
     Raises UserError, beginning with ``where``, when they cannot be loaded.
@@ -161,7 +161,7 @@ def _load_local(path: Path, split: str, where: str, config: str | None) -> Any:
 
 
 def has_configurations(folder: Path) -> bool:
-    """Whether a local copy says which configurations it has, as the hub does."""
+    """Tell whether a local copy says which configurations it has, as the hub does."""
     cards = (folder / name for name in ("README.md", ".huggingface.yaml"))
     return any(card.is_file() and b"\nconfigs:" in b"\n" + card.read_bytes() for card in cards)
 

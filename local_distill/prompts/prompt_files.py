@@ -30,9 +30,9 @@ LONGEST_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class WrittenRow:
-    """One row of a file. origin: its place, for people. where: the same behind the flag, for errors.
+    """A file has this in one row: what stands there, or what is wrong with it.
 
-    content: what stands there, or what is wrong with it.
+    origin: its place, for people. where: the same behind the flag, for errors.
     """
 
     origin: str
@@ -40,7 +40,7 @@ class WrittenRow:
     content: Any
 
     def fields(self) -> dict[str, Any]:
-        """The row as an object. Raises UserError where it is none."""
+        """Return the row as an object. Raises UserError where it is none."""
         if isinstance(self.content, UserError):
             raise self.content
         if not isinstance(self.content, dict):
@@ -67,7 +67,7 @@ class _WrittenRows:
 
 
 def read_prompts_file(path: str) -> RawPrompts:
-    """One prompt a line; in JSON, CSV and Parquet files one a row, as ``prompt``, ``messages`` or ``conversations``.
+    """Read one prompt a line; in JSON, CSV and Parquet files one a row: ``prompt``, ``messages`` or ``conversations``.
 
     Raises UserError when the file cannot be read as that. A row that is no prompt raises it when it is asked for.
     """
@@ -81,7 +81,7 @@ def read_prompts_file(path: str) -> RawPrompts:
 
 
 def json_rows(file: Path, where: str) -> list[WrittenRow]:
-    """The rows of a file of one JSON value a line, or of one JSON list.
+    """Return the rows of a file of one JSON value a line, or of one JSON list.
 
     Raises UserError, beginning with ``where``, for a file that cannot be read.
     """

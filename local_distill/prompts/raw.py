@@ -20,7 +20,7 @@ content is text; a turn that only calls tools may have none.
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """What the student is asked.
+    """The student is asked this.
 
     messages: the chat up to what is to be answered, its last user message or the results of tools after it; one user
         message for plain text. Empty for a row of a data set that asks nothing, which is then left out.
@@ -36,12 +36,12 @@ class RawPrompt:
 
     @property
     def text(self) -> str:
-        """The last user message, for people to read."""
+        """Return the last user message, for people to read."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
 class Rows(Protocol):
-    """Prompts by their place in the source, each read when it is asked for."""
+    """Prompts are had by their place in the source here, each read when it is asked for."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +50,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class RawPrompts:
-    """The prompts of one source, in the source's own order.
+    """The prompts of one source are here, in its own order.
 
     name: the source in words, for messages.
     must_fit: the user wrote these prompts, so one that the context cannot hold is a mistake to be
@@ -65,12 +65,12 @@ class RawPrompts:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> RawPrompt:
-        """Raises UserError, with its place, for a row that is no prompt: that row alone is wrong, not the source."""
+        """Read one. Raises UserError, with its place, where that row is no prompt: it alone is wrong."""
         return self.rows[index]
 
 
 def read_answer(value: object) -> str | None:
-    """A reference answer as text; None when there is none, or when it is not one value."""
+    """Return a reference answer as text; None when there is none, or when it is not one value."""
     return str(value) if isinstance(value, str | int | float) else None
 
 

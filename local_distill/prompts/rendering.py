@@ -29,7 +29,7 @@ WANTS_OBJECTS = re.compile(r"(?s)^(?!.*arguments is string).*arguments\s*\|\s*(?
 
 
 def parse_template_kwargs(text: str | None) -> dict[str, Any]:
-    """The value of --chat_template_kwargs; empty for None. Raises UserError unless it is a JSON object."""
+    """Read the value of --chat_template_kwargs; empty for None. Raises UserError unless it is a JSON object."""
     if text is None:
         return {}
     needed = "needs a JSON object such as '{\"enable_thinking\": false}'"
@@ -45,7 +45,7 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
 
 
 class RenderingSettings(Protocol):
-    """Settings that say how prompts are rendered; docs/flags.md has each."""
+    """Prompts are rendered as these settings say; docs/flags.md has each."""
 
     @property
     def chat_template(self) -> str: ...
@@ -60,7 +60,7 @@ class RenderingSettings(Protocol):
 
 
 class Renderer:
-    """Prompts to token ids, with the chat template or without.
+    """Makes token ids of prompts, with the chat template or without.
 
     chat_template: "on", "off", or "auto", which is on when there is a template. system_prompt: put
     first, unless the prompt brings a system message of its own. template_kwargs: variables for the
@@ -125,7 +125,7 @@ class Renderer:
         self.notes = tuple(self._notes()) if self.uses_template else ()
 
     def render(self, raw: RawPrompt) -> tuple[int, ...]:
-        """Token ids of the prompt; with the template, up to where the assistant's answer begins.
+        """Return token ids of the prompt; with the template, up to where the assistant's answer begins.
 
         Raises UserError, naming the prompt's origin, when it cannot be rendered or has no tokens.
         """
@@ -142,11 +142,11 @@ class Renderer:
         return tuple(ids)
 
     def control_tokens_in(self, raw: RawPrompt) -> list[str]:
-        """Those that are spelled in the prompt."""
+        """Return the control tokens that are spelled in the prompt."""
         return self._controls.typed_in([self._messages(raw), raw.tools] if self.uses_template else raw.text)
 
     def ignores_tools_of(self, raw: RawPrompt) -> bool:
-        """Whether the prompt has tools, or calls of them, of which the template makes nothing."""
+        """Tell whether the prompt has tools, or calls of them, of which the template makes nothing."""
         calls = any("tool_calls" in message for message in raw.messages)
         return any(there and name not in self._words for there, name in ((raw.tools, "tools"), (calls, "tool_calls")))
 

@@ -22,7 +22,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a prompt may be (tokens). context_length: what the model can hold, None if unknown."""
+    """A prompt may be this long (tokens). context_length: what the model can hold, None if unknown."""
 
     max_prompt_tokens: int
     max_new_tokens: int
@@ -37,17 +37,17 @@ class Limits:
 
     @property
     def room(self) -> int | None:
-        """Tokens that the context leaves for the prompt; None if unknown."""
+        """Return the tokens that the context leaves for the prompt; None if unknown."""
         return None if self.context_length is None else self.context_length - self.max_new_tokens
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt that is used."""
+        """Return the tokens of the longest prompt that is used."""
         return self.max_prompt_tokens if self.room is None else min(self.max_prompt_tokens, self.room)
 
     @property
     def reason(self) -> str:
-        """What sets ``longest``, in words."""
+        """Say in words what sets ``longest``."""
         if self.longest == self.max_prompt_tokens:
             return "--max_prompt_tokens"
         return f"what --max_new_tokens {self.max_new_tokens} leaves of the context of {self.context_length}"
@@ -84,7 +84,7 @@ class _Tally:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """The prompts of a run, dealt to its steps. ``len`` of it: the distinct prompts that it trains on.
+    """Deals the prompts of a run to its steps. ``len`` of it: the distinct prompts that it trains on.
 
     Training prompts are dealt one after the other, epoch after epoch, each epoch in an order of its
     own. The first epoch is in the order in which the rows were rendered, so that a run needs to
@@ -147,11 +147,11 @@ class PromptSource:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
+        """Return the tokens of the longest prompt."""
         return max(len(prompt.ids) for prompt in (*self.training, *self.held_out))
 
     def batch(self, step: int) -> list[Prompt]:
-        """The ``batch_size`` prompts of a step, 0 ≤ step < steps; the same whenever it is asked for."""
+        """Return the ``batch_size`` prompts of a step, 0 ≤ step < steps; the same whenever it is asked for."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         first = step * self.batch_size
