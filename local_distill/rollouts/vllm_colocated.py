@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -142,19 +142,21 @@ class SharedEngine:
         """Return the number of rows of the model's head."""
         return int(self._llm.llm_engine.model_config.get_vocab_size())
 
-    def draw(
-        self, prompts: Sequence[Sequence[int]], settings: Sequence[Any], finished: Callable[[int, Any], None]
-    ) -> None:
-        """Continue each prompt with the newest weights.
+    def draw(self, wanted: Sequence[Request], asked: Mapping[str, Any], finished: Callable[[int, Any], None]) -> None:
+        """Continue the prompt of each request with the newest weights.
 
-        settings: a vllm.SamplingParams each. finished: told the number of a prompt and vLLM's CompletionOutput, as
+        asked: how to sample, see in_vllm_words. finished: told the number of a request and vLLM's CompletionOutput, as
         soon as it is complete.
         """
-        from vllm import TokensPrompt
+        import vllm
+        from vllm.sampling_params import RequestOutputKind
 
+        asked = {**asked, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+        settings = [vllm.SamplingParams(**asked, seed=request.seed) for request in wanted]
         with self._awake() as engine:
-            for i, (ids, setting) in enumerate(zip(prompts, settings, strict=True)):
-                engine.add_request(str(i), TokensPrompt(prompt_token_ids=list(ids)), setting)
+            for i, request in enumerate(wanted):
+                tokens = vllm.TokensPrompt(prompt_token_ids=list(request.prompt.ids))
+                engine.add_request(str(i), tokens, settings[i])
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
@@ -211,18 +213,10 @@ class ColocatedVLLMRollouts:
             done[i] = self._read(wanted[i], output)
             finished(done[i])
 
-        self._engine.draw(
-            [each.prompt.ids for each in wanted], [self._settings(each.seed) for each in wanted], complete
-        )
+        self._engine.draw(wanted, self._asked, complete)
         if lost := len(wanted) - len(done):
             raise RunError(f"{FLAG}: {lost} of {len(wanted)} rollouts were not finished; use --rollouts hf")
         return [done[i] for i in range(len(wanted))]
-
-    def _settings(self, seed: int) -> Any:
-        import vllm
-        from vllm.sampling_params import RequestOutputKind
-
-        return vllm.SamplingParams(**self._asked, seed=seed, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _read(self, request: Request, output: Any) -> Rollout:
         ids = list(output.token_ids)
