@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Generic, Protocol, TypeVar
 
@@ -57,33 +58,27 @@ class TeacherRules(Rules, Protocol):
 Record = TypeVar("Record")
 
 
+@dataclass(frozen=True)
 class Registry(Generic[Record]):
     """Records of one kind are found by their names here.
 
-    flag: the one that names them. record: ``module:class`` of the records. builtin: name → ``module:name``.
+    flag: the one that names them. kind: ``module:class`` of the records. names: the built-in ones → ``module:name``.
     """
 
-    def __init__(self, flag: str, record: str, builtin: Mapping[str, str]) -> None:
-        self._flag = flag
-        self._record = record
-        self._builtin = builtin
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the built-in ones."""
-        return tuple(self._builtin)
+    flag: str
+    kind: str
+    names: Mapping[str, str]
 
     def get(self, name: str) -> Record:
         """Return the record that ``name`` stands for. Raises UserError where there is none."""
-        if name in self._builtin:
-            found: Record = resolve_name(self._builtin[name])
+        if name in self.names:
+            found: Record = resolve_name(self.names[name])
             return found
-        where = f"{self._flag} {name}"
+        where = f"{self.flag} {name}"
         if not is_outside(name):
-            near = difflib.get_close_matches(name, self._builtin, n=1)
+            near = difflib.get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            known = ", ".join(self._builtin)
-            raise UserError(f"{where}: unknown; needs one of {known}, or package.module:name{hint}")
+            raise UserError(f"{where}: unknown; needs one of {', '.join(self.names)}, or package.module:name{hint}")
         module, _, attribute = name.partition(":")
         try:
             home = importlib.import_module(module)
@@ -95,7 +90,7 @@ class Registry(Generic[Record]):
         if not hasattr(home, attribute):
             raise UserError(f"{where}: {module} has no {attribute}; look at its spelling")
         found = getattr(home, attribute)
-        kind: type = resolve_name(self._record)
+        kind: type = resolve_name(self.kind)
         if not isinstance(found, kind):
             what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
             raise UserError(f"{where}: {what}, needs to be a {kind.__name__} (docs/extending.md)")

@@ -85,7 +85,13 @@ def open_data_set(settings: TrainFields, *, column: str | None = None, first_tur
     if column is None and not local.exists():
         raise UserError(f"{where}: needs --prompt_column, the column with the prompts; its page on the hub shows them")
     table = load_table(place, split, where, settings.dataset_config)
-    column = _check_table(table, column, split, where)
+    columns = ", ".join(table.column_names)
+    if column is None:
+        raise UserError(f"{where}: needs --prompt_column, the column with the prompts; it has {columns}")
+    if column not in table.column_names:
+        raise UserError(f"--prompt_column {column}: not a column of {where}; it has {columns}")
+    if len(table) == 0:
+        raise _no_rows(split, where)
     label = local.name if local.exists() and not path else dataset
     answer = answer_column([name for name in table.column_names if name != column])
     # Other columns, such as DeepMath's long solutions, would be decoded with each row.
@@ -106,7 +112,13 @@ def load_table(place: str, split: str, where: str, config: str | None = None) ->
     Raises UserError, beginning with ``where``, when they cannot be loaded.
     """
     local = Path(place).expanduser()
-    return _load_local(local, split, where, config) if local.exists() else _load_hub(place, split, where, config)
+    if local.exists():
+        return _load_local(local, split, where, config)
+    remedy = (
+        f"with no network, run `hf download {place} --repo-type dataset --local-dir DIR` where there is one, "
+        "and give --dataset_path DIR"
+    )
+    return _load(place, {"name": config} if config else {}, split, where, remedy)
 
 
 def answer_column(names: Iterable[str]) -> str | None:
@@ -130,14 +142,6 @@ def _check_name(dataset: str) -> None:
         f"--dataset {dataset}: unknown data set; {hint}"
         f"needs {', '.join(NAMED_SOURCES)}, a hub id (owner/name), or a local file or folder"
     )
-
-
-def _load_hub(hub_id: str, split: str, where: str, config: str | None) -> Any:
-    remedy = (
-        f"with no network, run `hf download {hub_id} --repo-type dataset --local-dir DIR` where there is one, "
-        "and give --dataset_path DIR"
-    )
-    return _load(hub_id, {"name": config} if config else {}, split, where, remedy)
 
 
 def _load_local(path: Path, split: str, where: str, config: str | None) -> Any:
@@ -236,18 +240,6 @@ def _library(where: str) -> Any:
     import datasets
 
     return datasets
-
-
-def _check_table(table: Any, column: str | None, split: str, where: str) -> str:
-    """The column, once it is known to be there and to have rows."""
-    columns = ", ".join(table.column_names)
-    if column is None:
-        raise UserError(f"{where}: needs --prompt_column, the column with the prompts; it has {columns}")
-    if column not in table.column_names:
-        raise UserError(f"--prompt_column {column}: not a column of {where}; it has {columns}")
-    if len(table) == 0:
-        raise _no_rows(split, where)
-    return column
 
 
 def _no_rows(split: str, where: str) -> UserError:

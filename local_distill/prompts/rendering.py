@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from local_distill.errors import UserError, one_line
 from local_distill.models.pair import ModelPair
 from local_distill.prompts.chats import with_parsed_arguments
-from local_distill.prompts.clock import CLOCK, read_date, with_fixed_clock
 from local_distill.prompts.control_tokens import ControlTokens
 from local_distill.prompts.raw import Message, RawPrompt
 
@@ -26,6 +25,10 @@ RESERVED_KWARGS = frozenset(
 )  # fmt: skip
 WANTS_OBJECTS = re.compile(r"(?s)^(?!.*arguments is string).*arguments\s*\|\s*(?:tojson|items)")
 """Templates to which the arguments of a call are an object, and no JSON text, which they would write as JSON again."""
+
+CLOCK = "strftime_now"
+"""The function by which transformers gives templates the time; prompts would be others tomorrow, so it stands still."""
+DIRECTIVES = "aAbBcdDeFgGhHIjmMnpRSTuUVwWxXyYzZ"
 
 
 def parse_template_kwargs(text: str | None) -> dict[str, Any]:
@@ -42,6 +45,14 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
     if taken := sorted(RESERVED_KWARGS & kwargs.keys()):
         raise UserError(f"--chat_template_kwargs {text}: {', '.join(taken)} is set by the program; drop it")
     return kwargs
+
+
+def read_date(text: str | None) -> datetime | None:
+    """Read the value of --template_date; None for None. Raises UserError for another form of date."""
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"--template_date: {text} given, needs to be a date such as 2026-01-31") from None
 
 
 class RenderingSettings(Protocol):
@@ -184,7 +195,8 @@ class Renderer:
         kwargs = {**self._template_kwargs, **({"tools": tools} if tools else {})}
         template = self._template
         if CLOCK in self._words:
-            template = with_fixed_clock(self._tokenizer.get_chat_template(template, kwargs.get("tools")), self._date)
+            # A macro in the place of the clock: transformers takes values for a template, but no functions.
+            template = _macro(self._date) + self._tokenizer.get_chat_template(template, kwargs.get("tools"))
         return self._tokenizer.apply_chat_template(
             messages, chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
             return_dict=False, **kwargs,
@@ -225,3 +237,12 @@ class Renderer:
             return
         if asked == told:
             yield f"the chat template has no generation prompt: answers go on right behind {asked[-24:]!r}"
+
+
+@lru_cache(maxsize=4)
+def _macro(date: datetime) -> str:
+    values = {f"%{letter}": date.strftime(f"%{letter}") for letter in DIRECTIVES}
+    values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0") or "0" for letter in DIRECTIVES}  # without leading zeros
+    replaced = "".join(f" | replace({json.dumps(key)}, {json.dumps(value)})" for key, value in values.items())
+    # The line break belongs to the block before it, so that the template still begins a line.
+    return f"{{% macro {CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
