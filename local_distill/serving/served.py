@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -100,18 +99,14 @@ def _check_tokens(client: HttpClient, url: str, name: str, tokenizer: PreTrained
         if not isinstance(theirs, list):
             raise ServerError(f"{FLAG} {url}: /tokenize answered without tokens; the server is too old, or no server")
         if theirs != ours:
-            token, here, there = _first_difference(tokenizer, ours, theirs)
+            pairs = enumerate(zip(ours, theirs, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+            here, there = (f"id {ids[at]}" if at < len(ids) else "not there" for ids in (ours, theirs))
+            token = tokenizer.decode(ours[at : at + 1])
             raise UserError(
                 f"{FLAG} {url}: {name} does not have the student's tokens: {token!r} in a text is {here} to the "
                 f"student, {there} there; serve a model of the student's family"
             )
-
-
-def _first_difference(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: list[Any]) -> tuple[str, str, str]:
-    """Return the token and both ids of it, in words."""
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    here, there = (f"id {ids[at]}" if at < len(ids) else "not there" for ids in (ours, theirs))
-    return tokenizer.decode(ours[at : at + 1]), here, there
 
 
 def _texts_of_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

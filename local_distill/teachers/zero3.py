@@ -10,9 +10,8 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,18 @@ def _leave_group() -> None:
 
 
 @_in_a_group()
-def load_zero3_teacher(
-    files: ModelFiles, settings: dict[str, Any], dtype: torch.dtype, vocab_size: int, agreed: Callable[[bool], bool]
-) -> nn.Module:
-    """Load the teacher straight into shares; no process ever holds it whole. Collective, as ``agreed`` is.
+def load_zero3_teacher(opening: Opening) -> nn.Module:
+    """Load the teacher straight into shares; no process ever holds it whole. Collective.
 
     Returns what wraps its TokenScorer, frozen: every forward is collective too.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
+    files, dtype = opening.pair.teacher, opening.dtype
     deepspeed.init_distributed()
     settings = {
-        **settings,
+        **zero3_config(opening.config.teacher_ds_config),
         "train_micro_batch_size_per_gpu": 1,  # the engine insists on a number; inference does not use it
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
@@ -117,7 +115,7 @@ def load_zero3_teacher(
     model = files.load(dtype)
     del sharded_loading
 
-    scorer = TokenScorer(model, vocab_size)
+    scorer = TokenScorer(model, opening.pair.vocab_size)
     output = model.get_output_embeddings()
     for parameter in (output.weight, output.bias):
         if parameter is not None:  # the scorer reads the head's weights without calling the head
@@ -126,7 +124,7 @@ def load_zero3_teacher(
     sharded, *_ = deepspeed.initialize(model=scorer, config=settings)
     freeze(sharded)
     check_scorer(scorer, files.flag)
-    scorer.needs_mask = agreed(scorer.needs_mask)
+    scorer.needs_mask = any_process(opening.accelerator, scorer.needs_mask)
     return sharded
 
 
@@ -152,9 +150,7 @@ def open_zero3(opening: Opening) -> OpenTeacher:
     config, device = opening.config, opening.accelerator.device
 
     def load(_student: TokenScorer, needs: TeacherView) -> TeacherReaders:
-        settings = zero3_config(config.teacher_ds_config)
-        agreed = partial(any_process, opening.accelerator)
-        sharded = load_zero3_teacher(opening.pair.teacher, settings, opening.dtype, opening.pair.vocab_size, agreed)
+        sharded = load_zero3_teacher(opening)
         top = TopTokensTeacher(sharded, device, config.loss_top_k or 0)
         training = top if needs == TeacherView.top_tokens else LocalTeacher(sharded, device)
         return TeacherReaders(training, TopTokensTeacher(sharded, device, SHOWN_TOP))
