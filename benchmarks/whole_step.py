@@ -4,6 +4,7 @@
     python benchmarks/whole_step.py                  # fp32, all weights
     python benchmarks/whole_step.py --dtype bf16
     python benchmarks/whole_step.py --lora
+    python benchmarks/whole_step.py --group 8 --prompt_tokens 330 --steps 3    # 8 completions of one prompt a step
 
 Both distil the exact reverse KL over the whole vocabulary. They run in turn, each in a process of its own, so that a
 machine whose speed drifts slows both; the ratios are taken pair by pair and their median is what to quote. The first
@@ -36,6 +37,8 @@ def main() -> None:
     parser.add_argument("--gradient_checkpointing", action="store_true", help="for ours too; TRL's default is on")
     parser.add_argument("--microbatch_tokens", help="for ours alone; TRL counts rollouts")
     parser.add_argument("--batch", type=int, default=8, help="completions a step")
+    parser.add_argument("--group", type=int, default=1, help="completions of each prompt; TRL is given it as often")
+    parser.add_argument("--prompt_tokens", type=int, default=0, help="of longer prompts, made of several built-in ones")
     parser.add_argument("--tokens", type=int, default=64, help="most new tokens of a completion")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -63,10 +66,13 @@ def main() -> None:
 def ours(args: argparse.Namespace) -> dict[str, float]:
     """One run of the documented command."""
     with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.txt")
+        prompts.write_text("\n".join(prompts_of(args)), encoding="utf-8")
         command = [
             sys.executable, "-m", "local_distill.train_on_policy_local",
-            "--student_model", args.student, "--teacher_model", args.teacher, "--prompts_file", str(PROMPTS),
-            "--batch_size", str(args.batch), "--group_size", "1", "--max_new_tokens", str(args.tokens),
+            "--student_model", args.student, "--teacher_model", args.teacher, "--prompts_file", str(prompts),
+            "--batch_size", str(args.batch // args.group), "--group_size", str(args.group),
+            "--max_new_tokens", str(args.tokens), "--max_prompt_tokens", "1024",
             "--dtype", args.dtype,
             "--learning_rate", str(LEARNING_RATE), "--steps", str(args.steps), "--eval_prompts", "0",
             "--output_dir", f"{folder}/run", *(["--use_lora"] if args.lora else []),
@@ -84,6 +90,22 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             f"s {part}": statistics.median(s[f"seconds/{part}"] for s in steps) for part in ("sample", "score", "train")
         },
     }
+
+
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    """As many as the steps take, each a line; longer ones are several lines of the built-in file."""
+    from transformers import AutoTokenizer
+
+    lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line.strip()]
+    count = args.batch // args.group * args.steps
+    if not args.prompt_tokens:
+        return lines[:count]
+    tokenizer = AutoTokenizer.from_pretrained(args.student)
+    prompts = []
+    for first in range(count):
+        ids = tokenizer(" ".join(lines[first:] + lines[:first]), add_special_tokens=False).input_ids
+        prompts.append(tokenizer.decode(ids[: args.prompt_tokens]).replace("\n", " "))
+    return prompts
 
 
 def in_process_of_its_own() -> dict[str, float]:
@@ -110,8 +132,7 @@ def trl(args: argparse.Namespace) -> dict[str, float]:
         def on_step_end(self, *_: object, **__: object) -> None:
             seconds[-1] += time.perf_counter()
 
-    prompts = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [{"prompt": [{"role": "user", "content": p}]} for p in prompts[: args.batch * args.steps]]
+    rows = [{"prompt": [{"role": "user", "content": p}]} for p in prompts_of(args) for _ in range(args.group)]
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[args.dtype]
     with tempfile.TemporaryDirectory() as folder:
         config = DistillationConfig(

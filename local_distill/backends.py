@@ -49,10 +49,14 @@ class Opening:
 
 @dataclass(frozen=True)
 class TeacherReaders:
-    """A teacher is read in two ways. training: as the loss needs it. evaluation: as fully as it can be."""
+    """A teacher is read in two ways. training: as the loss needs it. evaluation: as fully as it can be.
+
+    shares_prompts: whether it can read a prompt once for all its rollouts, or does not read them here at all.
+    """
 
     training: Teacher
     evaluation: Teacher
+    shares_prompts: bool = True
 
 
 OpenTeacher = Callable[[TokenScorer, TeacherView], TeacherReaders]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # who reads the files of a run need not wait for torch
     from torch import Tensor
 
     from local_distill.head.logprobs import Head, TopTokens
+    from local_distill.shared_prompts import SharedPrompts
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TokenBatch:
     targets: (N,) int64, the completion tokens, rollout after rollout.
     sampler_logprobs: (N,) float32 nats, m_t.
     lengths: completion tokens of each of the B rollouts; sums to N.
+    shared: the same rollouts with each prompt once, where that saves; models that can read those instead.
     """
 
     input_ids: Tensor
@@ -76,11 +78,17 @@ class TokenBatch:
     targets: Tensor
     sampler_logprobs: Tensor
     lengths: tuple[int, ...]
+    shared: SharedPrompts | None = None
 
     @property
     def num_tokens(self) -> int:
         """N, the completion tokens in this batch."""
         return sum(self.lengths)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that go through a model, padding included."""
+        return self.shared.num_tokens if self.shared else self.input_ids.numel()
 
     def rows(self, start: int, end: int) -> TokenBatch:
         """Rollouts ``start`` to ``end`` alone, without the padding that only the others needed."""
@@ -95,6 +103,7 @@ class TokenBatch:
             targets=self.targets[tokens],
             sampler_logprobs=self.sampler_logprobs[tokens],
             lengths=self.lengths[start:end],
+            shared=self.shared and self.shared.rows(start, end, new),
         )
 
     def tokens_of(self, start: int, end: int) -> slice:
@@ -111,6 +120,7 @@ class TokenBatch:
             targets=self.targets.to(device),
             sampler_logprobs=self.sampler_logprobs.to(device),
             lengths=self.lengths,
+            shared=self.shared and self.shared.to(device),
         )
 
 

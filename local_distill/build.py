@@ -41,7 +41,7 @@ from local_distill.models.adapters import load_lora
 from local_distill.models.files import recompute_activations
 from local_distill.models.reach import freeze_unreached, has_experts
 from local_distill.models.scorer import TokenScorer
-from local_distill.models.start_checks import check_quiet, check_scorer
+from local_distill.models.start_checks import can_share_prompts, check_quiet, check_scorer
 from local_distill.monitor.log import RunLog, open_run_log
 from local_distill.monitor.profiler import Profiler, StepProfiler
 from local_distill.monitor.terminal import open_terminal
@@ -70,7 +70,8 @@ READABLE = NucleusSampling(temperature=0.7, top_p=0.9)  # as models are used; gr
 class Models:
     """Both models are in their places.
 
-    student: not wrapped for training. sampler: was asked whether it is there. log: of the run, open.
+    student: not wrapped for training. sampler: was asked whether it is there. log: of the run, open. shares_prompts:
+    whether both read a prompt once for all its rollouts.
     """
 
     student: TokenScorer
@@ -78,6 +79,7 @@ class Models:
     loss: Loss
     sampler: OpenSampler
     log: RunLog
+    shares_prompts: bool
 
 
 def check(config: TrainConfig, holding: ExitStack) -> Launch:
@@ -114,9 +116,15 @@ def open_models(launch: Launch) -> Models:
     student = TokenScorer(model, inputs.pair.vocab_size)
     on_every_process(lambda: try_student(launch, student))
     student.needs_mask = any_process(accelerator, student.needs_mask)
+    grouped = inputs.config.group_size > 1
+    student.shares_prompts = grouped and not any_process(accelerator, not can_share_prompts(student))
     loss = loss_of(launch.inputs.config)
     teacher = on_every_process(lambda: open_teacher(student, loss.needs))
-    return Models(student, teacher, loss, sampler, log)
+    shares_prompts = student.shares_prompts and teacher.shares_prompts
+    if grouped and not shares_prompts:
+        whose = "teacher's" if student.shares_prompts else "student's"
+        log.say(f"a prompt is read once for each rollout: the {whose} attention cannot take several completions of it")
+    return Models(student, teacher, loss, sampler, log, shares_prompts)
 
 
 def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
@@ -143,7 +151,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     most = config.microbatch_tokens
     if most is None:
         most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.say)
-    micro_batches = MicroBatches(most, partial(reduce_max, accelerator))
+    micro_batches = MicroBatches(most, partial(reduce_max, accelerator), models.shares_prompts)
     collate = partial(
         split_substeps,
         batch_size=config.batch_size,

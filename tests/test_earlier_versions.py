@@ -35,9 +35,12 @@ def test_a_run_goes_on_as_it_would_have_then(file):
     ours, theirs = load_file("run/step-4/model.safetensors"), load_file("step_4.safetensors")
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
-        torch.testing.assert_close(
-            ours[name], weight, rtol=0, atol=1e-4
-        )  # two steps move it by 0.02; another processor rounds otherwise
+        found = ours[name]
+        if name.endswith("c_attn.bias"):  # a bias of keys changes nothing: its gradient is rounding, its step a sign
+            (q, _, v), (q2, _, v2) = found.chunk(3), weight.chunk(3)
+            found, weight = torch.cat([q, v]), torch.cat([q2, v2])
+        # two steps move it by 0.02; another processor rounds otherwise
+        torch.testing.assert_close(found, weight, rtol=0, atol=1e-4)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line for line in lines if "loss" in line}
     for line in map(json.loads, Path("steps_3_and_4.jsonl").read_text(encoding="utf-8").splitlines()):

@@ -14,10 +14,10 @@ import local_distill
 PACKAGE = Path(local_distill.__file__).parent
 # fmt: off
 LAYERS = (
-    "__init__", "errors", "packages", "wording", "passwords", "process", "runs", "head", "batch", "config", "models",
-    "prompts", "losses", "serving", "training", "backends", "rollouts", "teachers", "monitor", "loop", "eval", "inputs",
-    "plan", "report", "announcements", "build", "export", "chat", "demo", "train_on_policy_local", "commands",
-    "__main__",
+    "__init__", "errors", "packages", "wording", "passwords", "process", "runs", "head", "shared_prompts", "batch",
+    "config", "models", "prompts", "losses", "serving", "training", "backends", "rollouts", "teachers", "monitor",
+    "loop", "eval", "inputs", "plan", "report", "announcements", "build", "export", "chat", "demo",
+    "train_on_policy_local", "commands", "__main__",
 )
 # fmt: on
 """From the bottom to the top: each may import those before it. docs/architecture.md says what each is for."""

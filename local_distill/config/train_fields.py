@@ -234,7 +234,8 @@ class TrainFields:
         within=FROM_1,
     )
     microbatch_tokens: int | None = _training(
-        "Most tokens of a micro-batch, padding included; there are at least --grad_accum of them. Bounds the memory of "
+        "Most tokens of a micro-batch, padding included, and a prompt that is read once for several rollouts counted "
+        "once; there are at least --grad_accum of them. Bounds the memory of "
         "training whatever the batch size. Default: as many as keep the device busy (16384 on a GPU, 1024 on a "
         "processor), or as its free memory holds if that is less; where one process trains and memory runs out all the "
         "same, the step is done again with half as much at a time, and so are the next ones.",

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from local_distill.batch import HeadStates, TokenBatch
 from local_distill.head.logprobs import Head, read_tokens
+from local_distill.models.branching import read_branches
 from local_distill.models.files import body_of, causal_lm
 from local_distill.models.reach import waiting_experts
 
@@ -31,6 +32,7 @@ class TokenScorer(nn.Module):
     vocab_size: tokens over which the softmax runs; at most the rows of the model's head. needs_mask: whether the model
     is told where the padding is. Padding is on the right and a causal model looks to the left, so its real tokens are
     the same without, which ``check_scorer`` makes sure of; a mask makes attention slower and keeps (B, 1, L, L).
+    shares_prompts: whether the model reads a prompt once for all its rollouts, where the batch is laid out so.
     """
 
     def __init__(self, model: nn.Module, vocab_size: int) -> None:
@@ -38,6 +40,7 @@ class TokenScorer(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.needs_mask = False
+        self.shares_prompts = False
         self._experts: list[nn.Parameter] = []
 
     def forward(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
@@ -60,11 +63,14 @@ class TokenScorer(nn.Module):
     def states(self, batch: TokenBatch) -> HeadStates:
         """Return the hidden states (N, H) that predict the completion tokens, and the head that reads them."""
         network = causal_lm(self.model)
-        mask = batch.attention_mask if self.needs_mask else None
-        hidden = body_of(network)(
-            input_ids=batch.input_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state  # (B, L, H)
-        visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        if batch.shared and self.shares_prompts:
+            visited = read_branches(body_of(network), batch.input_ids, batch.shared)
+        else:
+            mask = batch.attention_mask if self.needs_mask else None
+            hidden = body_of(network)(
+                input_ids=batch.input_ids, attention_mask=mask, use_cache=False
+            ).last_hidden_state  # (B, L, H)
+            visited = hidden.flatten(0, 1).index_select(0, batch.predictors)
         if torch.is_grad_enabled() and self._experts:
             # An expert without a token has no gradient here, which other processes wait for.
             visited = (

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from local_distill.batch import TokenBatch
 from local_distill.errors import UserError
 from local_distill.head.logprobs import Head, float32_products
-from local_distill.models.files import causal_lm
+from local_distill.models.branching import IMPLEMENTATION, extend_attention, takes_layout, windows_of_layers
+from local_distill.models.files import body_of, causal_lm
 from local_distill.models.scorer import ADAPTER, TokenScorer
+from local_distill.shared_prompts import share_prompts
 
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+"""The kinds of layers that see a text token by token, or a window of it."""
 LONG, SHORT, SHORTER = 8, 5, 3
 """Tokens of two rows that are read together, and of the beginning of the shorter one."""
 
@@ -93,6 +97,55 @@ def check_quiet(scorer: TokenScorer, flag: str) -> None:
             f"{flag}: {type(causal_lm(scorer.model)).__name__} gives other states while it trains than while it "
             "samples, which would read as divergence from the teacher; choose another architecture"
         )
+
+
+@torch.no_grad()
+def can_share_prompts(scorer: TokenScorer) -> bool:
+    """Say whether the model reads rollouts with their prompts once as it reads each rollout by itself.
+
+    So it is with attention that is transformers' own, over all that came before or over a window of it, and where
+    nothing else looks from one token to another. Found out by trying, after ``check_scorer``.
+    """
+    network = causal_lm(scorer.model)
+    config = network.config.get_text_config()
+    if config._attn_implementation != IMPLEMENTATION or scorer.needs_mask or not takes_layout(body_of(network)):
+        return False
+    extend_attention()
+    device = network.get_output_embeddings().weight.device
+    batch = _branching(scorer.vocab_size, device)
+    scorer.shares_prompts = False
+    plain: Tensor = scorer(batch, _hidden)
+    scorer.shares_prompts = True
+    try:
+        with windows_of_layers() as windows:
+            shared: Tensor = scorer(batch, _hidden)
+    except (TypeError, ValueError, RuntimeError):  # it has no place for a layout, or for texts side by side in a row
+        return False
+    finally:
+        scorer.shares_prompts = False
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"] * len(windows)
+    sliding = config.sliding_window if getattr(config, "sliding_window", None) else None
+    expected = [sliding if each == "sliding_attention" else None for each in layers]
+    return windows == expected and set(layers) <= KNOWN_LAYERS and _same(shared, plain)
+
+
+def _branching(vocab_size: int, device: torch.device) -> TokenBatch:
+    """Return two prompts of unlike length with three unlike completions each, with the layout that shares them."""
+    prompts, completions = (3, 5), (4, 2, 3)
+    rows = [(group, before, after) for group, before in enumerate(prompts) for after in completions]
+    width = max(prompts) + max(completions)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (group, before, after) in enumerate(rows):
+        ids[row, :before] = 1 + torch.arange(before) + 2 * group
+        ids[row, before : before + after] = 7 + torch.arange(after) * (row + 1)
+    ids %= vocab_size
+    lengths = torch.tensor([before + after for _, before, after in rows])
+    places = [row * width + before - 1 + torch.arange(after) for row, (_, before, after) in enumerate(rows)]
+    predictors = torch.cat(places)
+    layout = share_prompts([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], width)
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    zeros = torch.zeros(len(predictors))
+    return TokenBatch(ids, mask, predictors, ids.flatten()[predictors + 1], zeros, layout.lengths, layout).to(device)
 
 
 def _states(scorer: TokenScorer, lengths: list[int]) -> list[Tensor]:

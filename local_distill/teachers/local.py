@@ -26,7 +26,7 @@ from local_distill.models.files import ModelFiles
 from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.quantization import check_quantization, held_packed, quantization_config
 from local_distill.models.scorer import Reading, TokenScorer
-from local_distill.models.start_checks import check_scorer
+from local_distill.models.start_checks import can_share_prompts, check_scorer
 from local_distill.teachers.offload import held_offloaded, offloaded
 from local_distill.teachers.teacher_checks import check_named, check_own, check_packing
 
@@ -54,6 +54,9 @@ class Scorer(Protocol):
 
 class WholeScorer(Scorer, Protocol):
     """One whose hidden states can be had as well: not sharded."""
+
+    @property
+    def shares_prompts(self) -> bool: ...
 
     def states(self, batch: TokenBatch) -> HeadStates: ...
 
@@ -147,6 +150,7 @@ def open_local(opening: Opening) -> OpenTeacher:
         else:
             scorer = TokenScorer(files.load(opening.dtype).to(device), vocab_size)
         check_scorer(scorer, files.flag)
+        scorer.shares_prompts = opening.config.group_size > 1 and can_share_prompts(scorer)
         return readers_of_whole(scorer, device, needs, config.loss_top_k or 0)
 
     return load
@@ -160,7 +164,7 @@ def readers_of_whole(scorer: WholeScorer, device: torch.device, needs: TeacherVi
         TeacherView.top_tokens: TopTokensTeacher(scorer, device, top_k),
         TeacherView.whole_distribution: whole,
     }
-    return TeacherReaders(readers[needs], whole)
+    return TeacherReaders(readers[needs], whole, scorer.shares_prompts)
 
 
 BACKEND = TeacherBackend(

@@ -32,6 +32,11 @@ class BaseOfStudent:
         self._scorer = scorer
         self._adapted: Any = scorer.model
 
+    @property
+    def shares_prompts(self) -> bool:
+        """See TokenScorer."""
+        return self._scorer.shares_prompts
+
     @torch.no_grad()
     def __call__(self, batch: TokenBatch, read: Reading = read_tokens) -> Any:
         """Return a reading of the base; see TokenScorer."""

@@ -26,7 +26,7 @@ from local_distill.errors import UserError
 from local_distill.models.files import ModelFiles
 from local_distill.models.footprint import Held, Place, Shape, TeacherMemory
 from local_distill.models.scorer import TokenScorer
-from local_distill.models.start_checks import check_scorer
+from local_distill.models.start_checks import can_share_prompts, check_scorer
 from local_distill.process.distributed import any_process, runs_on_cuda
 from local_distill.process.launch import check_deepspeed
 from local_distill.runs.evaluations import SHOWN_TOP
@@ -95,10 +95,10 @@ def _leave_group() -> None:
 
 
 @_in_a_group()
-def load_zero3_teacher(opening: Opening) -> nn.Module:
+def load_zero3_teacher(opening: Opening) -> tuple[nn.Module, TokenScorer]:
     """Load the teacher straight into shares; no process ever holds it whole. Collective.
 
-    Returns what wraps its TokenScorer, frozen: every forward is collective too.
+    Returns what wraps its TokenScorer, frozen, with that: every forward is collective too.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -125,7 +125,8 @@ def load_zero3_teacher(opening: Opening) -> nn.Module:
     freeze(sharded)
     check_scorer(scorer, files.flag)
     scorer.needs_mask = any_process(opening.accelerator, scorer.needs_mask)
-    return sharded
+    scorer.shares_prompts = not any_process(opening.accelerator, not can_share_prompts(scorer))
+    return sharded, scorer
 
 
 def check(config: TrainFields) -> None:
@@ -150,10 +151,10 @@ def open_zero3(opening: Opening) -> OpenTeacher:
     config, device = opening.config, opening.accelerator.device
 
     def load(_student: TokenScorer, needs: TeacherView) -> TeacherReaders:
-        sharded = load_zero3_teacher(opening)
+        sharded, scorer = load_zero3_teacher(opening)
         top = TopTokensTeacher(sharded, device, config.loss_top_k or 0)
         training = top if needs == TeacherView.top_tokens else LocalTeacher(sharded, device)
-        return TeacherReaders(training, TopTokensTeacher(sharded, device, SHOWN_TOP))
+        return TeacherReaders(training, TopTokensTeacher(sharded, device, SHOWN_TOP), scorer.shares_prompts)
 
     return load
 

@@ -11,18 +11,26 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from local_distill.batch import Rollout, TokenBatch
+from local_distill.shared_prompts import SharedPrompts, share_prompts
 
 T = TypeVar("T")
 
 PASS_COST = 256
 """What one more pass through a model costs, in tokens: rollouts of unlike length go apart where that saves more."""
+KEY_COST = 1 / 16
+"""What it takes that a completion has the keys and values of its shared prompt before it, in tokens for each."""
+WORTH_SHARING = 0.85
+"""Prompts are shared where the cost goes down to this at most: attention has more to copy."""
+LONGEST_SHARING = 2048
+"""Tokens of the longest completion that shares its prompt: the mask that this takes grows with their square."""
 
 
-def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
+def collate(rollouts: Sequence[Rollout], pad_id: int, share: bool = False) -> TokenBatch:
     """Lay rollouts out for one forward pass, padded on the right to the longest of them.
 
-    An empty list gives a batch of one padding token with nothing to train on: sharded models need
-    every process to make the same number of forward calls, also those with no work left.
+    share: with each prompt once as well, where that saves. An empty list gives a batch of one padding token with
+    nothing to train on: sharded models need every process to make the same number of forward calls, also those with no
+    work left.
     """
     rows = [torch.cat([torch.tensor(r.prompt.ids, dtype=torch.long), r.completion]) for r in rollouts]
     if not rows:
@@ -46,7 +54,62 @@ def collate(rollouts: Sequence[Rollout], pad_id: int) -> TokenBatch:
         targets=_concatenate([r.completion for r in rollouts], torch.long),
         sampler_logprobs=_concatenate([r.sampler_logprobs for r in rollouts], torch.float32),
         lengths=lengths,
+        shared=_shared(rollouts, width) if share else None,
     )
+
+
+def _shared(rollouts: Sequence[Rollout], width: int) -> SharedPrompts | None:
+    """Lay out padded rows of ``width`` tokens with each prompt once; None where that saves too little."""
+    if not rollouts or _sharing_cost(rollouts) > WORTH_SHARING * len(rollouts) * width:
+        return None
+    number = {ids: i for i, ids in enumerate(dict.fromkeys(rollout.prompt.ids for rollout in rollouts))}
+    return share_prompts(
+        [number[rollout.prompt.ids] for rollout in rollouts],
+        [len(rollout.prompt.ids) for rollout in rollouts],
+        [len(rollout.completion) for rollout in rollouts],
+        width,
+    )
+
+
+def _sharing_cost(rollouts: Sequence[Rollout]) -> float:
+    """Count the tokens that these rollouts cost in one pass with each prompt once; nothing of it is padding."""
+    if max(len(each.completion) for each in rollouts) > LONGEST_SHARING:
+        return math.inf
+    prompts = {rollout.prompt.ids for rollout in rollouts}
+    return sum(map(len, prompts)) + sum(len(each.completion) - 1 + KEY_COST * _length(each) for each in rollouts)
+
+
+def split_by_prompt(rollouts: Sequence[Rollout], most_tokens: float) -> list[list[Rollout]]:
+    """Return lists that cost at most ``most_tokens`` with each prompt once.
+
+    Rollouts of one prompt are together if they fit; one that is longer by itself is alone in its list. The most costly
+    prompts come first.
+    """
+    groups: dict[tuple[int, ...], list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.prompt.ids, []).append(rollout)
+    parts: list[list[Rollout]] = []
+    room = 0.0
+    for group in sorted(groups.values(), key=_sharing_cost, reverse=True):
+        if parts and _sharing_cost(group) <= room:
+            parts[-1] += group
+            room -= _sharing_cost(group)
+            continue
+        for part in _pieces(sorted(group, key=_length, reverse=True), most_tokens):
+            parts.append(part)
+            room = most_tokens - _sharing_cost(part)
+    return parts
+
+
+def _pieces(group: list[Rollout], most_tokens: float) -> list[list[Rollout]]:
+    """Cut the rollouts of one prompt into as few lists as fit."""
+    pieces = [[group[0]]]
+    for rollout in group[1:]:
+        if _sharing_cost([*pieces[-1], rollout]) <= most_tokens:
+            pieces[-1].append(rollout)
+        else:
+            pieces.append([rollout])
+    return pieces
 
 
 def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollout]]:
@@ -64,7 +127,7 @@ def split_by_length(rollouts: Sequence[Rollout], count: int) -> list[list[Rollou
     return parts
 
 
-def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[Rollout]]:
+def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: float) -> list[list[Rollout]]:
     """Return lists of rollouts of like length, each of at most ``most_tokens`` with padding, cut where it costs least.
 
     The cost is every token that goes through the model, padding included, and PASS_COST for each list. The longest
@@ -75,7 +138,8 @@ def split_by_tokens(rollouts: Sequence[Rollout], most_tokens: int) -> list[list[
     cheapest = [0.0] + [math.inf] * len(lengths)  # of the first n rollouts, the last list of which begins at:
     begins = [0] * (len(lengths) + 1)
     for start, width in enumerate(lengths):
-        for end in range(start + 1, max(start + 1, min(len(lengths), start + most_tokens // width)) + 1):
+        at_once = int(min(len(lengths), most_tokens // width))
+        for end in range(start + 1, max(start + 1, min(len(lengths), start + at_once)) + 1):
             cost = cheapest[start] + (end - start) * width + PASS_COST
             if cost < cheapest[end]:
                 cheapest[end], begins[end] = cost, start
@@ -93,22 +157,33 @@ class MicroBatches:
 
     most_tokens: most tokens of one, padding included; None for no bound; lowered when memory runs out.
     reduce_max: gives the largest of the numbers that the processes ask with; collective.
+    shares_prompts: whether the models can read a prompt once for all its rollouts.
     Sharded models need every process to make the same number of calls.
     """
 
     most_tokens: int | None = None
     reduce_max: Callable[[int], int] = int
+    shares_prompts: bool = False
 
     def split(self, rollouts: Sequence[Rollout], least: int) -> list[list[Rollout]]:
-        """Return at least ``least`` lists, as many on every process, some of them empty; collective when bounded."""
-        if self.most_tokens is None:
-            return split_by_length(rollouts, least)
-        parts = split_by_tokens(rollouts, self.most_tokens)
+        """Return at least ``least`` lists, as many on every process, some of them empty; collective."""
+        most = self.most_tokens
+        plain = split_by_length(rollouts, least) if most is None else split_by_tokens(rollouts, most)
+        parts = self._sharing(rollouts, plain) or plain
         while len(parts) < least and len(largest := max(parts, key=len, default=[])) > 1:
             at, half = parts.index(largest), (len(largest) + 1) // 2
             parts[at : at + 1] = [largest[:half], largest[half:]]
         parts += [[] for _ in range(least - len(parts))]
         return parts + [[] for _ in range(self.reduce_max(len(parts)) - len(parts))]
+
+    def _sharing(self, rollouts: Sequence[Rollout], plain: list[list[Rollout]]) -> list[list[Rollout]]:
+        """Return lists in which every prompt stands once, where the models can read them so and it saves enough."""
+        if not self.shares_prompts:
+            return []
+        shared = split_by_prompt(rollouts, self.most_tokens or math.inf)
+        cost = sum(_sharing_cost(part) + PASS_COST for part in shared)
+        padded = sum(len(part) * max(map(_length, part)) + PASS_COST for part in plain if part)
+        return shared if cost <= WORTH_SHARING * padded else []
 
 
 def split_substeps(
@@ -126,7 +201,10 @@ def split_substeps(
     shares: list[list[Rollout]] = [[] for _ in range(num_substeps)]
     for rollout in rollouts:
         shares[rollout.position * num_substeps // batch_size].append(rollout)
-    return [[collate(part, pad_id) for part in micro_batches.split(share, count)] for share in shares]
+    return [
+        [collate(part, pad_id, micro_batches.shares_prompts) for part in micro_batches.split(share, count)]
+        for share in shares
+    ]
 
 
 def share_of_process(batch: Sequence[T], process: int, num_processes: int) -> list[tuple[int, T]]:

@@ -115,8 +115,8 @@ class SmallerMicroBatches:
 
     def cut(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
         """Return the same rollouts in more batches. Raises RunError when there is no way."""
-        widest = max(batches, key=lambda batch: batch.tokens.input_ids.numel()).tokens
-        tokens, bound = widest.input_ids.numel(), widest.input_ids.numel() // 2
+        widest = max(batches, key=lambda batch: batch.tokens.tokens_read).tokens
+        tokens, bound = widest.tokens_read, widest.tokens_read // 2
         if len(widest.lengths) == 1:
             raise alone(RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}"))
         if not can_start_over:
@@ -148,7 +148,7 @@ def naming_the_number(what: str, batch: TokenBatch) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        tokens, rollouts = batch.input_ids.numel(), len(batch.lengths)
+        tokens, rollouts = batch.tokens_read, len(batch.lengths)
         where = f"a micro-batch of {tokens} tokens; give {tokens // 2}"
         if rollouts == 1:
             where = f"a single rollout of {tokens} tokens; lower --max_new_tokens or --max_prompt_tokens"
@@ -164,7 +164,7 @@ def score(teacher: Teacher, batch: TokenBatch) -> ScoredBatch:
 def _within(batch: ScoredBatch, bound: int) -> list[ScoredBatch]:
     """Cut the batch in two until each part is within the bound or a single rollout."""
     rows = len(batch.tokens.lengths)
-    if batch.tokens.input_ids.numel() <= bound or rows == 1:
+    if batch.tokens.tokens_read <= bound or rows == 1:
         return [batch]
     half = (rows + 1) // 2
     return [part for each in (batch.rows(0, half), batch.rows(half, rows)) for part in _within(each, bound)]
