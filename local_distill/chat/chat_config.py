@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.config.parsing import argument, option, same_as
-from local_distill.config.ranges import LOWEST_TEMPERATURE, require
+from local_distill.config.ranges import FROM_1, SEED, SHARE, TEMPERATURE, check_ranges
 from local_distill.config.train_config import TrainConfig
 from local_distill.eval.eval_config import SELF
 from local_distill.export.export_config import ExportSettings
@@ -32,10 +32,12 @@ class ChatSettings:
     )
     device: str = _model("Where both models are: cpu, cuda, cuda:1, mps. auto: a GPU if there is one.", "auto")
     trust_remote_code: bool = same_as(TrainConfig, "trust_remote_code")
-    temperature: float = _sampling("Of the answers; colours are always those of temperature 1.", 0.7)
-    top_p: float = _sampling("Draw from the likeliest tokens that together have this probability.", 0.9)
-    max_new_tokens: int = _sampling("Longest answer in tokens.", 512)
-    seed: int = _sampling("The same seed and questions give the same answers.", 0)
+    temperature: float = _sampling(
+        "Of the answers; colours are always those of temperature 1.", 0.7, within=TEMPERATURE
+    )
+    top_p: float = _sampling("Draw from the likeliest tokens that together have this probability.", 0.9, within=SHARE)
+    max_new_tokens: int = _sampling("Longest answer in tokens.", 512, within=FROM_1)
+    seed: int = _sampling("The same seed and questions give the same answers.", 0, within=SEED)
     system_prompt: str | None = same_as(TrainConfig, "system_prompt", fixed=False)
     chat_template_kwargs: str | None = same_as(TrainConfig, "chat_template_kwargs", fixed=False)
     keep_control_tokens: bool = same_as(TrainConfig, "keep_control_tokens", fixed=False)
@@ -47,7 +49,4 @@ class ChatSettings:
         return self.teacher_model == SELF
 
     def __post_init__(self) -> None:
-        require("temperature", self.temperature, lambda v: v >= LOWEST_TEMPERATURE, f"at least {LOWEST_TEMPERATURE:g}")
-        require("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        require("max_new_tokens", self.max_new_tokens, lambda v: v >= 1, "at least 1")
-        require("seed", self.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
+        check_ranges(self)

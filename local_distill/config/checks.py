@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS, Rules
-from local_distill.config.ranges import check_ranges
+from local_distill.config.ranges import check_ranges, refuse_empty
 from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 
@@ -14,7 +14,9 @@ _MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 def check_settings(config: TrainFields) -> None:
     """Raise UserError for the first setting that is out of its range, or contradicts another."""
-    _check_given(config)
+    if not config.student_model:
+        raise UserError("--student_model: not given, needs a hub id or a local folder")
+    refuse_empty(config, _MAY_BE_EMPTY)
     check_ranges(config)
     _check_combinations(config)
     # What is for another source, teacher or sampler than the one that was chosen is wrong.
@@ -27,14 +29,6 @@ def check_settings(config: TrainFields) -> None:
     if config.init_adapter and not config.use_lora:
         raise UserError("--init_adapter: given without --use_lora, which it belongs to; add it, or drop the adapter")
     _check_loss(config)
-
-
-def _check_given(config: TrainFields) -> None:
-    if not config.student_model:
-        raise UserError("--student_model: not given, needs a hub id or a local folder")
-    for name, value in vars(config).items():
-        if value == "" and name not in _MAY_BE_EMPTY:  # as from a shell variable that is not set
-            raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
 
 
 def _check_combinations(config: TrainFields) -> None:

@@ -1,10 +1,10 @@
-"""What numbers a setting may have, written beside the setting itself."""
+"""What values a setting may have, written beside the setting itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from local_distill.errors import UserError
@@ -37,22 +37,25 @@ BELOW_1 = Range(lambda v: 0 <= v < 1, "at least 0 and below 1")
 TEMPERATURE = Range(lambda v: v >= LOWEST_TEMPERATURE, f"at least {LOWEST_TEMPERATURE:g}; 0.01 is nearly greedy")
 
 
+def refuse_empty(settings: DataclassInstance, but: Collection[str]) -> None:
+    """Raise UserError for empty text, as from a shell variable that is not set; settings in ``but`` may be that."""
+    for name, value in vars(settings).items():
+        if value == "" and name not in but:
+            raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
+
+
 def check_ranges(settings: DataclassInstance) -> None:
-    """Raise UserError for the first setting that is not within its range; one that is None has not been given."""
+    """Raise UserError for the first number that is not finite, or not within its range; None has not been given."""
     for field in dataclasses.fields(settings):
         value, within = getattr(settings, field.name), field.metadata["within"]
-        if within is not None and value is not None:
-            require(field.name, value, *within)
-
-
-def require(name: str, value: float, holds: Callable[[float], bool], needed: str, most: int = LARGEST) -> None:
-    """Raise UserError unless the number given as --``name`` is finite, not above ``most``, and as ``holds`` says."""
-    if isinstance(value, float):
-        given, fits = f"{value:g}", math.isfinite(value)
-        needed = needed if fits else f"a finite number, {needed}"
-    else:
-        given, fits = str(value), value <= most
-        needed = needed if fits else f"at most {most}"
-        given = given if len(given) <= 20 else f"a number of {len(given)} digits"
-    if not (fits and holds(value)):
-        raise UserError(f"--{name}: {given} given, needs to be {needed}")
+        if within is None or value is None:
+            continue
+        if isinstance(value, float):
+            given, fits = f"{value:g}", math.isfinite(value)
+            needed = within.needed if fits else f"a finite number, {within.needed}"
+        else:
+            given, fits = str(value), value <= within.most
+            needed = within.needed if fits else f"at most {within.most}"
+            given = given if len(given) <= 20 else f"a number of {len(given)} digits"
+        if not (fits and within.holds(value)):
+            raise UserError(f"--{field.name}: {given} given, needs to be {needed}")

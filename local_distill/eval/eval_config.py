@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from local_distill.config.parsing import argument, option, same_as
-from local_distill.config.ranges import LOWEST_TEMPERATURE, require
+from local_distill.config.ranges import FROM_1, LOWEST_TEMPERATURE, SEED, SHARE, Range, check_ranges, refuse_empty
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 
@@ -21,6 +21,8 @@ _questions = partial(option, "questions")
 _prompts = partial(option, "prompts")
 _sampling = partial(option, "sampling")
 _output = partial(option, "output")
+
+OR_GREEDY = Range(lambda v: v == 0 or v >= LOWEST_TEMPERATURE, f"0 for greedy, or at least {LOWEST_TEMPERATURE:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,9 @@ class EvalSettings:
         "`conversations`, and perhaps `answer` and `tools`.",
         fixed=True,
     )
-    limit: int | None = _questions("Most questions of each source. Default: all; of deepmath 500.", fixed=True)
+    limit: int | None = _questions(
+        "Most questions of each source. Default: all; of deepmath 500.", fixed=True, within=FROM_1
+    )
     answers: str = _questions(
         "When an answer is right. math: equal to the reference as mathematics (math-verify). exact: the same words, "
         'after "answer:" or on the last line. contains: the reference\'s words are somewhere in it.',
@@ -98,12 +102,14 @@ class EvalSettings:
         "Date (2026-01-31) for a chat template with a clock in it. Default: today.", fixed=True
     )
 
-    samples: int = _sampling("Answers to each question; more than one needs --temperature.", 1, fixed=True)
-    temperature: float = _sampling("Sampling temperature of the answers; 0: greedy.", 0.0, fixed=True)
-    top_p: float = _sampling("Nucleus of the answers' sampling.", 1.0, fixed=True)
+    samples: int = _sampling(
+        "Answers to each question; more than one needs --temperature.", 1, fixed=True, within=FROM_1
+    )
+    temperature: float = _sampling("Sampling temperature of the answers; 0: greedy.", 0.0, fixed=True, within=OR_GREEDY)
+    top_p: float = _sampling("Nucleus of the answers' sampling.", 1.0, fixed=True, within=SHARE)
     max_new_tokens: int = same_as(TrainConfig, "max_new_tokens")
     seed: int = _sampling(
-        "Seed of the samples, and of the run whose held-out part of deepmath is asked.", 0, fixed=True
+        "Seed of the samples, and of the run whose held-out part of deepmath is asked.", 0, fixed=True, within=SEED
     )
     rollouts: str = _sampling(
         "What samples. hf: our own loop, the same samples for any batch size. vllm: the server of --rollouts_url. "
@@ -116,7 +122,9 @@ class EvalSettings:
         "LOCAL_DISTILL_ROLLOUTS_API_KEY."
     )
     sampling_batch_size: int = _sampling(
-        "Most completions under way at a time, after which they are written down; never changes a result of hf.", 128
+        "Most completions under way at a time, after which they are written down; never changes a result of hf.",
+        128,
+        within=FROM_1,
     )
 
     output: str | None = _output(
@@ -128,7 +136,8 @@ class EvalSettings:
     server_concurrency: int = same_as(TrainConfig, "server_concurrency")
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        refuse_empty(self, ("system_prompt",))
+        check_ranges(self)
         _check_combinations(self)
 
     @property
@@ -162,22 +171,6 @@ class EvalSettings:
     def samples_by_server(self) -> bool:
         """Tell whether a vLLM server samples."""
         return bool(self.rollouts_url)
-
-
-def _check_ranges(settings: EvalSettings) -> None:
-    for name, value in vars(settings).items():
-        if value == "" and name != "system_prompt":  # as from a shell variable that is not set
-            raise UserError(f"--{name}: empty text given; give a value, or leave the flag out")
-    for name in ("samples", "max_new_tokens", "sampling_batch_size", "server_concurrency"):
-        require(name, getattr(settings, name), lambda v: v >= 1, "at least 1")
-    if settings.limit is not None:
-        require("limit", settings.limit, lambda v: v >= 1, "at least 1")
-    needed = f"0 for greedy, or at least {LOWEST_TEMPERATURE:g}"
-    require("temperature", settings.temperature, lambda v: v == 0 or v >= LOWEST_TEMPERATURE, needed)
-    require("top_p", settings.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1")
-    require("seed", settings.seed, lambda v: v >= 0, "0 or more", most=2**63 - 1)
-    require("server_timeout", settings.server_timeout, lambda v: v > 0, "above 0")
-    require("server_patience", settings.server_patience, lambda v: v >= 0, "0 or more")
 
 
 def _check_combinations(settings: EvalSettings) -> None:
