@@ -97,15 +97,8 @@ def _under_other_names(settings: dict[str, Any], names: dict[str, str]) -> dict[
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     added = [{**token, "content": names.get(token["content"], token["content"])} for token in settings["added_tokens"]]
-    # Nothing is cut, filled up or put around a text here.
-    return {
-        **settings,
-        "model": model,
-        "added_tokens": added,
-        "truncation": None,
-        "padding": None,
-        "post_processor": None,
-    }
+    nothing_around = dict.fromkeys(("truncation", "padding", "post_processor"))
+    return {**settings, "model": model, "added_tokens": added, **nothing_around}
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

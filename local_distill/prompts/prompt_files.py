@@ -49,6 +49,33 @@ class WrittenRow:
             )
         return self.content
 
+    def prompt(self) -> RawPrompt:
+        """Return what the row asks. Raises UserError where it asks nothing, or is none."""
+        if isinstance(self.content, str):
+            return RawPrompt(user_says(self.content), self.origin)
+        row = self.fields()
+        keys = [key for key in KEYS if key in row]
+        if len(keys) != 1:
+            given = f"both {' and '.join(keys)}" if keys else f"keys {', '.join(row) or '(none)'}"
+            raise UserError(
+                f"{self.where}: {given} given, needs one of prompt (text) and messages (a list); a file with "
+                "other names is for --dataset with --prompt_column"
+            )
+        (key,) = keys
+        value = row[key]
+        if isinstance(value, str) and key != "prompt":
+            value = decoded_chat(value) or value
+        if not isinstance(value, list) and not (isinstance(value, str) and key == "prompt"):
+            needed = "text, or a list of chat messages" if key == "prompt" else "a list of chat messages"
+            raise UserError(f"{self.where}: {key} is {type(value).__name__}, needs to be {needed}")
+        answer = read_answer(row.get("answer"))
+        if answer is None and row.get("answer") is not None:
+            raise UserError(f"{self.where}: answer is {type(row['answer']).__name__}, needs to be text or a number")
+        messages = read_messages(from_sharegpt(value) if key == "conversations" else value, self.where)
+        if not messages:
+            raise UserError(f"{self.where}: {key} asks nothing; needs text, or a user message with text")
+        return RawPrompt(messages, self.origin, answer, read_tools(row.get("tools"), self.where))
+
 
 @dataclass(frozen=True)
 class _WrittenRows:
@@ -60,10 +87,7 @@ class _WrittenRows:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> RawPrompt:
-        row = self.rows[index]
-        if isinstance(row.content, str):
-            return RawPrompt(user_says(row.content), row.origin)
-        return _prompt(row.fields(), row.origin, row.where)
+        return self.rows[index].prompt()
 
 
 def read_prompts_file(path: str) -> RawPrompts:
@@ -175,30 +199,6 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 def _text_rows(text: str, name: str, where: str) -> list[WrittenRow]:
     return [WrittenRow(f"{name}:{number}", f"{where}: line {number}", line) for number, line in _lines(text)]
-
-
-def _prompt(row: dict[str, Any], origin: str, where: str) -> RawPrompt:
-    keys = [key for key in KEYS if key in row]
-    if len(keys) != 1:
-        given = f"both {' and '.join(keys)}" if keys else f"keys {', '.join(row) or '(none)'}"
-        raise UserError(
-            f"{where}: {given} given, needs one of prompt (text) and messages (a list); a file with other names is for "
-            "--dataset with --prompt_column"
-        )
-    (key,) = keys
-    value = row[key]
-    if isinstance(value, str) and key != "prompt":
-        value = decoded_chat(value) or value
-    if not isinstance(value, list) and not (isinstance(value, str) and key == "prompt"):
-        needed = "text, or a list of chat messages" if key == "prompt" else "a list of chat messages"
-        raise UserError(f"{where}: {key} is {type(value).__name__}, needs to be {needed}")
-    answer = read_answer(row.get("answer"))
-    if answer is None and row.get("answer") is not None:
-        raise UserError(f"{where}: answer is {type(row['answer']).__name__}, needs to be text or a number")
-    messages = read_messages(from_sharegpt(value) if key == "conversations" else value, where)
-    if not messages:
-        raise UserError(f"{where}: {key} asks nothing; needs text, or a user message with text")
-    return RawPrompt(messages, origin, answer, read_tools(row.get("tools"), where))
 
 
 def builtin_prompts() -> RawPrompts:
