@@ -1,10 +1,13 @@
 """A backend is found by its name, or named from outside; what leads to none is one line."""
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from local_distill.config.builtin import BUILTIN_TEACHERS
+import local_distill
+from local_distill.config.builtin import BUILTIN_TEACHERS, NAMED_SOURCES
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS
 from local_distill.config.train_fields import recorded_loss
 from local_distill.errors import UserError
@@ -25,6 +28,14 @@ def test_teachers_without_a_name_are_spoken_of_as_their_records_say():
     said = {name: TEACHERS.get(name).words(unnamed) for name in TEACHERS.names}
     nameless = {name: words for name, words in said.items() if words and " at " not in words}
     assert nameless == {name: row.words for name, row in BUILTIN_TEACHERS.items() if row.words}
+
+
+def test_no_file_compares_the_name_of_a_source():
+    package = Path(local_distill.__file__).parent
+    for file in package.rglob("*.py"):
+        compared = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Compare)]
+        words = {part.value for node in compared for part in ast.walk(node) if isinstance(part, ast.Constant)}
+        assert not words & NAMED_SOURCES.keys(), file
 
 
 @pytest.mark.parametrize(
