@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from local_distill.config.checks import check_settings
+from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS, Rules
 from local_distill.config.parsing import parse
+from local_distill.config.ranges import check_ranges, refuse_empty
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainFields
+from local_distill.errors import UserError
 
 USAGE = """\
 python -m local_distill.train_on_policy_local
@@ -23,6 +25,9 @@ examples:
 """
 PROG = "local_distill.train_on_policy_local"
 DESCRIPTION = "On-policy distillation of a student model from a teacher model."
+_NAMED_RUNS = ("wandb", "trackio", "swanlab")
+"""Trackers whose runs have a name."""
+_MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +38,69 @@ class TrainConfig(TrainFields):
         if self.learning_rate is None:
             rate = LORA_LEARNING_RATE if self.use_lora else FULL_LEARNING_RATE
             object.__setattr__(self, "learning_rate", rate)
-        check_settings(self)
+        _check(self)
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
     return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION)
+
+
+def _check(config: TrainFields) -> None:
+    """Refuse the first setting that is out of its range, or contradicts another: without opening a file."""
+    if not config.student_model:
+        raise UserError("--student_model: not given, needs a hub id or a local folder")
+    refuse_empty(config, _MAY_BE_EMPTY)
+    check_ranges(config)
+    _check_combinations(config)
+    # What is for another source, teacher or sampler than the one that was chosen is wrong.
+    records: tuple[Rules, ...] = (
+        SOURCES.get(config.prompts_kind), TEACHERS.get(config.teacher_kind), SAMPLERS.get(config.rollouts_kind),
+    )  # fmt: skip
+    for record in records:
+        if record.check:
+            record.check(config)
+    if config.init_adapter and not config.use_lora:
+        raise UserError("--init_adapter: given without --use_lora, which it belongs to; add it, or drop the adapter")
+    _check_loss(config)
+
+
+def _check_combinations(config: TrainFields) -> None:
+    if config.dataset and config.prompts_file:
+        raise UserError("--dataset and --prompts_file: both given; prompts come from one source, drop one of them")
+    if config.system_prompt is not None and config.chat_template == "off":
+        raise UserError("--system_prompt: needs the chat template, which --chat_template off turns off; drop one")
+    if config.chat_template_kwargs and config.chat_template == "off":
+        raise UserError(
+            "--chat_template_kwargs: needs the chat template, which --chat_template off turns off; drop one"
+        )
+    if config.wandb_name and not (config.wandb_project or any(t in (config.trackers or "") for t in _NAMED_RUNS)):
+        raise UserError(
+            "--wandb_name: given without --wandb_project, so nothing is logged there; add it, or drop the name"
+        )
+    if config.profile and config.profile >= config.steps:
+        raise UserError(
+            f"--profile: {config.profile} steps after the first given with --steps {config.steps}; lower it, or run "
+            "more steps"
+        )
+    if config.num_substeps > config.batch_size:
+        raise UserError(
+            f"--num_substeps: {config.num_substeps} given with --batch_size {config.batch_size}; "
+            "each substep needs a prompt of its own, lower it"
+        )
+
+
+def _check_loss(config: TrainFields) -> None:
+    if config.loss == "auto":
+        for name, needed in (("ratio_cap", "importance_sampling"), ("ppo_clip", "ppo"), ("jsd_beta", "jsd")):
+            if getattr(config, name) != getattr(TrainFields, name):
+                raise UserError(f"--{name}: given with --loss auto, which takes no such loss; add --loss {needed}")
+    loss = LOSSES.get(config.loss_name)
+    if loss.check:
+        loss.check(config)
+    if loss.needs(config) > config.teacher_gives:
+        where = TEACHERS.get(config.teacher_kind).where
+        raise UserError(
+            f"--loss {config.loss}: a teacher {where} cannot hand over its whole distribution; add --top_k 64 with "
+            "the teacher's support, use policy_gradient, or a teacher that each process holds whole"
+        )
