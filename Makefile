@@ -1,6 +1,7 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
 # make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
 # make test   set up, then run all checks and the tests that need no server
+# make bench-gpu      speed and memory on this machine's GPU, in less than ten minutes: bench-gpu.md and bench-gpu.json
 # make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
 # make test-models    a small model of each architecture through the real commands; writes docs/models.md
 # make test-faults    kills, full disks, damaged files, faulty servers, on two tiny models: docs/reliability.md
@@ -16,7 +17,7 @@ TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: demo demo-lora repair test test-faults test-gpu test-models test-servers test-browser test-harness lint docs site clean
+.PHONY: bench-gpu demo demo-lora repair test test-faults test-gpu test-models test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -30,7 +31,11 @@ repair: $(MODELS)/.made
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# On a machine with one GPU, with what is installed there: torch, transformers, accelerate, peft, pytest and no network.
+# On a machine with one GPU, with what is installed there: torch, transformers, accelerate, peft and no network.
+bench-gpu:
+	PYTHONPATH=. $(TEST_PYTHON) benchmarks/gpu.py --output bench-gpu
+
+# The same, and pytest.
 test-gpu:
 	LOCAL_DISTILL_TEST_DEVICE=cuda CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} PYTHONPATH=. $(TEST_PYTHON) -m pytest tests/gpu
 

@@ -4,8 +4,10 @@
     python benchmarks/phases.py --student tiny --teacher tiny --batch 4    # that it runs, anywhere
 
 Model FLOPs: two for each weight but the embedding's and each token, the head's on completion tokens alone, and four
-for each pair of attending positions and channel; three times as many with backward. MFU is their rate over
-``--peak_tflops``; decoding's share of the bandwidth counts each step's read of the weights and of the KV cache.
+for each pair of attending positions and channel; three times as many with backward. With --group they count a prompt
+for each completion, though it is read once. MFU is their rate over ``--peak_tflops``; decoding's share of the bandwidth
+counts each step's read of the weights and of the KV cache. The last line is the same step as one writes it with
+transformers alone: ``generate``, the logits of both models, KL, backward, AdamW.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from local_distill.batch import Prompt
@@ -23,6 +26,7 @@ from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.losses.loss import SampledTokenLoss, WholeDistributionLoss
 from local_distill.losses.sampled_token import policy_gradient
 from local_distill.models.scorer import TokenScorer
+from local_distill.models.start_checks import can_share_prompts
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.teachers.local import LocalTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches, split_substeps
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--student", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument("--teacher", choices=SHAPES, default="qwen3-8b")
     parser.add_argument("--batch", type=int, default=64, help="completions a step")
+    parser.add_argument("--group", type=int, default=1, help="completions of each prompt, which is then read once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a completion")
     parser.add_argument("--microbatch_tokens", type=int, default=16_384)
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     student = make_model(args.student, torch.float32).to(accelerator.device)
     teacher_model = make_model(args.teacher, torch.bfloat16).to(accelerator.device)
     engine = HFRollouts(
-        student, params=SamplingParams(NucleusSampling(1.0, 1.0), 1, args.tokens, frozenset(), 0), pad_id=0,
+        student, params=SamplingParams(NucleusSampling(1.0, 1.0), args.group, args.tokens, frozenset(), 0), pad_id=0,
         vocab_size=VOCABULARY, batch_size=args.batch, autocast=accelerator.autocast, say=print,
     )  # fmt: skip
     scorer, judge = TokenScorer(student, VOCABULARY), TokenScorer(teacher_model, VOCABULARY)
@@ -72,12 +77,15 @@ def run(args: argparse.Namespace) -> None:
         teacher = LocalTeacher(judge, accelerator.device)
         loss = SampledTokenLoss(policy_gradient, policy_gradient, 1.0, 0.0)
     updates = make_updates(accelerator, scorer, weight_decay=0.0, max_grad_norm=1.0)
-    micro_batches = MicroBatches(args.microbatch_tokens)
+    for each in (scorer, judge):
+        each.shares_prompts = args.group > 1 and can_share_prompts(each)
+    shared = scorer.shares_prompts and judge.shares_prompts
+    micro_batches = MicroBatches(args.microbatch_tokens, shares_prompts=shared)
     learner = Learner(accelerator, updates, loss, lambda _: 1e-6, 0, SmallerMicroBatches(micro_batches, print))
-    prompts = [(i, Prompt(tuple(range(i + 1, i + 1 + args.prompt)), "", "")) for i in range(args.batch)]
+    prompts = [(i, Prompt(tuple(range(i + 1, i + 1 + args.prompt)), "", "")) for i in range(args.batch // args.group)]
     cut = partial(
-        split_substeps, batch_size=args.batch, group_size=1, num_substeps=1, grad_accum=1, num_processes=1,
-        micro_batches=micro_batches, pad_id=0,
+        split_substeps, batch_size=args.batch // args.group, group_size=args.group, num_substeps=1, grad_accum=1,
+        num_processes=1, micro_batches=micro_batches, pad_id=0,
     )  # fmt: skip
     for step in range(args.steps + 1):
         sampling, rollouts = timed(accelerator, lambda step=step: engine.sample(prompts, step))
@@ -86,6 +94,38 @@ def run(args: argparse.Namespace) -> None:
         training, metrics = timed(accelerator, lambda scored=scored, step=step: learner.update(scored, step))
         if step:
             report(args, student, teacher_model, sampling, scoring, training, metrics["reverse_kl"])
+    ids = torch.tensor([prompt.ids for _, prompt in prompts for _ in range(args.group)], device=accelerator.device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=True)
+    for step in range(args.steps + 1):
+        work = partial(plain_step, args, accelerator, student, teacher_model, optimizer, ids)
+        seconds, divergence = timed(accelerator, work)
+        if step:
+            rate = args.batch * args.tokens / seconds
+            print(f"plain    {seconds:8.3f} s {rate:9.0f} tok/s  reverse KL {divergence:.3f}", flush=True)
+
+
+def plain_step(
+    args: argparse.Namespace, accelerator: Accelerator, student: PreTrainedModel, teacher: PreTrainedModel,
+    optimizer: torch.optim.Optimizer, ids: Tensor,
+) -> float:  # fmt: skip
+    """On-policy distillation without this package; as many rows at a time as keep the logits within 8 GiB."""
+    with torch.no_grad(), accelerator.autocast():
+        drawn = student.generate(
+            ids, do_sample=True, top_k=0, max_new_tokens=args.tokens, min_new_tokens=args.tokens, pad_token_id=0
+        )
+    total = 0.0
+    for rows in drawn.split(max(1, 2**31 // (drawn.shape[1] * VOCABULARY))):
+        with torch.no_grad():
+            q = teacher(rows).logits[:, args.prompt - 1 : -1].float().log_softmax(-1)
+        with accelerator.autocast():
+            p = student(rows).logits[:, args.prompt - 1 : -1].float().log_softmax(-1)
+        loss = (p.exp() * (p - q)).sum() / (args.batch * args.tokens)
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
 
 
 def report(
