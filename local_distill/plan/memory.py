@@ -212,7 +212,7 @@ class Memory:
     @property
     def _to_sample(self) -> ToSample:
         run, student = self.run, self.student
-        masters = not student.adapter and student.item < MASTER
+        masters = not student.adapter and student.item < MASTER and not student.stage  # ZeRO's are in the optimizer
         weights, there = student.item * student.shape.parameters, run.machine
         return ToSample(run.config, weights, masters, there.device, there.memory, run.rollouts, run.lengths.whole)
 

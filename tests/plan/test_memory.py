@@ -113,6 +113,7 @@ def test_on_a_processor_linear_layers_are_packed_while_it_samples():
         ({"rollouts": "continuous"}, 2 * STUDENT, 0),
         ({"rollouts": "continuous", "use_lora": True}, 0, 0),
         ({"rollouts": "continuous", "dtype": torch.float32}, 0, 0),
+        ({"rollouts": "continuous", "processes": 2, "zero_stage": 2}, 0, 0),
         ({"rollouts": "vllm", "rollouts_memory_share": 0.25}, 0, 0.25 * GIB),
         ({"rollouts": "vllm", "rollouts_url": "http://x"}, 0, 0),
         ({"rollouts": "vllm", "device": "cpu", "dtype": torch.float32}, 0, 4 * STUDENT + 4 * GIB),
