@@ -120,7 +120,7 @@ def bytes_kept(student: TokenScorer, batch: TokenBatch) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that is kept for its own gradient would hold on to itself for ever
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         _alive = student.states(batch)

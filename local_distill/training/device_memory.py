@@ -89,7 +89,7 @@ def _saved_bytes(scorer: TokenScorer, tokens: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a result that is kept for its own gradient would hold on to itself for ever
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         kept = scorer(batch, _sum)  # while it lives, no storage is used twice

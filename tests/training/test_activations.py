@@ -1,5 +1,7 @@
 """The count of what autograd keeps."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -60,3 +62,18 @@ def test_nothing_is_left_behind():
     scorer = scorer_of(llama_config())
     activation_bytes(scorer)
     assert all(p.grad is None for p in scorer.parameters())
+
+
+def test_what_is_counted_is_let_go():
+    """A softmax or an exp is kept for its own gradient: kept as it is, it would hold on to the graph that made it."""
+    scorer, made = scorer_of(llama_config()), []
+
+    def remember(_module, _inputs, output):
+        kept = output.exp()
+        made.append(weakref.ref(kept))
+        return kept
+
+    scorer.model.model.norm.register_forward_hook(remember)
+    activation_bytes(scorer)
+    assert len(made) == 2
+    assert [each() for each in made] == [None, None]
