@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+ALIGNED = 8
+"""Lengths of prompts and completions are rounded up to this in attention: kernels take a mask of other strides only as
+a copy, which each layer would keep."""
+
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """P prompts and their R rollouts in one row of S tokens; Q is the longest prompt, T the longest completion less 1.
+    """P prompts and their R rollouts in one row of S tokens; Q and T: the longest prompt and completion, rounded up.
 
     group: which of the P prompts each rollout continues. prompt_lengths: (P,) tokens of each. lengths: completion
         tokens of each rollout.
@@ -27,7 +31,7 @@ class SharedPrompts:
     positions: (S,) int64, of each token in its own text, from 0.
     predictors: (N,) int64, the place in the row that predicts each completion token. The first of every completion is
         predicted by the last of its prompt.
-    prompts: (P, Q) int64, places in the row of the tokens of each prompt; 0 beyond its end.
+    prompts: (P, Q) int64, places in the row of the tokens of each prompt; any place beyond its end.
     completions: (R, T) int64, the same of each completion.
     back: (S,) int64, of each token, its place in the flattened ``prompts``, or after those in ``completions``.
     """
@@ -107,27 +111,29 @@ def share_prompts(
         first.setdefault(number, row)
     place = {number: index for index, number in enumerate(first)}
     of_prompts = tuple(prompt_lengths[row] for row in first.values())
-    longest, most = max(of_prompts), max(1, max(lengths) - 1)
-    prompts = torch.zeros(len(of_prompts), longest, dtype=torch.long)
-    completions = torch.zeros(len(group), most, dtype=torch.long)
+    longest, most = (-(-most // ALIGNED) * ALIGNED for most in (max(of_prompts), max(lengths)))
+    tokens = sum(of_prompts) + sum(lengths) - len(lengths)
+    # Any place will do for padding; one for all would be where a GPU's sum of gradients waits.
+    prompts = (torch.arange(len(of_prompts) * longest) % tokens).view(-1, longest)
+    completions = (torch.arange(len(group) * most) % tokens).view(-1, most)
     source, positions, back, predictors = [], [], [], []
     ends, at = [], 0
     for index, row in enumerate(first.values()):
-        tokens = torch.arange(of_prompts[index])
-        prompts[index, : len(tokens)] = at + tokens
-        source.append(row * width + tokens)
-        positions.append(tokens)
-        back.append(index * longest + tokens)
-        at += len(tokens)
+        own = torch.arange(of_prompts[index])
+        prompts[index, : len(own)] = at + own
+        source.append(row * width + own)
+        positions.append(own)
+        back.append(index * longest + own)
+        at += len(own)
         ends.append(at - 1)
     for row, (number, before, length) in enumerate(zip(group, prompt_lengths, lengths, strict=True)):
-        tokens = torch.arange(length - 1)  # the last one predicts nothing
-        completions[row, : len(tokens)] = at + tokens
-        source.append(row * width + before + tokens)
-        positions.append(before + tokens)
-        back.append(prompts.numel() + row * most + tokens)
-        predictors += [torch.tensor([ends[place[number]]]), at + tokens]
-        at += len(tokens)
+        own = torch.arange(length - 1)  # the last one predicts nothing
+        completions[row, : len(own)] = at + own
+        source.append(row * width + before + own)
+        positions.append(before + own)
+        back.append(prompts.numel() + row * most + own)
+        predictors += [torch.tensor([ends[place[number]]]), at + own]
+        at += len(own)
     return SharedPrompts(
         tuple(place[number] for number in group), of_prompts, tuple(lengths),
         torch.cat(source), torch.cat(positions), torch.cat(predictors), prompts, completions, torch.cat(back),

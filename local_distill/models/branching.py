@@ -20,6 +20,8 @@ from local_distill.shared_prompts import SharedPrompts
 
 IMPLEMENTATION = "sdpa"
 """The attention that is extended; it is what it was wherever no layout is handed to it."""
+UNKNOWN = ("position_bias", "softcap", "s_aux", "indices", "block_indices", "cache")
+"""What else may be asked of attention, and changes it."""
 LAYOUT = "shared_prompts"
 """The keyword by which a layout travels through a model to its attention."""
 _windows: ContextVar[list[int | None] | None] = ContextVar("windows", default=None)
@@ -41,14 +43,17 @@ def read_branches(body: nn.Module, input_ids: Tensor, tokens: SharedPrompts) -> 
 
     body: of a model that ``extend_attention`` was called for. input_ids: (B, L), the same rollouts padded.
     """
+    layout = Layout(tokens)
     hidden = body(
         input_ids=input_ids.flatten()[tokens.source][None],
         position_ids=tokens.positions[None],
         # Four dimensions are taken as they are: from positions that begin again a dense (S, S) would be made.
         attention_mask=input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool),
         use_cache=False,
-        **{LAYOUT: Layout(tokens)},
+        **{LAYOUT: layout},
     ).last_hidden_state[0]
+    if not layout.uses:
+        raise RuntimeError("the layout of shared prompts came to no attention: the model's implementation was changed")
     return F.embedding(tokens.predictors, hidden)
 
 
@@ -64,6 +69,9 @@ def branching_attention(
     if layout is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
         return output, None
+    layout.uses += 1
+    if attention_mask is None or attention_mask.numel() > 1 or any(settings.get(name) is not None for name in UNKNOWN):
+        raise ValueError("attention with a mask or a bias of its own cannot take a layout of shared prompts")
     window, dropout, scale = (settings.get(name) for name in ("sliding_window", "dropout", "scaling"))
     if (asked := _windows.get()) is not None:
         asked.append(window)
@@ -88,10 +96,14 @@ class _Form(NamedTuple):
 
 
 class Layout:
-    """A layout on its way through one forward pass, with the masks that its layers have in common."""
+    """A layout on its way through one forward pass, with the masks that its layers have in common.
+
+    uses: attentions that it has come to.
+    """
 
     def __init__(self, tokens: SharedPrompts) -> None:
         self.tokens = tokens
+        self.uses = 0
         self._masks: dict[tuple[str, _Form], Tensor] = {}
 
     def mask_of_completions(self, form: _Form) -> Tensor:
@@ -105,8 +117,9 @@ class Layout:
 
     def _made(self, whose: str, form: _Form, seen: Callable[[], Tensor]) -> Tensor:
         if (whose, form) not in self._masks:
-            visible = seen().repeat(1, form.share, 1)[:, None]
-            self._masks[whose, form] = torch.zeros_like(visible, dtype=form.dtype).masked_fill_(~visible, -torch.inf)
+            visible = seen()
+            mask = torch.zeros_like(visible, dtype=form.dtype).masked_fill_(~visible, -torch.inf)
+            self._masks[whose, form] = mask.repeat(1, form.share, 1)[:, None]
         return self._masks[whose, form]
 
 

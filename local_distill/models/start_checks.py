@@ -119,14 +119,16 @@ def can_share_prompts(scorer: TokenScorer) -> bool:
     try:
         with windows_of_layers() as windows:
             shared: Tensor = scorer(batch, _hidden)
-    except (TypeError, ValueError, RuntimeError):  # it has no place for a layout, or for texts side by side in a row
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever its own code says to a layout, or to texts side by side in a row
         return False
     finally:
         scorer.shares_prompts = False
     layers = getattr(config, "layer_types", None) or ["sliding_attention"] * len(windows)
     sliding = config.sliding_window if getattr(config, "sliding_window", None) else None
     expected = [sliding if each == "sliding_attention" else None for each in layers]
-    return windows == expected and set(layers) <= KNOWN_LAYERS and _same(shared, plain)
+    return bool(windows) and windows == expected and set(layers) <= KNOWN_LAYERS and _same(shared, plain)
 
 
 def _branching(vocab_size: int, device: torch.device) -> TokenBatch:

@@ -17,11 +17,12 @@ T = TypeVar("T")
 
 PASS_COST = 256
 """What one more pass through a model costs, in tokens: rollouts of unlike length go apart where that saves more."""
-KEY_COST = 1 / 16
-"""What it takes that a completion has the keys and values of its shared prompt before it, in tokens for each."""
+SLOT_COST = 1 / 16
+"""What a place in the attention of completions takes, in tokens, padding included: their queries, and for each the
+keys and values of its prompt and its own."""
 WORTH_SHARING = 0.85
 """Prompts are shared where the cost goes down to this at most: attention has more to copy."""
-LONGEST_SHARING = 2048
+LONGEST_SHARING = 1024
 """Tokens of the longest completion that shares its prompt: the mask that this takes grows with their square."""
 
 
@@ -72,32 +73,33 @@ def _shared(rollouts: Sequence[Rollout], width: int) -> SharedPrompts | None:
 
 
 def _sharing_cost(rollouts: Sequence[Rollout]) -> float:
-    """Count the tokens that these rollouts cost in one pass with each prompt once; nothing of it is padding."""
-    if max(len(each.completion) for each in rollouts) > LONGEST_SHARING:
-        return math.inf
+    """Count the tokens that these rollouts cost in one pass with each prompt once: nothing but attention is padded."""
     prompts = {rollout.prompt.ids for rollout in rollouts}
-    return sum(map(len, prompts)) + sum(len(each.completion) - 1 + KEY_COST * _length(each) for each in rollouts)
+    completions = [len(rollout.completion) for rollout in rollouts]
+    longest = max(completions)
+    if longest > LONGEST_SHARING or min(completions) == 0:
+        return math.inf
+    slots = len(rollouts) * (max(map(len, prompts)) + 2 * longest)
+    return sum(map(len, prompts)) + sum(completions) - len(rollouts) + SLOT_COST * slots
 
 
 def split_by_prompt(rollouts: Sequence[Rollout], most_tokens: float) -> list[list[Rollout]]:
     """Return lists that cost at most ``most_tokens`` with each prompt once.
 
-    Rollouts of one prompt are together if they fit; one that is longer by itself is alone in its list. The most costly
-    prompts come first.
+    Rollouts of one prompt are together if they fit, and several prompts where that costs less than another pass; a
+    rollout that is longer by itself is alone in its list. The most costly prompts come first.
     """
     groups: dict[tuple[int, ...], list[Rollout]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.prompt.ids, []).append(rollout)
     parts: list[list[Rollout]] = []
-    room = 0.0
     for group in sorted(groups.values(), key=_sharing_cost, reverse=True):
-        if parts and _sharing_cost(group) <= room:
-            parts[-1] += group
-            room -= _sharing_cost(group)
-            continue
-        for part in _pieces(sorted(group, key=_length, reverse=True), most_tokens):
-            parts.append(part)
-            room = most_tokens - _sharing_cost(part)
+        if parts:
+            together, apart = _sharing_cost(parts[-1] + group), _sharing_cost(parts[-1]) + _sharing_cost(group)
+            if together <= min(most_tokens, apart + PASS_COST):
+                parts[-1] += group
+                continue
+        parts += _pieces(sorted(group, key=_length, reverse=True), most_tokens)
     return parts
 
 
@@ -165,11 +167,14 @@ class MicroBatches:
     reduce_max: Callable[[int], int] = int
     shares_prompts: bool = False
 
-    def split(self, rollouts: Sequence[Rollout], least: int) -> list[list[Rollout]]:
-        """Return at least ``least`` lists, as many on every process, some of them empty; collective."""
+    def split(self, rollouts: Sequence[Rollout], least: int, share: bool = False) -> list[list[Rollout]]:
+        """Return at least ``least`` lists, as many on every process, some of them empty; collective.
+
+        share: they will be laid out with each prompt once, where the models can read them so and it saves enough.
+        """
         most = self.most_tokens
         plain = split_by_length(rollouts, least) if most is None else split_by_tokens(rollouts, most)
-        parts = self._sharing(rollouts, plain) or plain
+        parts = (self._sharing(rollouts, plain) if share and self.shares_prompts else []) or plain
         while len(parts) < least and len(largest := max(parts, key=len, default=[])) > 1:
             at, half = parts.index(largest), (len(largest) + 1) // 2
             parts[at : at + 1] = [largest[:half], largest[half:]]
@@ -177,9 +182,7 @@ class MicroBatches:
         return parts + [[] for _ in range(self.reduce_max(len(parts)) - len(parts))]
 
     def _sharing(self, rollouts: Sequence[Rollout], plain: list[list[Rollout]]) -> list[list[Rollout]]:
-        """Return lists in which every prompt stands once, where the models can read them so and it saves enough."""
-        if not self.shares_prompts:
-            return []
+        """Return lists in which every prompt stands once, where that saves enough."""
         shared = split_by_prompt(rollouts, self.most_tokens or math.inf)
         cost = sum(_sharing_cost(part) + PASS_COST for part in shared)
         padded = sum(len(part) * max(map(_length, part)) + PASS_COST for part in plain if part)
@@ -198,12 +201,12 @@ def split_substeps(
     prompts_per_substep = -(-batch_size // num_substeps)
     busiest = -(-prompts_per_substep // num_processes) * group_size  # rollouts of the process with most
     count = min(grad_accum, busiest)
-    shares: list[list[Rollout]] = [[] for _ in range(num_substeps)]
+    updates: list[list[Rollout]] = [[] for _ in range(num_substeps)]
     for rollout in rollouts:
-        shares[rollout.position * num_substeps // batch_size].append(rollout)
+        updates[rollout.position * num_substeps // batch_size].append(rollout)
     return [
-        [collate(part, pad_id, micro_batches.shares_prompts) for part in micro_batches.split(share, count)]
-        for share in shares
+        [collate(part, pad_id, micro_batches.shares_prompts) for part in micro_batches.split(each, count, share=True)]
+        for each in updates
     ]
 
 

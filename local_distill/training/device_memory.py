@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ SAID_WITHOUT_MEMORY = (
 )  # fmt: skip
 """Words of an error about a workspace that a library could not have, or a context that it could not make, where
 torch's pool took all; the last two are NCCL's."""
+
+
+Cuttable = TypeVar("Cuttable", TokenBatch, ScoredBatch)
 
 
 class Kept(NamedTuple):
@@ -116,9 +119,11 @@ class SmallerMicroBatches:
     def cut(self, batches: Sequence[ScoredBatch], can_start_over: bool) -> list[ScoredBatch]:
         """Return the same rollouts in more batches. Raises RunError when there is no way."""
         widest = max(batches, key=lambda batch: batch.tokens.tokens_read).tokens
-        tokens, bound = widest.tokens_read, widest.tokens_read // 2
+        tokens = widest.tokens_read
         if len(widest.lengths) == 1:
             raise alone(RunError(f"training ran out of memory on a single rollout of {tokens} tokens; {LESS_MEMORY}"))
+        # A half of the rollouts has the whole of a prompt that they share.
+        bound = max(half.tokens_read for half in _halves(widest)) if widest.shared else tokens // 2
         if not can_start_over:
             raise alone(
                 RunError(
@@ -166,8 +171,12 @@ def _within(batch: ScoredBatch, bound: int) -> list[ScoredBatch]:
     rows = len(batch.tokens.lengths)
     if batch.tokens.tokens_read <= bound or rows == 1:
         return [batch]
-    half = (rows + 1) // 2
-    return [part for each in (batch.rows(0, half), batch.rows(half, rows)) for part in _within(each, bound)]
+    return [part for each in _halves(batch) for part in _within(each, bound)]
+
+
+def _halves(batch: Cuttable) -> tuple[Cuttable, Cuttable]:
+    rows = len((batch.tokens if isinstance(batch, ScoredBatch) else batch).lengths)
+    return batch.rows(0, (rows + 1) // 2), batch.rows((rows + 1) // 2, rows)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -147,6 +147,34 @@ def test_a_model_whose_window_does_not_come_to_attention_keeps_its_rows(monkeypa
     assert can_share_prompts(scorer)
 
 
+def test_a_layout_that_comes_to_no_attention_is_no_result():
+    """An implementation that was changed after the start would read all texts of the row as one."""
+    model = make_model(llama_config())
+    scorer = TokenScorer(model, 300)
+    assert can_share_prompts(scorer)
+    scorer.shares_prompts = True
+    model.set_attn_implementation("eager")
+    with pytest.raises(RuntimeError, match="came to no attention"):
+        scorer(collate(RAGGED, 0, share=True))
+
+
+@pytest.mark.parametrize("more", [{"s_aux": torch.zeros(4)}, {"attention_mask": torch.zeros(1, 1, 9, 9)}], ids=str)
+def test_attention_that_is_asked_for_more_is_refused(more):
+    batch = collate(EVEN, 0, share=True)
+    states = torch.zeros(1, 4, batch.tokens_read, 8)
+    settings = {"attention_mask": torch.zeros(1, 1, 1, 1), branching.LAYOUT: branching.Layout(batch.shared)} | more
+    with pytest.raises(ValueError, match="of its own"):
+        branching.branching_attention(torch.nn.Identity(), states, states, states, **settings)
+
+
+def test_masks_have_strides_that_kernels_take_as_they_are():
+    layout = branching.Layout(collate(RAGGED, 0, share=True).shared)
+    for window in (None, 4):
+        form = branching._Form(torch.float32, window, 2)
+        for mask in (layout.mask_of_completions(form), layout.mask_of_prompts(form)):
+            assert mask is None or all(stride % 8 == 0 for stride in mask.stride()[:-1])
+
+
 def test_what_sees_a_neighbour_is_found_out(monkeypatch):
     """The check at the start fails where completions see each other, or the wrong prompt."""
     scorer = TokenScorer(make_model(llama_config()), 300)

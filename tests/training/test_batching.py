@@ -8,9 +8,9 @@ import torch
 
 from local_distill.batch import Prompt, Rollout
 from local_distill.training.batching import (
-    KEY_COST,
     LONGEST_SHARING,
     PASS_COST,
+    SLOT_COST,
     MicroBatches,
     collate,
     share_of_process,
@@ -192,27 +192,42 @@ def test_grad_accum_makes_at_least_that_many_micro_batches_while_rollouts_last()
 def test_rollouts_of_one_prompt_stay_together_where_prompts_are_shared():
     long, short = list(range(1, 41)), list(range(50, 70))
     rollouts = [rollout(prompt, [1] * n) for n in (4, 5, 6, 7) for prompt in (long, short)]
-    parts = MicroBatches(70, shares_prompts=True).split(rollouts, 1)
+    parts = MicroBatches(75, shares_prompts=True).split(rollouts, 1, share=True)
     assert sorted(map(id, (each for part in parts for each in part))) == sorted(map(id, rollouts))
     assert [{each.prompt.ids for each in part} for part in parts] == [{tuple(long)}, {tuple(short)}]
     for part in parts:
-        assert collate(part, 0, share=True).tokens_read <= 70
-    assert len(MicroBatches(70).split(rollouts, 1)) > 4
+        assert collate(part, 0, share=True).tokens_read <= 75
+    assert len(MicroBatches(75).split(rollouts, 1)) > 4
 
 
 def test_a_group_larger_than_a_micro_batch_is_cut():
     rollouts = [rollout(list(range(1, 41)), [1] * 10) for _ in range(8)]
-    parts = MicroBatches(80, shares_prompts=True).split(rollouts, 1)
+    parts = MicroBatches(80, shares_prompts=True).split(rollouts, 1, share=True)
     assert [len(part) for part in parts] == [3, 3, 2]
-    assert all(40 + 9 * len(part) + KEY_COST * 50 * len(part) <= 80 for part in parts)
-    assert [len(part) for part in MicroBatches(None, shares_prompts=True).split(rollouts, 3)] == [2, 2, 4]
+    assert all(40 + 9 * len(part) + SLOT_COST * (40 + 2 * 10) * len(part) <= 80 for part in parts)
+    assert [len(part) for part in MicroBatches(None, shares_prompts=True).split(rollouts, 3, share=True)] == [2, 2, 4]
 
 
 def test_prompts_are_not_shared_where_that_saves_little():
     alone = [rollout([i, i + 1, i + 2], [1, 2, 3]) for i in range(8)]
     bound = MicroBatches(30, shares_prompts=True)
-    assert bound.split(alone, 1) == MicroBatches(30).split(alone, 1)
+    assert bound.split(alone, 1, share=True) == MicroBatches(30).split(alone, 1)
     assert collate(alone, 0, share=True).shared is None
     long = [rollout(list(range(1, 401)), [1] * (LONGEST_SHARING + 1)) for _ in range(8)]
     assert collate(long, 0, share=True).shared is None
     assert collate([], 0, share=True).shared is None
+    empty = [rollout(list(range(1, 401)), completion) for completion in ([1, 2], [], [3])]
+    assert collate(empty, 0, share=True).shared is None
+
+
+def test_one_long_completion_does_not_pad_the_attention_of_all_others():
+    short = [rollout([i] * 100, [1] * 60) for i in range(1, 9) for _ in range(8)]
+    long = [rollout([9] * 100, [1] * 1000) for _ in range(2)]
+    parts = MicroBatches(16_384, shares_prompts=True).split(short + long, 1, share=True)
+    assert [len(part) for part in parts] == [2, 64]
+    assert max(len(each.completion) for each in parts[1]) == 60
+
+
+def test_rows_are_read_one_by_one_where_nobody_asks_for_shared_prompts():
+    rollouts = [rollout(list(range(1, 41)), [1] * 10) for _ in range(8)]
+    assert MicroBatches(100, shares_prompts=True).split(rollouts, 1) == MicroBatches(100).split(rollouts, 1)

@@ -340,3 +340,14 @@ def test_several_processes_cannot_go_back():
     batch = training.teacher.score(collate(ROLLOUTS, 0))
     with pytest.raises(UserError, match=r"^--microbatch_tokens: .* give \d+$"):
         SmallerMicroBatches(MicroBatches(), print).cut([batch], can_start_over=False)
+
+
+def test_a_batch_of_one_long_prompt_is_cut_in_two_and_not_to_pieces():
+    training = Training(make_model(llama_config(), 1), make_model(llama_config(), 2))
+    group = [rollout(list(range(1, 61)), [i, 2, 3]) for i in range(1, 9)]
+    batch = training.teacher.score(collate(group, 0, share=True))
+    assert batch.tokens.tokens_read == 60 + 8 * 2
+    micro_batches = MicroBatches()
+    halves = SmallerMicroBatches(micro_batches, lambda _: None).cut([batch], can_start_over=True)
+    assert [each.tokens.tokens_read for each in halves] == [60 + 4 * 2] * 2
+    assert micro_batches.most_tokens == 68
