@@ -31,7 +31,7 @@ COMMANDS = (
 )
 TINY = (
     "phases.py --student tiny --teacher tiny --batch 4 --group 2 --prompt 16 --tokens 4 --steps 1",
-    "head.py --tokens 8 --hidden 8 --vocab 64 --rounds 1",
+    "head.py --tokens 8 --hidden 8 --vocab 64 --rounds 1 --only ours",
 )
 PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
