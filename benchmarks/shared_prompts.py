@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from local_distill.batch import Prompt, Rollout, ScoredBatch, TokenBatch
@@ -25,6 +24,7 @@ from local_distill.models.files import recompute_activations
 from local_distill.models.scorer import TokenScorer
 from local_distill.models.start_checks import can_share_prompts, check_scorer
 from local_distill.training.batching import collate
+from local_distill.training.device_memory import bytes_kept
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -70,6 +70,7 @@ def compare(args: argparse.Namespace, student: TokenScorer, teacher: TokenScorer
         scorer.shares_prompts = True  # a batch without a layout goes the plain way
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in batches}
     with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16"):
+        student.train()
         kept = {name: bytes_kept(student, batch) / 2**20 for name, batch in batches.items()}
         for _ in range(args.rounds + 1):
             for name, batch in batches.items():
@@ -108,23 +109,6 @@ def score_and_train(student: TokenScorer, teacher: TokenScorer, batch: TokenBatc
     loss, _ = student(batch, WholeDistributionLoss(reverse_kl).reading(ScoredBatch(batch, states), 0))
     loss.backward()
     return scored - start, time.perf_counter() - scored
-
-
-def bytes_kept(student: TokenScorer, batch: TokenBatch) -> int:
-    """Sum the distinct tensors that autograd keeps of the body, the weights left out."""
-    student.train()
-    sizes: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a result that is kept for its own gradient would hold on to itself for ever
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _alive = student.states(batch)
-    return sum(sizes.values())
 
 
 if __name__ == "__main__":

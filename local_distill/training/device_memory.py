@@ -79,12 +79,16 @@ def activation_bytes(scorer: TokenScorer) -> Kept:
 
 
 def _saved_bytes(scorer: TokenScorer, tokens: int) -> int:
-    """Sum the bytes of the distinct tensors that autograd keeps of one rollout, the weights left out."""
+    """Return the bytes that autograd keeps of one rollout."""
     device = next(scorer.parameters()).device
     ids = torch.arange(tokens, device=device)[None] % scorer.vocab_size
     zeros = torch.zeros(tokens - 1, device=device)
     places = torch.arange(tokens - 1, device=device)
-    batch = TokenBatch(ids, torch.ones_like(ids), places, ids[0, 1:], zeros, (tokens - 1,))
+    return bytes_kept(scorer, TokenBatch(ids, torch.ones_like(ids), places, ids[0, 1:], zeros, (tokens - 1,)))
+
+
+def bytes_kept(scorer: TokenScorer, batch: TokenBatch) -> int:
+    """Sum the bytes of the distinct tensors that autograd keeps of a forward pass, the weights left out."""
     sizes: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
 
