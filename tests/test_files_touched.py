@@ -101,29 +101,31 @@ def assert_as_the_page_says(copy: Copy, part: str, own: str) -> None:
     assert copy.touched() == {own: "new", **others}
 
 
-def test_a_loss(copy, tmp_path, folders):
-    copy.add("losses/bounded.py", PARTS["my_losses"])
-    copy.register("BUILTIN_LOSSES", "bounded", '"local_distill.losses.bounded:BOUNDED"')
-    flags = copy.train(tmp_path / "work", folders, "--loss", "bounded", "--top_k", "16")
-    assert_as_the_page_says(copy, "a loss", "losses/bounded.py")
-    assert re.search(r"`--loss`.*\| bounded ", flags)
+BACKENDS = {
+    "a loss": (
+        "losses/bounded.py", "my_losses", "BUILTIN_LOSSES", "bounded",
+        '"local_distill.losses.bounded:BOUNDED"', ("--loss", "bounded", "--top_k", "16"),
+    ),
+    "a teacher": (
+        "teachers/counts.py", "my_teachers", "BUILTIN_TEACHERS", "counts",
+        'TeacherRow("local_distill.teachers.counts:COUNTS", TeacherView.tokens)', ("--teacher_backend", "counts"),
+    ),
+    "a sampler": (
+        "rollouts/generated.py", "my_samplers", "BUILTIN_SAMPLERS", "generated",
+        '"local_distill.rollouts.generated:GENERATED"', ("--rollouts", "generated"),
+    ),
+}  # fmt: skip
+"""Its own file, the page's module that is in it, the table, its name there, its row, and the flags that ask for it."""
 
 
-def test_a_teacher(copy, tmp_path, folders):
-    copy.add("teachers/counts.py", PARTS["my_teachers"])
-    row = 'TeacherRow("local_distill.teachers.counts:COUNTS", TeacherView.tokens)'
-    copy.register("BUILTIN_TEACHERS", "counts", row)
-    flags = copy.train(tmp_path / "work", folders, "--teacher_backend", "counts")
-    assert_as_the_page_says(copy, "a teacher", "teachers/counts.py")
-    assert re.search(r"`--teacher_backend`.*\| counts ", flags)
-
-
-def test_a_sampler(copy, tmp_path, folders):
-    copy.add("rollouts/generated.py", PARTS["my_samplers"])
-    copy.register("BUILTIN_SAMPLERS", "generated", '"local_distill.rollouts.generated:GENERATED"')
-    flags = copy.train(tmp_path / "work", folders, "--rollouts", "generated")
-    assert_as_the_page_says(copy, "a sampler", "rollouts/generated.py")
-    assert re.search(r"`--rollouts`.*\| generated ", flags)
+@pytest.mark.parametrize("part", BACKENDS)
+def test_a_backend(copy, tmp_path, folders, part):
+    own, module, table, name, line, flags = BACKENDS[part]
+    copy.add(own, PARTS[module])
+    copy.register(table, name, line)
+    written = copy.train(tmp_path / "work", folders, *flags)
+    assert_as_the_page_says(copy, part, own)
+    assert re.search(rf"`{flags[0]}`.*\| {name} ", written)
 
 
 def test_a_source_of_prompts(copy, tmp_path, folders):
