@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 ALIGNED = 8
 """Lengths of prompts and completions are rounded up to this in attention: kernels take a mask of other strides only as
@@ -65,14 +63,10 @@ class SharedPrompts:
     @cached_property
     def keys(self) -> Tensor:
         """(R, Q + T) int64, places in the row of what a completion may see: its prompt's tokens, then its own."""
-        import torch
-
         return torch.cat([self.prompts[list(self.group)], self.completions], dim=1)
 
     def seen_by_completions(self, window: int | None) -> Tensor:
         """(R, T, Q + T) bool, which of ``keys`` each token of a completion sees: within ``window``, if there is one."""
-        import torch
-
         device, (longest, width) = self.source.device, (self.prompts.shape[1], self.completions.shape[1])
         before = torch.tensor([self.prompt_lengths[group] for group in self.group], device=device)[:, None, None]
         of_prompt, own = torch.arange(longest, device=device), torch.arange(width, device=device)
@@ -82,8 +76,6 @@ class SharedPrompts:
 
     def seen_by_prompts(self, window: int | None) -> Tensor | None:
         """(Q, Q) bool, which tokens of its prompt each one sees; None where that is all before it."""
-        import torch
-
         longest = self.prompts.shape[1]
         if window is None or longest <= window:
             return None
@@ -96,6 +88,10 @@ def _in_sight(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (queries - keys < window)
 
 
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNED) * ALIGNED
+
+
 def share_prompts(
     group: Sequence[int], prompt_lengths: Sequence[int], lengths: Sequence[int], width: int
 ) -> SharedPrompts:
@@ -104,14 +100,12 @@ def share_prompts(
     group: a number for each rollout, the same for those of one prompt. prompt_lengths: of each rollout.
     lengths: completion tokens of each, at least 1.
     """
-    import torch
-
     first: dict[int, int] = {}
     for row, number in enumerate(group):
         first.setdefault(number, row)
     place = {number: index for index, number in enumerate(first)}
     of_prompts = tuple(prompt_lengths[row] for row in first.values())
-    longest, most = (-(-most // ALIGNED) * ALIGNED for most in (max(of_prompts), max(lengths)))
+    longest, most = _aligned(max(of_prompts)), _aligned(max(lengths))
     tokens = sum(of_prompts) + sum(lengths) - len(lengths)
     # Any place will do for padding; one for all would be where a GPU's sum of gradients waits.
     prompts = (torch.arange(len(of_prompts) * longest) % tokens).view(-1, longest)

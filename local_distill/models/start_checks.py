@@ -126,7 +126,7 @@ def can_share_prompts(scorer: TokenScorer) -> bool:
     finally:
         scorer.shares_prompts = False
     layers = getattr(config, "layer_types", None) or ["sliding_attention"] * len(windows)
-    sliding = config.sliding_window if getattr(config, "sliding_window", None) else None
+    sliding = getattr(config, "sliding_window", None) or None
     expected = [sliding if each == "sliding_attention" else None for each in layers]
     return bool(windows) and windows == expected and set(layers) <= KNOWN_LAYERS and _same(shared, plain)
 
