@@ -90,7 +90,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev,docs,deepspeed,wandb,tensorboard,trackio,swanlab,eval]'
 	touch $@
 
-$(MODELS)/.made: $(VENV)/.run local_distill/demo/pair.py
+$(MODELS)/.made: $(VENV)/.run local_distill/demo/smollm2.py
 	$(BIN)/local-distill demo --models $(MODELS) --models_only
 	touch $@
 
