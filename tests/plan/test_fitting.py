@@ -76,8 +76,8 @@ def test_nothing_is_advised_against_what_is_not_the_trouble():
     assert flags == ["--gradient_checkpointing"]
 
 
-def test_the_readme_lists_the_remedies_in_the_order_in_which_they_are_tried():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("**Out of memory?**")[1]
+def test_the_page_on_memory_lists_the_remedies_in_the_order_in_which_they_are_tried():
+    text = (ROOT / "docs" / "out_of_memory.md").read_text(encoding="utf-8")
     names = ["--gradient_checkpointing", "--use_lora", "--teacher_ds_zero3", "--teacher_quantization 4bit",
              "--teacher_offload cpu", "ZeRO-2 for the student", "a smaller teacher"]  # fmt: skip
     places = [text.index(name) for name in names]
