@@ -3,6 +3,7 @@
 # make test   set up, then run all checks and the tests that need no server
 # make bench-gpu      speed and memory on this machine's GPU, in less than ten minutes: bench-gpu.md and bench-gpu.json
 # make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
+# make test-pretended-gpu   the same in small on a GPU that is pretended, for machines without one; wants g++
 # make test-models    a small model of each architecture through the real commands; writes docs/models.md
 # make test-faults    kills, full disks, damaged files, faulty servers, on two tiny models: docs/reliability.md
 # make test-browser   see to a headless Chromium, and try the report in it
@@ -17,7 +18,7 @@ TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: bench-gpu demo demo-lora repair test test-faults test-gpu test-models test-servers test-browser test-harness lint docs site clean
+.PHONY: bench-gpu demo demo-lora repair test test-faults test-gpu test-models test-pretended-gpu test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -38,6 +39,9 @@ bench-gpu:
 # The same, and pytest.
 test-gpu:
 	LOCAL_DISTILL_TEST_DEVICE=cuda CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} PYTHONPATH=. $(TEST_PYTHON) -m pytest tests/gpu
+
+test-pretended-gpu: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/gpu tests/pretended_gpu
 
 test-faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults
