@@ -131,7 +131,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     """Put the parts of the loop together. Returns the loop, which gives the number of steps done."""
     inputs, config, accelerator, folder = launch.inputs, launch.inputs.config, launch.accelerator, launch.folder
     model, log = models.student.model, models.log
-    updates = make_updates(accelerator, models.student, config.weight_decay, config.max_grad_norm)
+    updates = make_updates(accelerator, models.student, config.weight_decay, config.max_grad_norm, config.adam_beta2)
     if folder.checkpoint:
         updates.load_optimizer_state(on_every_process(partial(moments_of, folder.checkpoint)))
     params = SamplingParams(
@@ -163,7 +163,8 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
         pad_id=inputs.pair.pad_id,
     )
     smaller = SmallerMicroBatches(micro_batches, log.say)
-    learner = Learner(accelerator, updates, models.loss, learning_rates(config, config.steps), config.seed, smaller)
+    rates = learning_rates(config, config.steps)
+    learner = Learner(accelerator, updates, models.loss, rates, config.seed, smaller, config.epochs_per_batch)
     evaluator = make_evaluator(launch, updates, models.teacher.evaluation, make_sampler, params, micro_batches)
     saver = Checkpointer(
         accelerator,

@@ -1,6 +1,5 @@
 """What the documents say must be so."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import yaml
 from local_distill import __version__
 from local_distill.commands import COMMANDS, load
 from local_distill.config.parsing import flags_of
-from local_distill.config.train_config import TrainConfig, parse_config
+from local_distill.config.train_config import parse_config
 from scripts.write_flag_tables import TARGET, render
 
 ROOT = Path(__file__).parent.parent
@@ -36,14 +35,11 @@ def test_the_page_of_flags_is_up_to_date():
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
-def test_readmes_name_every_flag_and_no_other(readme):
-    text = readme.read_text(encoding="utf-8")
-    named = set(re.findall(r"--([a-z0-9_]+)", text))
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert fields - named == set()
-    launcher = {"config", "config_file", "num_processes", "deepspeed_config_file", "use_deepspeed", "help"}
-    others = {flag.name for name in COMMANDS for flag in flags_of(load(name).settings)}
-    assert named - fields - others - launcher == set()
+def test_readmes_name_no_flag_that_is_not_there(readme):
+    named = set(re.findall(r"--([a-z0-9_]+)", readme.read_text(encoding="utf-8")))
+    launcher = {"config_file", "num_processes", "deepspeed_config_file", "use_deepspeed", "help", "config"}
+    there = {flag.name for name in COMMANDS for flag in flags_of(load(name).settings)}
+    assert named - there - launcher == set()
 
 
 def test_the_two_readmes_hold_the_same_commands_and_headings():

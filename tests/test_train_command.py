@@ -125,7 +125,7 @@ VARIANTS = {
     "full": [],
     "LoRA with dropout": ["--use_lora", "--lora_r", "4", "--lora_dropout", "0.3"],
     "substeps and accumulation": ["--num_substeps", "2", "--grad_accum", "2"],
-    "ppo with discount": ["--loss", "ppo", "--kl_discount", "0.9"],
+    "ppo with discount, twice": ["--loss", "ppo", "--kl_discount", "0.9", "--epochs_per_batch", "2"],
     "schedule": ["--lr_scheduler", "cosine", "--warmup_steps", "2", "--weight_decay", "0.1"],
     "whole distributions": ["--loss", "reverse_kl", "--grad_accum", "3"],
     "the teacher's top tokens": ["--loss", "jsd", "--jsd_beta", "0.3", "--top_k", "9", "--num_substeps", "2"],

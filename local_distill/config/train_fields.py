@@ -215,6 +215,9 @@ class TrainFields:
         None,
         within=SHARE,
     )
+    adam_beta2: float = _training(
+        "AdamW β₂: over how many updates, about 1 / (1 − β₂), squared gradients are averaged.", 0.999, within=BELOW_1
+    )
     weight_decay: float = _training("AdamW weight decay, on matrices only.", 0.0, within=FROM_0)
     lr_scheduler: str = _training(
         "Learning rate after the warm-up.", "constant", choices=("constant", "linear", "cosine")
@@ -244,6 +247,13 @@ class TrainFields:
     num_substeps: int = _training(
         "Optimizer updates for each sampled batch, each on its own share of the prompts; from the second on, the "
         "policy has moved and importance sampling corrects for it.",
+        1,
+        fixed=True,
+        within=FROM_1,
+    )
+    epochs_per_batch: int = _training(
+        "How often the rollouts of a step are gone through, each time with the updates of --num_substeps; from the "
+        "second update on as there. A rollout costs its sampling and scoring once.",
         1,
         fixed=True,
         within=FROM_1,

@@ -29,7 +29,8 @@ class DivergedError(RunError):
 class Learner:
     """The student is updated here; every number that is reported is over all processes.
 
-    learning_rate: the rate of a 0-based step. smaller: cuts micro-batches that did not fit.
+    learning_rate: the rate of a 0-based step. smaller: cuts micro-batches that did not fit. epochs: how often a
+    step's rollouts are gone through.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Learner:
         learning_rate: Callable[[int], float],
         seed: int,
         smaller: SmallerMicroBatches,
+        epochs: int = 1,
     ) -> None:
         self._accelerator = accelerator
         self._updates = updates
@@ -47,28 +49,34 @@ class Learner:
         self._learning_rate = learning_rate
         self._seed = seed
         self._smaller = smaller
+        self._epochs = epochs
         self._skipped_in_a_row = 0
 
     def update(self, substeps: Sequence[Sequence[ScoredBatch]], step: int) -> dict[str, float]:
-        """Make one optimizer update for each substep, from its own micro-batches. Returns the step's metrics.
+        """Make one optimizer update for each substep, from its own micro-batches, in each epoch.
 
-        Raises DivergedError when MAX_SKIPPED updates in a row were skipped because they were not finite.
+        Returns the step's metrics: those of the first epoch, whose rollouts are the student's own, but for the ratios,
+        which are of the last. Raises DivergedError when MAX_SKIPPED updates in a row were skipped because they were not
+        finite.
         """
         # Dropout in an adapter is the only chance in here; seeded by the step, a resumed run repeats it.
         seed_dropout(self._seed, step, self._accelerator.process_index)
         rate = self._learning_rate(step)
         substeps = self._with_old_logprobs(substeps)
-        totals: dict[str, float] = {}
+        epochs: list[dict[str, float]] = [{} for _ in range(self._epochs)]
         skipped, grad_norm = 0, 0.0
         self._updates.student.train()
-        for index, batches in enumerate(substeps):
-            sums = self._backward_all(batches, index)
+        for number in range(self._epochs * len(substeps)):
+            epoch, index = divmod(number, len(substeps))
+            sums = self._backward_all(substeps[index], number)
             result = self._updates.apply(rate, loss_is_finite=math.isfinite(sums["loss"]))
             grad_norm = result.grad_norm
             skipped += not result.applied
             if not result.settling:
                 self._count_skipped(result.applied)
-            merge(totals, sums)
+            merge(epochs[epoch], sums)
+        ratios = {name: total for name, total in epochs[-1].items() if name.startswith("ratio")}
+        totals = epochs[0] | ratios
         tokens = totals.pop("tokens")
         return summarise(per_token(totals, tokens)) | {
             "grad_norm": grad_norm,
@@ -116,7 +124,7 @@ class Learner:
         student before its first update: so the ratio is one until the policy moves, and the first
         substep and the later ones follow the same objective.
         """
-        if not self._loss.uses_old_logprobs or len(substeps) == 1:
+        if not self._loss.uses_old_logprobs or self._epochs * len(substeps) == 1:
             return substeps
         student = self._updates.student
         student.eval()

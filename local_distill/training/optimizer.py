@@ -20,7 +20,7 @@ from local_distill.head.logprobs import Head
 from local_distill.models.scorer import TokenScorer
 from local_distill.process.launch import precision_of_sums
 
-ADAM_BETAS = (0.9, 0.95)
+ADAM_BETA1 = 0.9
 ADAM_EPS = 1e-8
 LARGEST_BUCKET = 500_000_000
 """Gradients that ZeRO-2 reduces at a time: DeepSpeed's own number, where the student is not smaller."""
@@ -92,9 +92,11 @@ class Updates(Protocol):
         ...
 
 
-def make_updates(accelerator: Accelerator, scorer: TokenScorer, weight_decay: float, max_grad_norm: float) -> Updates:
+def make_updates(
+    accelerator: Accelerator, scorer: TokenScorer, weight_decay: float, max_grad_norm: float, beta2: float = 0.999
+) -> Updates:
     """Put AdamW on the student's trainable parameters, wrapped as the launch asks."""
-    optimizer = _adamw(scorer, weight_decay)
+    optimizer = _adamw(scorer, weight_decay, beta2)
     if accelerator.state.deepspeed_plugin is not None:
         return DeepSpeedUpdates(accelerator, scorer, optimizer, max_grad_norm)
     return TorchUpdates(accelerator, scorer, optimizer, max_grad_norm)
@@ -334,14 +336,15 @@ def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, schedul
     return peak * (1 - progress) if scheduler == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _adamw(scorer: TokenScorer, weight_decay: float) -> torch.optim.AdamW:
+def _adamw(scorer: TokenScorer, weight_decay: float, beta2: float) -> torch.optim.AdamW:
     parameters = [parameter for _, parameter in _trainable(scorer)]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},  # norms and biases
     ]
     # Fused: one pass over the memory and no temporaries, on processors too.
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(ADAM_BETA1, beta2), eps=ADAM_EPS, fused=True)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

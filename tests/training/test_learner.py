@@ -19,7 +19,7 @@ from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDi
 from local_distill.training.batching import MicroBatches, collate, split_by_length, split_substeps
 from local_distill.training.device_memory import SmallerMicroBatches
 from local_distill.training.learner import MAX_SKIPPED, DivergedError, Learner
-from local_distill.training.optimizer import ADAM_BETAS, ADAM_EPS, learning_rate_at, make_updates
+from local_distill.training.optimizer import ADAM_BETA1, ADAM_EPS, learning_rate_at, make_updates
 from tests.models.test_scorer import V, dense
 from tests.tiny_models import gpt2_config, llama_config, make_model, make_tokenizer, save_model
 from tests.training.test_batching import rollout
@@ -105,7 +105,9 @@ def dense_gradient(student, teacher, coef, discount):
 def test_one_update_is_adam_on_the_dense_loss(coef, discount):
     reference, teacher = make_model(llama_config(), 1), make_model(llama_config(), 2)
     gradient = dense_gradient(reference, teacher, coef, discount)
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        reference.parameters(), lr=1e-2, betas=(ADAM_BETA1, 0.999), eps=ADAM_EPS, weight_decay=0.0
+    )
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.1)
     optimizer.step()
     training = Training(make_model(llama_config(), 1), teacher, loss=sampled(policy_gradient, coef, discount), clip=0.1)
@@ -235,6 +237,35 @@ def test_later_substeps_weigh_their_samples_by_how_far_the_policy_has_moved():
     for batches in plan():
         uncorrected.step([batches])
     assert max(differences(training.weights(), uncorrected.weights()).values()) > 1e-4
+
+
+@pytest.mark.parametrize("loss", [None, WholeDistributionLoss(reverse_kl)], ids=["sampled tokens", "whole"])
+def test_a_second_epoch_goes_over_the_same_rollouts_again(loss):
+    """By hand: an update, then another one on the same samples, with ratios against the student before the first."""
+
+    def training():
+        return Training(make_model(llama_config(), 1), make_model(llama_config(), 2), loss=loss)
+
+    twice = training()
+    twice.learner._epochs = 2
+    metrics = twice.step([[collate(ROLLOUTS, 0)]])
+
+    by_hand = training()
+    batch = by_hand.teacher.score(collate(ROLLOUTS, 0))
+    if loss is None:
+        with torch.no_grad():
+            batch = replace(batch, old_logprobs=by_hand.scorer(batch.tokens).logprobs)
+    first = by_hand.learner.update([[batch]], 0)
+    sums = by_hand.learner._backward_all([batch], substep=1)
+    by_hand.updates.apply(1e-2, math.isfinite(sums["loss"]))
+    assert max(differences(twice.weights(), by_hand.weights()).values()) == 0.0
+    assert twice.updates.version == 2
+
+    of_the_samples = {name: value for name, value in first.items() if not name.startswith(("ratio", "grad_norm"))}
+    assert {name: metrics[name] for name in of_the_samples} == of_the_samples
+    if loss is None:
+        assert metrics["ratio/mean"] == pytest.approx(sums["ratio"] / sums["tokens"])
+        assert metrics["ratio/effective"] < 1 - 1e-6 < first["ratio/effective"], "the policy has moved since"
 
 
 def test_a_bad_update_is_skipped_and_several_in_a_row_stop_the_run():
