@@ -52,11 +52,13 @@ class TeacherReaders:
     """A teacher is read in two ways. training: as the loss needs it. evaluation: as fully as it can be.
 
     shares_prompts: whether it can read a prompt once for all its rollouts, or does not read them here at all.
+    model: what it can be sampled with here, where it can be.
     """
 
     training: Teacher
     evaluation: Teacher
     shares_prompts: bool = True
+    model: nn.Module | None = None
 
 
 OpenTeacher = Callable[[TokenScorer, TeacherView], TeacherReaders]
@@ -70,7 +72,8 @@ class TeacherBackend:
     gives: the most that it can give at each position. memory: what it takes; where that counts weights, the files of
     ``--teacher_model`` are opened. words: who is learned from, for people. where: such as ``behind --teacher_url``,
     where it cannot give all. check: refuses settings that it cannot do with. check_machine: where a package or a file
-    of its own is not there. check_files: files of ``--teacher_model`` that it cannot do with.
+    of its own is not there. check_files: files of ``--teacher_model`` that it cannot do with. samples: whether it can
+    be sampled with, as --teacher_share asks for.
     """
 
     gives: TeacherView
@@ -81,6 +84,7 @@ class TeacherBackend:
     where: str = "of this kind"
     check_machine: Callable[[TrainConfig], None] | None = None
     check_files: Callable[[TrainConfig, ModelFiles], None] | None = None
+    samples: Callable[[TrainFields], bool] = lambda _: False
 
 
 @dataclass(frozen=True)

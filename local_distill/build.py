@@ -28,7 +28,7 @@ from local_distill.backends import (
     sampler_of,
     teacher_of,
 )
-from local_distill.batch import Prompt, Teacher
+from local_distill.batch import Prompt, RolloutEngine, Teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.eval.held_out import HeldOutEvaluator, NoEvaluation, verifier_of
@@ -51,6 +51,8 @@ from local_distill.process.distributed import any_process, on_every_process, on_
 from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import check_sampling
+from local_distill.rollouts.hf import HFRollouts
+from local_distill.rollouts.mixed import MixedRollouts, falling_share
 from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
 from local_distill.rollouts.student_checks import OTHER_ENGINE
 from local_distill.runs.evaluations import TrainResult
@@ -147,6 +149,8 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
             )
         engine = overlapped = OverlappedRollouts(engine, partial(own_share, launch), lambda: updates.version)
         launch.closing.callback(overlapped.close)
+    if config.teacher_share:
+        engine = shared_with_teacher(launch, models, params, engine)
     # With all models in their places, for what is left of the memory is looked at.
     most = config.microbatch_tokens
     if most is None:
@@ -194,6 +198,23 @@ def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
     return on_every_process(
         lambda: conclude(launch.inputs.config, result) if launch.accelerator.is_main_process else result
     )
+
+
+def shared_with_teacher(
+    launch: Launch, models: Models, params: SamplingParams, student: RolloutEngine
+) -> RolloutEngine:
+    """Return an engine that lets the teacher write a share of the completions, by our own loop."""
+    inputs, config, model = launch.inputs, launch.inputs.config, models.teacher.model
+    if model is None:
+        raise UserError(
+            f"--teacher_share: --teacher_backend {config.teacher_kind} gave no model to sample with; drop it"
+        )
+    teacher = HFRollouts(
+        model, params=params, pad_id=inputs.pair.pad_id, vocab_size=inputs.pair.vocab_size,
+        batch_size=config.sampling_batch_size, autocast=launch.accelerator.autocast, say=launch.say,
+    )  # fmt: skip
+    share = falling_share(config.teacher_share, config.teacher_share_steps)
+    return MixedRollouts(student, teacher, share, config.batch_size, config.seed)
 
 
 def own_share(launch: Launch, step: int) -> list[tuple[int, Prompt]] | None:

@@ -54,6 +54,10 @@ class TeacherRules(Rules, Protocol):
         """Say where it is, for a message on what it cannot give: ``behind --teacher_url``."""
         ...
 
+    def samples(self, settings: TrainFields) -> bool:
+        """Return whether completions can be sampled with it here."""
+        ...
+
 
 Record = TypeVar("Record")
 

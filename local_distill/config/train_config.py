@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS, Rules
 from local_distill.config.parsing import parse
 from local_distill.config.ranges import check_ranges, refuse_empty
@@ -63,6 +64,7 @@ def _check(config: TrainFields) -> None:
     if config.init_adapter and not config.use_lora:
         raise UserError("--init_adapter: given without --use_lora, which it belongs to; add it, or drop the adapter")
     _check_loss(config)
+    _check_teacher_share(config)
 
 
 def _check_combinations(config: TrainFields) -> None:
@@ -88,6 +90,25 @@ def _check_combinations(config: TrainFields) -> None:
             f"--num_substeps: {config.num_substeps} given with --batch_size {config.batch_size}; "
             "each substep needs a prompt of its own, lower it"
         )
+
+
+def _check_teacher_share(config: TrainFields) -> None:
+    if config.teacher_share == 0:
+        if config.teacher_share_steps is not None:
+            raise UserError("--teacher_share_steps: given without --teacher_share, which it ends; add it, or drop this")
+        return
+    if not TEACHERS.get(config.teacher_kind).samples(config):
+        raise UserError(
+            f"--teacher_share: a teacher {TEACHERS.get(config.teacher_kind).where} is not sampled with here; use one "
+            "that each process holds whole, without --teacher_offload, or drop the share"
+        )
+    if LOSSES.get(config.loss_name).needs(config) == TeacherView.tokens:
+        raise UserError(
+            f"--teacher_share: --loss {config.loss_name} takes the samples for the student's own; use reverse_kl, "
+            "forward_kl or jsd, which compare distributions"
+        )
+    if config.overlap:
+        raise UserError("--teacher_share and --overlap: both given; the teacher does not sample ahead, drop one")
 
 
 def _check_loss(config: TrainFields) -> None:

@@ -145,6 +145,16 @@ class TrainFields:
     top_p: float = _sampling(
         "Nucleus: sample from the smallest set of tokens with this much probability.", 1.0, within=SHARE
     )
+    teacher_share: float = _sampling(
+        "Share of a step's prompts that the teacher continues instead of the student; losses over whole distributions "
+        "then compare the two at the teacher's prefixes.",
+        0.0,
+        fixed=True,
+        within=FROM_0_TO_1,
+    )
+    teacher_share_steps: int | None = _sampling(
+        "Steps over which --teacher_share falls evenly to 0. Default: it stays as it is.", fixed=True, within=FROM_1
+    )
     stop_tokens: str = _sampling(
         "Whose end-of-sequence tokens end a completion, when student and teacher differ.",
         "both",

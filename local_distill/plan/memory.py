@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 from local_distill.errors import with_type
@@ -12,6 +12,7 @@ from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Plac
 from local_distill.models.reach import freeze_towers
 from local_distill.plan.planned_run import PlannedRun
 from local_distill.plan.rehearsal import Costs, TrainingBytes
+from local_distill.rollouts.hf import while_sampling
 from local_distill.training.optimizer import LARGEST_BUCKET
 
 T = TypeVar("T")
@@ -159,16 +160,24 @@ class Memory:
         return Phase("loading", (self._libraries, self.student.loaded, *self._teacher_weights))
 
     def sampling(self, rollouts: int) -> Phase:
-        """Count what the sampler holds at its fullest; our own loop, at its last token."""
+        """Count what the sampler holds at its fullest; our own loop, at its last token.
+
+        With the teacher's share: the sampler, or the teacher's weights in our own loop, whichever holds more.
+        """
         run, size = self.run, self.run.config.group_size
 
-        def decoding() -> DecodingBytes:
-            return self._counted(lambda: self._costs.sampling(rollouts, size), DecodingBytes())
+        def decoding(by_teacher: bool = False) -> DecodingBytes:
+            return self._counted(lambda: self._costs.sampling(rollouts, size, by_teacher), DecodingBytes())
 
         count = run.sampler_memory.sampling
-        standing, passing = count(self._to_sample, rollouts, decoding) if count else ((), ())
-        lost = self._allocator(sum(part.bytes for part in passing))
-        return Phase("sampling", (*self._resident, *standing), (*passing, lost))
+        found = [count(self._to_sample, rollouts, decoding) if count else ((), ())]
+        if run.config.teacher_share:
+            found.append(while_sampling(self._to_sample, rollouts, partial(decoding, by_teacher=True)))
+        phases = [
+            Phase("sampling", (*self._resident, *standing), (*passing, self._allocator(sum(p.bytes for p in passing))))
+            for standing, passing in found
+        ]
+        return max(phases, key=lambda phase: phase.bytes)
 
     def scoring(self, rows: int) -> Phase:
         """Count the teacher's forward pass, when all other scores of the step are there."""

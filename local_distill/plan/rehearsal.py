@@ -191,7 +191,7 @@ class Costs:
             self._teacher_network = causal_lm(teacher)
         self._loss, self._choose = loss_of(config), NucleusSampling(config.temperature, config.top_p)
         self._low_precision = not run.zero_stage and run.dtype != torch.float32  # by autocast from float32 weights
-        self._packs = run.machine.device == "cpu" and run.sampler_memory.own_loop
+        self._on_cpu = run.machine.device == "cpu"
         self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.loss_top_k or 0, run.lengths
         self._known: dict[object, Any] = {}
         for parameter in student.parameters():
@@ -213,14 +213,16 @@ class Costs:
         frozen = run.skeleton(run.teacher).requires_grad_(False)
         return student, self._stage.model(frozen, run.dtype, run.dtype)
 
-    def sampling(self, rollouts: int, group_size: int) -> DecodingBytes:
+    def sampling(self, rollouts: int, group_size: int, by_teacher: bool = False) -> DecodingBytes:
         """Rehearse our own loop, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
         self._student.eval()
+        writer = (self._teacher if by_teacher else self._student).model
         group_size = min(group_size, rollouts)
-        two, three = (self._found(self._decode, rows) for rows in (2, 3))
+        two, three = (self._found(self._decode, writer, rows) for rows in (2, 3))
         copies, cached = two.copies, _in_proportion(rollouts, two.cache, three.cache)
         decoding = _in_proportion(rollouts, two.work, three.work)
-        reading = _in_proportion(rollouts / group_size, *(self._found(self._prefill, n, group_size) for n in (2, 3)))
+        read = (self._found(self._prefill, writer, prompts, group_size) for prompts in (2, 3))
+        reading = _in_proportion(rollouts / group_size, *read)
         return DecodingBytes(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
 
     def scoring(self, rollouts: int) -> float:
@@ -305,37 +307,37 @@ class Costs:
         del signal  # only now
         return made
 
-    def _prefill(self, storages: StorageCount, prompts: int, group_size: int) -> float:
+    def _prefill(self, storages: StorageCount, writer: nn.Module, prompts: int, group_size: int) -> float:
         """Return the most bytes while prompts are read, and their keys and values given to each rollout of a group."""
-        with self._decoding():
-            cache, logits = self._read_prompts(prompts, self._lengths.prompt)
+        with self._decoding(writer):
+            cache, logits = self._read_prompts(writer, prompts, self._lengths.prompt)
             copies = torch.zeros(prompts * group_size, dtype=torch.long)
             cache.take_rows(copies)
             self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
             return storages.peak
 
-    def _decode(self, storages: StorageCount, rows: int) -> DecodingBytes:
+    def _decode(self, storages: StorageCount, writer: nn.Module, rows: int) -> DecodingBytes:
         """Draw the last token, when keys and values are longest; ``work`` is with the copies and the cache."""
-        with self._decoding():
-            cache, last = self._read_prompts(rows, self._lengths.whole - 1)
+        with self._decoding(writer):
+            cache, last = self._read_prompts(writer, rows, self._lengths.whole - 1)
             copies = storages.now - cache.nbytes - last.untyped_storage().nbytes()
             storages.forget_peak()
-            logits = self._next_logits(torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
+            logits = self._next_logits(writer, torch.zeros(rows, 1, dtype=torch.long), self._lengths.whole, cache)
             self._choose(logits, torch.zeros(rows, dtype=torch.float64))
             return DecodingBytes(copies, cache.nbytes, storages.peak)
 
-    def _read_prompts(self, rows: int, length: int) -> tuple[TokenCache, Tensor]:
-        cache = TokenCache.of(self._student.model)
-        return cache, self._next_logits(torch.zeros(rows, length, dtype=torch.long), length, cache)
+    def _read_prompts(self, writer: nn.Module, rows: int, length: int) -> tuple[TokenCache, Tensor]:
+        cache = TokenCache.of(writer)
+        return cache, self._next_logits(writer, torch.zeros(rows, length, dtype=torch.long), length, cache)
 
-    def _next_logits(self, ids: Tensor, length: int, cache: TokenCache) -> Tensor:
+    def _next_logits(self, writer: nn.Module, ids: Tensor, length: int, cache: TokenCache) -> Tensor:
         """Return the logits after new tokens ``ids``, (rows, n), of texts that have ``length`` tokens with them."""
         mask = torch.ones(len(ids), length, dtype=torch.long)
-        return next_logits(self._student.model, ids, mask, cache, self._vocab_size)
+        return next_logits(writer, ids, mask, cache, self._vocab_size)
 
     @contextmanager
-    def _decoding(self) -> Iterator[None]:
-        packed = packed_weights(self._student.model) if self._packs else nullcontext()
+    def _decoding(self, writer: nn.Module) -> Iterator[None]:
+        packed = packed_weights(writer) if self._on_cpu else nullcontext()
         with torch.no_grad(), self._autocast(), packed:
             yield
 

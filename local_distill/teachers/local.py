@@ -164,7 +164,8 @@ def readers_of_whole(scorer: WholeScorer, device: torch.device, needs: TeacherVi
         TeacherView.top_tokens: TopTokensTeacher(scorer, device, top_k),
         TeacherView.whole_distribution: whole,
     }
-    return TeacherReaders(readers[needs], whole, scorer.shares_prompts)
+    model = scorer.model if isinstance(scorer, TokenScorer) else None
+    return TeacherReaders(readers[needs], whole, scorer.shares_prompts, model)
 
 
 BACKEND = TeacherBackend(
@@ -173,4 +174,5 @@ BACKEND = TeacherBackend(
     gives=TeacherView.whole_distribution,
     memory=TeacherMemory(held),
     open=open_local,
+    samples=lambda config: config.teacher_offload == "none",
 )

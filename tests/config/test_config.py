@@ -86,6 +86,18 @@ def test_the_edges_of_what_is_allowed(settings):
         ({"teacher_url": "u", "loss": "jsd"}, r"^--loss jsd: a teacher behind --teacher_url cannot .*--top_k 64"),
         ({"init_adapter": "a"}, r"^--init_adapter: given without --use_lora"),
         ({"rollouts": "hf", "rollouts_url": "u"}, r"^--rollouts_url: given with --rollouts hf, needs vllm"),
+        (
+            {"teacher_share": 0.5, "teacher_url": "u"},
+            r"^--teacher_share: a teacher behind --teacher_url is not sampled",
+        ),
+        ({"teacher_share": 0.5, "teacher_offload": "cpu"}, r"^--teacher_share: .* without --teacher_offload, or drop"),
+        ({"teacher_share": 0.5, "loss": "policy_gradient"}, r"^--teacher_share: --loss policy_gradient takes the sam"),
+        ({"teacher_share": 1.5}, r"^--teacher_share: 1\.5 given, needs to be between 0 and 1$"),
+        ({"teacher_share_steps": 5}, r"^--teacher_share_steps: given without --teacher_share"),
+        (
+            {"teacher_share": 0.5, "overlap": True, "rollouts_url": "u", "loss": "jsd"},
+            r"^--teacher_share and --overlap: both given; ",
+        ),
         ({"overlap": True}, r"^--overlap: needs .* --rollouts_url, or drop --overlap$"),
         ({"server_timeout": 0.0}, r"^--server_timeout: 0 given, needs to be above 0$"),
         ({"rollouts_memory_share": 1.5}, r"^--rollouts_memory_share: 1\.5 given, needs to be above 0 and at most 1$"),

@@ -107,6 +107,16 @@ def test_on_a_processor_linear_layers_are_packed_while_it_samples():
     assert Memory(run(dtype=torch.float32)).sampling(2).of("weights for decoding") < 1000, "nothing, on a GPU"
 
 
+def test_a_teacher_that_writes_a_share_is_decoded_with_when_it_holds_more_than_the_student():
+    alone, shared = (Memory(run(device="cpu", dtype=torch.float32, **more)) for more in ({}, {"teacher_share": 0.5}))
+    teacher = shape_of(skeleton_of(llama_config(layers=3), False))
+    assert shared.sampling(4).of("weights for decoding") == pytest.approx(
+        4 * (teacher.packable + teacher.head), rel=0.05
+    )
+    assert shared.sampling(4).of("KV cache") == pytest.approx(3 / 2 * alone.sampling(4).of("KV cache"))
+    assert shared.training(1).bytes == alone.training(1).bytes
+
+
 @pytest.mark.parametrize(
     ("settings", "copies", "engine"),
     [
