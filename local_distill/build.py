@@ -51,6 +51,7 @@ from local_distill.process.distributed import any_process, on_every_process, on_
 from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import check_sampling
+from local_distill.rollouts.growing import GrowingRollouts, growing_length
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.rollouts.mixed import MixedRollouts, falling_share
 from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
@@ -141,7 +142,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
         frozenset(inputs.pair.stops.ids), config.seed,
     )  # fmt: skip
     make_sampler = models.sampler(Student(model, updates))
-    engine = make_sampler(params)
+    engine = growing(config, make_sampler, params)
     if config.overlap:
         if not isinstance(engine, ServedEngine):
             raise UserError(
@@ -209,12 +210,24 @@ def shared_with_teacher(
         raise UserError(
             f"--teacher_share: --teacher_backend {config.teacher_kind} gave no model to sample with; drop it"
         )
-    teacher = HFRollouts(
-        model, params=params, pad_id=inputs.pair.pad_id, vocab_size=inputs.pair.vocab_size,
-        batch_size=config.sampling_batch_size, autocast=launch.accelerator.autocast, say=launch.say,
-    )  # fmt: skip
+
+    def make_teacher(params: SamplingParams) -> RolloutEngine:
+        return HFRollouts(
+            model, params=params, pad_id=inputs.pair.pad_id, vocab_size=inputs.pair.vocab_size,
+            batch_size=config.sampling_batch_size, autocast=launch.accelerator.autocast, say=launch.say,
+        )  # fmt: skip
+
+    teacher = growing(config, make_teacher, params)
     share = falling_share(config.teacher_share, config.teacher_share_steps)
     return MixedRollouts(student, teacher, share, config.batch_size, config.seed)
+
+
+def growing(config: TrainConfig, make: MakeSampler, params: SamplingParams) -> RolloutEngine:
+    """Return an engine for training, of completions that grow where they are to."""
+    if config.start_new_tokens is None:
+        return make(params)
+    longest = growing_length(config.start_new_tokens, params.max_new_tokens, config.schedule_steps or config.steps)
+    return GrowingRollouts(lambda tokens: make(replace(params, max_new_tokens=tokens)), longest)
 
 
 def own_share(launch: Launch, step: int) -> list[tuple[int, Prompt]] | None:

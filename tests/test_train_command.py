@@ -126,17 +126,12 @@ VARIANTS = {
     "LoRA with dropout": ["--use_lora", "--lora_r", "4", "--lora_dropout", "0.3"],
     "substeps and accumulation": ["--num_substeps", "2", "--grad_accum", "2"],
     "ppo with discount, twice": ["--loss", "ppo", "--kl_discount", "0.9", "--epochs_per_batch", "2"],
-    "schedule": ["--lr_scheduler", "cosine", "--warmup_steps", "2", "--weight_decay", "0.1"],
-    "whole distributions, the teacher's text too": [
-        "--loss",
-        "reverse_kl",
-        "--grad_accum",
-        "3",
-        "--teacher_share",
-        "0.5",
-        "--teacher_share_steps",
-        "9",
-    ],
+    "schedule, and growing completions": (
+        ["--start_new_tokens", "2", "--lr_scheduler", "cosine", "--warmup_steps", "2", "--weight_decay", "0.1"]
+    ),
+    "whole distributions, the teacher's text too": (
+        ["--loss", "reverse_kl", "--grad_accum", "3", "--teacher_share", "0.5", "--teacher_share_steps", "9"]
+    ),
     "the teacher's top tokens": ["--loss", "jsd", "--jsd_beta", "0.3", "--top_k", "9", "--num_substeps", "2"],
     "gradient checkpointing, bf16": ["--gradient_checkpointing", "--dtype", "bf16"],
 }

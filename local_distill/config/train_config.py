@@ -85,6 +85,14 @@ def _check_combinations(config: TrainFields) -> None:
             f"--profile: {config.profile} steps after the first given with --steps {config.steps}; lower it, or run "
             "more steps"
         )
+    if config.start_new_tokens is not None:
+        if config.start_new_tokens > config.max_new_tokens:
+            raise UserError(
+                f"--start_new_tokens: {config.start_new_tokens} given with --max_new_tokens {config.max_new_tokens}, "
+                "to which it grows; lower it"
+            )
+        if config.overlap:
+            raise UserError("--start_new_tokens and --overlap: both given; lengths do not grow ahead, drop one")
     if config.num_substeps > config.batch_size:
         raise UserError(
             f"--num_substeps: {config.num_substeps} given with --batch_size {config.batch_size}; "

@@ -141,6 +141,12 @@ class TrainFields:
     batch_size: int = _sampling("Prompts a step, over all processes.", 8, fixed=True, within=FROM_1)
     group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True, within=FROM_1)
     max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True, within=FROM_1)
+    start_new_tokens: int | None = _sampling(
+        "Longest completion of the first step; from it the longest grows evenly to --max_new_tokens over the steps of "
+        "the learning-rate schedule. Default: all steps have the same.",
+        fixed=True,
+        within=FROM_1,
+    )
     temperature: float = _sampling("Sampling temperature.", 1.0, within=TEMPERATURE)
     top_p: float = _sampling(
         "Nucleus: sample from the smallest set of tokens with this much probability.", 1.0, within=SHARE

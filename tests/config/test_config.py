@@ -98,6 +98,8 @@ def test_the_edges_of_what_is_allowed(settings):
             {"teacher_share": 0.5, "overlap": True, "rollouts_url": "u", "loss": "jsd"},
             r"^--teacher_share and --overlap: both given; ",
         ),
+        ({"start_new_tokens": 9, "max_new_tokens": 8}, r"^--start_new_tokens: 9 given with --max_new_tokens 8, to "),
+        ({"start_new_tokens": 2, "overlap": True, "rollouts_url": "u"}, r"^--start_new_tokens and --overlap: both"),
         ({"overlap": True}, r"^--overlap: needs .* --rollouts_url, or drop --overlap$"),
         ({"server_timeout": 0.0}, r"^--server_timeout: 0 given, needs to be above 0$"),
         ({"rollouts_memory_share": 1.5}, r"^--rollouts_memory_share: 1\.5 given, needs to be above 0 and at most 1$"),
