@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from local_distill import __version__
+from local_distill.commands.working import working
 from local_distill.config.parsing import build_parser, parse
 from local_distill.errors import UserError
 from local_distill.process.exit_codes import exit_code_of
@@ -36,7 +37,8 @@ class Command(Generic[Settings]):
     """One verb of ``local-distill`` is declared by its module.
 
     settings: a dataclass of ``option`` and ``argument`` fields. run: takes one and returns the exit code.
-    usage: how it is written, with examples, for ``--help``. description: one sentence.
+    usage: how it is written, with examples, for ``--help``. description: one sentence. doing: what a terminal shows
+    while its settings are checked, for which torch may be imported.
     """
 
     name: str
@@ -44,10 +46,13 @@ class Command(Generic[Settings]):
     run: Callable[[Settings], int]
     usage: str
     description: str
+    doing: str = ""
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Run it on the words that follow its name. Raises UserError."""
-        return self.run(parse(self.settings, argv, **self._shown))
+        with working("" if {"-h", "--help"} & set(argv) else self.doing):
+            settings = parse(self.settings, argv, **self._shown)
+        return self.run(settings)
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of its flags, for shell completion."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from local_distill.commands import Command
+from local_distill.commands.working import working
 from local_distill.config.parsing import option
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from local_distill.plan.advice import Advice
+    from local_distill.plan.fitting import Plan
 
 USAGE = """\
 local-distill plan --student_model MODEL --teacher_model MODEL [settings of train]
@@ -21,7 +27,7 @@ examples:
       --gpus 4 --gpu_memory 80 --zero2
   local-distill plan --config run.yaml                   # on this machine
 """
-
+DOING = "reading configurations and counting the memory of each phase"
 
 _plan = partial(option, "plan")
 
@@ -54,20 +60,13 @@ class PlanSettings(TrainConfig):
 
 def run(settings: PlanSettings) -> int:
     """Print the plan. Returns 0 when the run fits, 1 when it does not."""
+    with working(DOING):
+        _check_models(settings)
+        plan, advice = _planned(settings)
     from local_distill.monitor.terminal import open_console
-    from local_distill.plan.advice import advise
     from local_distill.plan.display import as_record, show
-    from local_distill.plan.fitting import make_plan
-    from local_distill.plan.machine import planned_machine
-    from local_distill.plan.memory import Memory
-    from local_distill.plan.planned_run import open_run
-    from local_distill.process.isolation import quiet_libraries
     from local_distill.runs.jsonl import to_json
 
-    with quiet_libraries():
-        machine = planned_machine(settings.gpus, settings.gpu_memory)
-        plan = make_plan(Memory(open_run(settings, machine, 2 * settings.zero2)))
-        advice = None if plan.fits else advise(plan)
     if settings.json:
         print(to_json(as_record(plan, advice), indent=2))
     else:
@@ -75,4 +74,27 @@ def run(settings: PlanSettings) -> int:
     return 0 if plan.fits else 1
 
 
-COMMAND = Command("plan", PlanSettings, run, USAGE, "Memory of a run, part by part, before anything is loaded.")
+def _check_models(settings: PlanSettings) -> None:
+    """Raise UserError for models that are nowhere, before torch is imported, which takes seconds."""
+    from local_distill.models.hub import check_findable
+
+    check_findable("--student_model", settings.student_model)
+    if settings.teacher_model and settings.teacher_kind in ("local", "zero3"):
+        check_findable("--teacher_model", settings.teacher_model)
+
+
+def _planned(settings: PlanSettings) -> tuple[Plan, Advice | None]:
+    from local_distill.plan.advice import advise
+    from local_distill.plan.fitting import make_plan
+    from local_distill.plan.machine import planned_machine
+    from local_distill.plan.memory import Memory
+    from local_distill.plan.planned_run import open_run
+    from local_distill.process.isolation import quiet_libraries
+
+    with quiet_libraries():
+        machine = planned_machine(settings.gpus, settings.gpu_memory)
+        plan = make_plan(Memory(open_run(settings, machine, 2 * settings.zero2)))
+        return plan, None if plan.fits else advise(plan)
+
+
+COMMAND = Command("plan", PlanSettings, run, USAGE, "Memory of a run, part by part, before anything is loaded.", DOING)

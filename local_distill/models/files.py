@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from local_distill.errors import UserError
 from local_distill.models import gguf_files
 from local_distill.models.file_settings import context_length_of, make_neutral, make_savable, read_generation
+from local_distill.models.hub import check_findable
 from local_distill.models.loading_errors import in_one_line, local_folder
 from local_distill.models.tying import tie_as_loaded, untie_as_filed
 from local_distill.runs.manifest import check_as_written
@@ -164,6 +165,7 @@ def open_config(flag: str, path: str, trust_remote_code: bool) -> PretrainedConf
 
 def _read_config(flag: str, path: str, gguf: Path | None, trust_remote_code: bool) -> PretrainedConfig:
     where, name = gguf_files.where_to_read(gguf) if gguf else (path, {})
+    check_findable(flag, path)  # else the hub's client tries for half a minute
     with in_one_line(flag, path, "its configuration"):
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **name)
     if not trust_remote_code:

@@ -82,11 +82,10 @@ class Advice:
         """Say what to change."""
         if self.change is not None and self.plan is not None:
             plan = self.plan
-            fullest = max(phase.bytes for phase in plan.phases) / GIB
             return (
-                f"the smallest change that fits: {self.change} (fullest phase {fullest:.1f} GiB; at most "
-                f"{plan.most_rows * plan.run.lengths.whole} tokens in a micro-batch, {plan.most_rollouts} rollouts "
-                "sampled at a time)"
+                f"the smallest change that fits: {self.change} (fullest phase {plan.fullest.bytes / GIB:.1f} GiB; "
+                f"at most {plan.most_rows * plan.run.lengths.whole} tokens in a micro-batch, {plan.most_rollouts} "
+                "rollouts sampled at a time)"
             )
         smaller = f", but a teacher of at most {billions(self.teacher)} would" if self.teacher else ""
         return f"no change of settings makes it fit, nor all of them together{smaller}"

@@ -19,12 +19,13 @@ BAR = 28
 
 
 def show(plan: Plan, advice: Advice | None, console: Console) -> None:
-    """Print the plan, and the advice where it does not fit."""
-    for line in facts(plan):
+    """Print whether the run fits, the advice where it does not, and the plan."""
+    console.print(Text(verdict(plan), style="bold red" if plan.over else "bold green"))
+    for line in (*([advice.in_words()] if advice else []), *facts(plan)):
         console.print(Text(line))
     console.print(_parts(plan))
     console.print(_bars(plan))
-    for line in (*verdict(plan), *([advice.in_words()] if advice else [])):
+    for line in bounds_in_words(plan):
         console.print(Text(line))
 
 
@@ -68,10 +69,17 @@ def _bars(plan: Plan) -> Table:
     return table
 
 
-def verdict(plan: Plan) -> list[str]:
-    """Say whether the run fits, and how much of it at a time does."""
-    over = ", ".join(f"{phase.name} needs {phase.bytes / GIB:.1f} GiB" for phase in plan.over)
-    lines = [f"does not fit: {over} of {plan.available / GIB:.1f} GiB" if over else "fits"]
+def verdict(plan: Plan) -> str:
+    """Say in one line whether the run fits, and how full it gets."""
+    fullest, there = plan.fullest, f"{plan.available / GIB:.1f} GiB"
+    if plan.over:
+        return f"does not fit: {fullest.name} needs {fullest.bytes / GIB:.1f} of {there}"
+    return f"fits: fullest phase {fullest.bytes / GIB:.1f} of {there}, while {fullest.name}"
+
+
+def bounds_in_words(plan: Plan) -> list[str]:
+    """Say how much at a time fits, and what the plan does not know."""
+    lines = []
     if plan.most_rows:
         lines.append(
             f"largest micro-batch that fits: {plan.most_rows * plan.run.lengths.whole} tokens "

@@ -64,6 +64,11 @@ class Plan:
         """Return the phases that want more than there is."""
         return tuple(phase for phase in self.phases if phase.bytes > self.available)
 
+    @property
+    def fullest(self) -> Phase:
+        """Return the phase that wants most."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
 
 def make_plan(memory: Memory) -> Plan:
     """Look for the most rollouts at a time that fit, and count the phases as the run would begin."""

@@ -42,9 +42,22 @@ def test_a_plan_that_does_not_fit_ends_with_another_code_and_advice(pair, capsys
     words = ("--student_model", pair[0], "--teacher_model", pair[1], "--gpu_memory", 4, "--max_new_tokens", 16)
     code, out, _ = plan(capsys, *words, "--max_prompt_tokens", 16)
     assert code == 1
-    assert "does not fit" in out
-    assert "smallest change" in out or "no change" in out
+    verdict, advice, *_ = out.splitlines()
+    assert verdict.startswith("does not fit: ")
+    assert "smallest change" in advice or "no change" in advice
     assert "too much" in out
+
+
+def test_the_verdict_comes_first_and_a_terminal_sees_that_it_works(pair, capsys, monkeypatch):
+    words = ("--student_model", pair[0], "--teacher_model", pair[1], "--max_new_tokens", 16, "--max_prompt_tokens", 16)
+    code, out, err = plan(capsys, *words, "--gpu_memory", 80)
+    assert code == 0
+    assert re.match(r"fits: fullest phase \d+\.\d of 78\.4 GiB, while (loading|sampling|scoring|training)\n", out)
+    assert err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    _, _, err = plan(capsys, *words, "--gpu_memory", 80, "--json")
+    assert err.startswith("reading configurations")
+    assert err.endswith("\x1b[2K"), "and it is gone before the plan is shown"
 
 
 def test_this_machine_is_its_memory_or_its_container_s(pair, tmp_path, capsys, monkeypatch):
