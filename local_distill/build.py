@@ -114,14 +114,17 @@ def open_models(launch: Launch) -> Models:
     sampler = sampler_of(inputs.config).open(opening)
     log = launch.closing.enter_context(on_every_process(lambda: open_log(launch)))
     on_every_process(lambda: announce(inputs, accelerator, launch.folder, log.say))
+    log.doing("loading the student")
     model = on_every_process(lambda: load_student(inputs, launch.folder)).to(accelerator.device)
     freeze_unreached(model)
     student = TokenScorer(model, inputs.pair.vocab_size)
+    log.doing("trying the student on a few tokens")
     on_every_process(lambda: try_student(launch, student))
     student.needs_mask = any_process(accelerator, student.needs_mask)
     grouped = inputs.config.group_size > 1
     student.shares_prompts = grouped and not any_process(accelerator, not can_share_prompts(student))
     loss = loss_of(launch.inputs.config)
+    log.doing("loading the teacher")
     teacher = on_every_process(lambda: open_teacher(student, loss.needs))
     shares_prompts = student.shares_prompts and teacher.shares_prompts
     if grouped and not shares_prompts:
@@ -153,6 +156,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     if config.teacher_share:
         engine = shared_with_teacher(launch, models, params, engine)
     # With all models in their places, for what is left of the memory is looked at.
+    log.doing("looking at how much fits the memory")
     most = config.microbatch_tokens
     if most is None:
         most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.say)
@@ -314,6 +318,7 @@ def make_evaluator(
         micro_batch=max(1, busiest // config.grad_accum),
         micro_batches=micro_batches,
         verifier=verifier,
+        doing=launch.terminal.doing,
     )
 
 

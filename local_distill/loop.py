@@ -41,8 +41,9 @@ class Evaluator(Protocol):
 
 
 class Log(Protocol):
-    """Who is told."""
+    """Who is told: what is done now, and what came of it."""
 
+    def doing(self, what: str) -> None: ...
     def step(self, step: int, metrics: dict[str, float]) -> None: ...
     def evaluation(self, evaluation: Evaluation) -> None: ...
 
@@ -93,7 +94,7 @@ def distil(
 
     for step in range(schedule.first_step, schedule.steps):
         profiler.start_step()
-        clock = StepClock(accelerator.device)
+        clock = StepClock(accelerator.device, log.doing)
         with clock.phase("sample"):
             own = share_of_process(prompts.batch(step), accelerator.process_index, accelerator.num_processes)
             rollouts = on_every_process(partial(engine.sample, own, step, finished=teacher.prepare))
@@ -114,6 +115,7 @@ def distil(
         if schedule.evaluates_after(done) and not stopping:
             _evaluate(evaluator, log, done)
         if schedule.saves_after(done) or stopping:
+            log.doing("saving")
             saver.save(done)
         if stopping:
             return done

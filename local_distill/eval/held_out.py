@@ -26,6 +26,9 @@ from local_distill.training.device_memory import naming_the_number, score
 SHOWN = 4
 """Held-out prompts whose completions are kept for people to read."""
 
+SHOWING = "sampling what people read"
+"""What people are told while those are sampled."""
+
 DECIMALS = 5
 """Of what is written for each token: files of half the size, and finer than float32 log-probs are."""
 
@@ -64,7 +67,7 @@ class HeldOutEvaluator:
     student's own distribution is the reverse KL; over truncated or cooled samples it is not.
     reader: one completion a prompt for people to read. micro_batch: most rollouts that are scored together,
     within the bounds of ``micro_batches``. verifier: compares samples with the answers of the prompts that have one;
-    None where accuracy is not measured.
+    None where accuracy is not measured. doing: told what is done now, how much of it is done, and of how much.
     """
 
     accelerator: Accelerator
@@ -78,10 +81,12 @@ class HeldOutEvaluator:
     micro_batch: int
     micro_batches: MicroBatches
     verifier: Verifier | None = None
+    doing: Callable[[str, int, int], None] = lambda *_: None
 
     def evaluate(self, step: int) -> Evaluation:
         """Measure the student as it is after ``step`` updates; collective."""
-        samples = self._score(self.sampler, self.prompts, self._in_numbers)
+        now = "evaluating" if step else "evaluating before training"
+        samples = self._score(now, self.sampler, self.prompts, self._in_numbers)
         reverse_kl = mean_per_token([sample.reverse_kl for sample in samples])
         accuracy = mean_over_questions([float(each.correct) for each in samples if each.correct is not None])
         return Evaluation(
@@ -90,29 +95,39 @@ class HeldOutEvaluator:
             standard_error=reverse_kl.standard_error,
             length=sum(sample.reverse_kl.tokens for sample in samples) / len(samples),
             truncated=sum(sample.truncated for sample in samples) / len(samples),
-            completions=tuple(self._score(self.reader, self.prompts[:SHOWN], self._in_words, SHOWN_TOP)),
+            completions=tuple(self._score(SHOWING, self.reader, self.prompts[:SHOWN], self._in_words, SHOWN_TOP)),
             accuracy=accuracy.mean,
             accuracy_standard_error=accuracy.standard_error,
         )
 
     def _score(
         self,
+        now: str,
         engine: RolloutEngine,
         prompts: Sequence[Prompt],
         tell: Callable[[Rollout, Comparison], T],
         top: int = 0,
     ) -> list[T]:
-        """Sample and score the prompts, shared out over the processes.
+        """Sample and score the prompts, shared out over the processes. now: what people are told of it.
 
         Returns what ``tell`` makes of each rollout, in the order of the prompts, on all processes.
         """
         accelerator = self.accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
+        sampled: set[int] = set()
+
+        def finished(rollout: Rollout) -> None:
+            self.teacher.prepare(rollout)
+            sampled.add(rollout.position)  # once, though it may be told of again
+            self.doing(now, min(len(sampled) * accelerator.num_processes, len(prompts)), len(prompts))
+
+        self.doing(now, 0, len(prompts))
         with torch.no_grad():
-            rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=self.teacher.prepare))
+            rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=finished))
         busiest = -(-len(prompts) // accelerator.num_processes)
         parts = self.micro_batches.split(rollouts, -(-busiest // self.micro_batch))
         self.student.eval()
+        self.doing(f"{now}: scoring", 0, 0)
         compared = compare_rollouts(
             self.student, parts, self.pad_id, top=top, context=partial(naming_the_number, "evaluation"),
             score=lambda batch: on_every_process(partial(score, self.teacher, batch)),

@@ -40,6 +40,14 @@ class RunLog:
         """Tell people, and nobody else."""
         self._terminal.say(text)
 
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Tell people what begins, or goes on, now; see ``Terminal.doing``."""
+        self._terminal.doing(what, done, total)
+
+    def notice(self, text: str) -> None:
+        """Tell people at once, from a signal's handler; see ``Terminal.notice``."""
+        self._terminal.notice(text)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tell what update number ``step`` (from 1) measured."""
         for sink in self._sinks:

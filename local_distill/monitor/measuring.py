@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,19 +18,26 @@ from local_distill.process.distributed import sum_over_processes
 
 PHASE = "phase: "
 """What the names of phases begin with in a profile."""
+IN_WORDS = {"sample": "sampling", "score": "scoring", "train": "training"}
+"""What people are told while a phase lasts."""
 
 
 class StepClock:
-    """The seconds of each phase of a step are measured here, as metrics ``seconds/<phase>``."""
+    """The seconds of each phase of a step are measured here, as metrics ``seconds/<phase>``.
 
-    def __init__(self, device: torch.device) -> None:
+    doing: told of each phase, in words, when it begins.
+    """
+
+    def __init__(self, device: torch.device, doing: Callable[[str], None] = lambda _: None) -> None:
         self._device = device
+        self._doing = doing
         self._start = time.perf_counter()
         self._phases: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what is inside, to the end of its work on the device."""
+        self._doing(IN_WORDS.get(name, name))
         start = time.perf_counter()
         with record_function(PHASE + name):
             yield

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import IO
 
@@ -32,6 +34,15 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Show a message."""
+
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Show what begins, or goes on, now: ``evaluating``, with 5 of 16 done; from any thread.
+
+        total: 0 where nothing is counted. What was shown before is replaced; empty text ends it.
+        """
+
+    def notice(self, text: str) -> None:
+        """Show one line at once, from the handler of a signal: it may have come in the middle of any other call."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show what update number ``step`` (from 1) measured; metrics that are absent are left out."""
@@ -95,6 +106,10 @@ class PlainTerminal(Terminal):
                 file=sys.stderr,
             )
 
+    def notice(self, text: str) -> None:
+        """Write the line on standard error, past the stream, which may be half through a line of its own."""
+        _write_past_streams(text)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line, as long as it needs to be."""
         shown = [f"{label} {value}".strip() for row in _FIELD_ROWS for label, value in _fields(row, metrics)]
@@ -123,7 +138,9 @@ class LiveTerminal(Terminal):
             speed_estimate_period=math.inf,  # one step can take longer than the 30 s that rich looks back
         )
         self._task = self._progress.add_task("", start=False, total=total_steps, completed=first_step)
-        self._live = Live(self._progress, console=console, refresh_per_second=4)
+        self._metrics: tuple[Text, ...] = ()
+        self._doing = self._notice = ""
+        self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=4)
 
     def __enter__(self) -> Terminal:
         self._progress.start_task(self._task)
@@ -134,10 +151,21 @@ class LiveTerminal(Terminal):
         """Print the message above the bar."""
         self._console.print(Text(clean(text)))
 
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Show it below the bar, from its next frame on."""
+        self._doing = f"{what} {done}/{total}" if total else what
+
+    def notice(self, text: str) -> None:
+        """Show it below the bar, from its next frame on: another thread draws that, whatever this one is in."""
+        if self._live.is_started:
+            self._notice = text
+        else:
+            _write_past_streams(text)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar, and show these metrics in place of the step's before."""
         self._progress.update(self._task, completed=step)
-        self._live.update(Group(self._progress, *(_row(fields, metrics) for fields in _FIELD_ROWS)))
+        self._metrics = tuple(_row(fields, metrics) for fields in _FIELD_ROWS)
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Print one line above the bar."""
@@ -160,7 +188,17 @@ class LiveTerminal(Terminal):
 
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
+        self._doing = ""
         self._live.stop()
+
+    def _shown(self) -> Group:
+        doing, notice = Text(clean(self._doing), style="dim"), Text(clean(self._notice), style="bold")
+        return Group(self._progress, *self._metrics, *filter(None, (doing, notice)))
+
+
+def _write_past_streams(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{clean(text)}\n".encode(errors="replace"))
 
 
 _ENDED_BY = {"stop": "a stop token", "length": "the length limit"}

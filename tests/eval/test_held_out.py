@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -143,6 +144,14 @@ def test_each_token_carries_what_both_models_make_of_it(kind, likeliest, micro_b
             alone = [tokenizer.decode([token]) for token in best.indices.tolist()]
             if i == 0:  # later on, a byte may complete a character that began before
                 assert [text for text, _ in piece.top] == alone
+
+
+def test_people_are_told_how_far_an_evaluation_is():
+    told = []
+    held_out = evaluator(make_model(llama_config(), 1), make_model(llama_config(), 2))[0]
+    replace(held_out, doing=lambda *now: told.append(now)).evaluate(0)
+    now = "evaluating before training"
+    assert told[:8] == [*((now, done, 6) for done in range(7)), (f"{now}: scoring", 0, 0)]
 
 
 def test_every_evaluation_draws_the_same_numbers():

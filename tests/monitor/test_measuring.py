@@ -75,3 +75,12 @@ def test_peak_memory_of_a_gpu_is_the_gpus():
     held = torch.ones(2**28, device=device)
     assert peak_memory_gib(device) - before == pytest.approx(1.0, abs=0.01)
     assert held.device.type == "cuda"
+
+
+def test_people_are_told_of_each_phase_when_it_begins():
+    told = []
+    clock = StepClock(CPU, told.append)
+    for name in ("sample", "score", "train"):
+        with clock.phase(name):
+            assert told[-1] != name
+    assert told == ["sampling", "scoring", "training"]

@@ -168,6 +168,32 @@ def test_the_live_terminal_shows_everything_uncut(width: int) -> None:
     assert "128 tokens, ended by the length limit, reverse KL 1.50" in panel
 
 
+def test_what_is_done_now_is_below_the_bar_and_replaced_by_what_comes_next() -> None:
+    terminal, screen = live(80)
+    with terminal:
+        terminal.doing("loading the teacher")
+        terminal._live.refresh()
+        terminal.doing("evaluating", 5, 16)
+        terminal._live.refresh()
+        assert lines_of(screen)[-1] == "evaluating 5/16"
+    assert "loading the teacher" in lines_of(screen)
+    assert "evaluating" not in lines_of(screen)[-1], "it is over when the bar is"
+
+
+def test_a_signal_is_answered_below_the_bar_and_past_the_streams_where_there_is_none(capfd) -> None:
+    terminal, screen = live(80)
+    with terminal:
+        terminal.notice("finishing step 5")
+        terminal._live.refresh()
+        assert lines_of(screen)[-1] == "finishing step 5"
+    assert capfd.readouterr().err == ""
+    terminal.notice("the bar is gone")
+    stream = io.StringIO()
+    PlainTerminal(stream, total_steps=100).notice("in a log")
+    Terminal().notice("on another process")
+    assert (capfd.readouterr().err, stream.getvalue()) == ("the bar is gone\nin a log\n", "")
+
+
 def test_a_resumed_bar_starts_where_the_run_does() -> None:
     terminal, screen = live(80)
     with terminal:
