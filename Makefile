@@ -1,5 +1,6 @@
 # make demo   set up, make a real model pair, distil it: about ten minutes on two cores
 # make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
+# make race   what TRL and this program teach the same student in the same time: hours; see docs/benchmarks.md
 # make test   set up, then run all checks and the tests that need no server
 # make bench-gpu      speed and memory on this machine's GPU, in less than ten minutes: bench-gpu.md and bench-gpu.json
 # make test-gpu       every phase of a run on this machine's GPU, against a processor, its memory and the plan
@@ -18,7 +19,7 @@ TEST_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 DEMO_RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 REPAIR_RUN ?= runs/repair
 
-.PHONY: bench-gpu demo demo-lora repair test test-faults test-gpu test-models test-pretended-gpu test-servers test-browser test-harness lint docs site clean
+.PHONY: bench-gpu demo demo-lora race repair test test-faults test-gpu test-models test-pretended-gpu test-servers test-browser test-harness lint docs site clean
 
 demo: $(VENV)/.run
 	$(BIN)/local-distill demo --models $(MODELS) --output_dir $(DEMO_RUN)
@@ -28,6 +29,10 @@ demo-lora: $(VENV)/.run
 
 repair: $(MODELS)/.made
 	PYTHON=$(BIN)/python MODEL=$(MODELS)/smollm2-135m-instruct bash examples/repair/run.sh $(REPAIR_RUN)
+
+race: $(MODELS)/.made
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python benchmarks/race.py runs/race --seconds 240
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -3,7 +3,7 @@
     pip install -e '.[bench]'
     python benchmarks/race.py runs/race --seconds 240 --seeds 3          # equal seconds of training
     python benchmarks/race.py runs/race --tokens 12000 --seeds 3         # equal completion tokens
-    python benchmarks/race.py runs/race --seconds 240 --only trl,ours
+    python benchmarks/race.py runs/race --seconds 240 --only ours
 
 Contenders run in turn, seed after seed, each in a process of its own. A run's seconds are those of its steps: loading
 and evaluating are left out on both sides. What each has learned is judged by race_judge.py, which knows neither, on
@@ -35,13 +35,17 @@ STEPS = 100_000
 """More than any run comes to: a budget ends it."""
 CONTENDERS: dict[str, dict[str, str]] = {
     **{f"trl, {rate}": {"learning_rate": rate} for rate in ("5e-5", "1e-4", "2e-4")},
-    "ours": {"learning_rate": "1e-4"},
-    "ours, β₂ 0.95": {"learning_rate": "1e-4", "adam_beta2": "0.95"},
-    "ours, 2 epochs": {"learning_rate": "1e-4", "epochs_per_batch": "2"},
-    "ours, 3 epochs": {"learning_rate": "1e-4", "epochs_per_batch": "3"},
+    "ours": {},
+    "ours, 2e-4": {"learning_rate": "2e-4"},
+    "ours, β₂ 0.95": {"adam_beta2": "0.95"},
+    "ours, two epochs": {"epochs_per_batch": "2"},
+    "ours, four updates of 32 prompts": {"batch_size": "32", "num_substeps": "4"},
+    "ours, half by the teacher": {"teacher_share": "0.5"},
+    "ours, all by the teacher": {"teacher_share": "1"},
+    "ours, all by the teacher, forward KL": {"teacher_share": "1", "loss": "forward_kl"},
 }
 """What each is told beyond the common settings; one whose name begins with trl is TRL's DistillationTrainer."""
-MEASURES = ("reverse_kl", "forward_kl")
+LEARNING_RATE = "1e-4"
 
 
 def main() -> None:
@@ -56,7 +60,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=48, help="most of a completion")
     parser.add_argument("--train_prompts", type=int, default=0, help="0: all that are not held out")
     parser.add_argument("--held_out", type=int, default=48)
-    parser.add_argument("--only", default="", help="contenders whose names begin with one of these, comma-separated")
+    parser.add_argument("--only", default="", help="contenders whose names begin so")
     parser.add_argument("--trl_child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.trl_child:
@@ -78,7 +82,7 @@ def main() -> None:
 
 def chosen(only: str) -> list[str]:
     """The contenders that take part."""
-    return [name for name in CONTENDERS if name.startswith(tuple(only.split(",")))]
+    return [name for name in CONTENDERS if name.startswith(only)]
 
 
 def write_prompts(args: argparse.Namespace) -> None:
@@ -120,25 +124,26 @@ def our_run(args: argparse.Namespace, name: str, seed: int, place: Path) -> tupl
         "student_model": args.student, "teacher_model": args.teacher, "prompts_file": args.folder / "prompts.txt",
         "batch_size": args.batch, "group_size": 1, "max_new_tokens": args.new_tokens, "steps": STEPS, "seed": seed,
         "dtype": "fp32", "eval_prompts": 0, "save_every": 0, "output_dir": (place / "run").resolve(),
+        "learning_rate": LEARNING_RATE,
         **CONTENDERS[name],
     }  # fmt: skip
     words = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "local_distill.train_on_policy_local", *words]
     with (place / "output.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        while process.poll() is None and not is_spent(args, *spent_so_far(place / "run", args.batch)[:2]):
+        while process.poll() is None and not is_spent(args, *spent_so_far(place / "run")[:2]):
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         process.wait()
-    seconds, tokens, steps = spent_so_far(place / "run", args.batch)
+    seconds, tokens, steps = spent_so_far(place / "run")
     checkpoint = place / "run" / f"step-{steps}"
     return {"seconds": seconds, "tokens": tokens, "steps": steps}, checkpoint
 
 
-def spent_so_far(run: Path, batch: int) -> tuple[float, float, int]:
+def spent_so_far(run: Path) -> tuple[float, float, int]:
     """Seconds, completion tokens and steps of the records that are there."""
     steps = list(records(run / "metrics.jsonl"))
-    return sum(s["seconds/step"] for s in steps), sum(s["completion_tokens"] * batch for s in steps), len(steps)
+    return sum(s["seconds/step"] for s in steps), sum(s["tokens"] for s in steps), len(steps)
 
 
 def records(file: Path) -> Iterator[dict[str, float]]:
