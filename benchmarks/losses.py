@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 COMMON = [
-    "--config", "examples/demo.yaml", "--batch_size", "8", "--steps", "9", "--eval_every", "3", "--eval_prompts", "16",
-    "--learning_rate", "1.5e-4",
+    "--config", "examples/pruned.yaml", "--batch_size", "8", "--steps", "9", "--eval_every", "3",
+    "--eval_prompts", "16", "--learning_rate", "1.5e-4",
 ]  # fmt: skip
 VARIANTS = {
     "policy_gradient": ["--loss", "policy_gradient"],

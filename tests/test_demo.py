@@ -6,29 +6,79 @@ from importlib import metadata
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.commands import main
-from local_distill.demo import smollm2
+from local_distill.demo import questions, smollm2
+from local_distill.eval.output_folder import Answer
 from tests.tiny_models import llama_config, make_model, make_tokenizer, save_model
 
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    """Tiny models in the demo's folders."""
+    """Tiny models in the folders of the demo, and in that of the benchmarks' student."""
     monkeypatch.chdir(tmp_path)
     config = {"layers": 1, "max_position_embeddings": 256}
-    for seed, name in enumerate((smollm2.TEACHER, smollm2.STUDENT)):
+    for seed, name in enumerate((smollm2.TEACHER, smollm2.DRIFTED.name, smollm2.PRUNED.name)):
         save_model(tmp_path / "models" / name, llama_config(**config), make_tokenizer(), seed=seed)
     return tmp_path / "models"
 
 
 @pytest.mark.parametrize(("words", "left"), [([], "model.safetensors"), (["--lora"], "adapter_model.safetensors")])
-def test_the_models_that_are_there_are_used(models, words, left):
+def test_the_models_that_are_there_are_used_and_questions_are_asked(models, words, left, capsys, monkeypatch):
+    monkeypatch.setattr(questions, "ASKED", 6)
     assert main(["demo", "--output_dir", "run", *words]) == 0
-    summary = json.loads((models.parent / "run" / "summary.json").read_text())
-    assert summary["facts"]["student"] == "models/smollm2-99m-pruned"
-    assert (models.parent / "run" / "step-12" / left).is_file()
+    run = models.parent / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["facts"]["student"] == "models/smollm2-135m-drifted"
+    assert (run / "step-10" / left).is_file()
+    said = "ight answers: 0 of 6 before, 0 of 6 after; its teacher 0 of 6"
+    assert said in capsys.readouterr().out
+    page = (run / "questions.md").read_text(encoding="utf-8")
+    assert said in page
+    assert page.count("\n| What") + page.count("\n| On which") == 6
+    asked = [json.loads(line) for line in (run / "questions" / "answers.jsonl").read_text().splitlines()]
+    first = ["models/smollm2-135m-drifted"] * 6 + ["run (step 10)"] * 6 + ["models/smollm2-135m-instruct"] * 6
+    assert [each["model"] for each in asked] == first
+
+
+def answer(text, correct):
+    return Answer("m", "t", 0, 0, "o", "Which?", text, text, "it", correct, 3, "stop", "hf")
+
+
+def test_right_answers_are_counted_for_each_and_the_first_that_the_teacher_knows_are_shown(capsys):
+    right = {"before": (0, 0, 0), "after": (1, 1, 0), "teacher": (0, 1, 1)}
+    asked = [
+        questions.Asked(
+            f"{place}?", "it", {when: answer(f"{when} {place}", bool(hits[place])) for when, hits in right.items()}
+        )
+        for place in range(3)
+    ]
+    assert questions.count(asked) == "right answers: 0 of 3 before, 2 of 3 after; its teacher 2 of 3"
+    questions.show(asked)
+    shown = capsys.readouterr().out
+    assert "✓ teacher 1" in shown
+    assert "✗ before 1" in shown
+    assert "0?" not in shown, "what the teacher does not know cannot come back"
+    assert "| 0? | ✗ before 0 | ✓ after 0 | ✗ teacher 0 |" in questions.to_markdown(asked)
+
+
+def test_the_fine_tune_changes_the_student_and_leaves_the_teacher(models, monkeypatch, tmp_path):
+    """The packaged model is played by a small one that can chat."""
+    shutil.rmtree(models)
+    source = tmp_path / "source"
+    save_model(source, llama_config(max_position_embeddings=512), make_tokenizer(chat=True))
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: source / "any.gguf")
+    monkeypatch.setattr(smollm2, "dequantised", lambda _: AutoModelForCausalLM.from_pretrained(source))
+    load = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, gguf_file: load(folder))  # noqa: ARG005
+    monkeypatch.setitem(smollm2.DRIFT, "steps", 2)
+    teacher, student = smollm2.make_pair(models, smollm2.DRIFTED)
+    original, kept, drifted = (load_file(each / "model.safetensors") for each in (source, teacher, student))
+    assert all(torch.equal(kept[name], original[name]) for name in original)
+    assert drifted.keys() == original.keys(), "a whole model, with no adapter beside it"
+    assert any(not torch.equal(drifted[name], original[name]) for name in original)
 
 
 def test_models_only_trains_nothing(models):
@@ -52,7 +102,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
 
 def test_half_of_a_pair_is_made_whole(models, monkeypatch, tmp_path):
     """The student alone is missing; the packaged model is played by a small one with as many layers."""
-    shutil.rmtree(models / smollm2.STUDENT)
+    shutil.rmtree(models / smollm2.PRUNED.name)
     before = (models / smollm2.TEACHER / "model.safetensors").read_bytes()
     source = tmp_path / "source"
     save_model(source, llama_config(), make_tokenizer())
@@ -63,7 +113,7 @@ def test_half_of_a_pair_is_made_whole(models, monkeypatch, tmp_path):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, gguf_file: load(folder))  # noqa: ARG005
     smollm2.make_pair(models)
     assert (models / smollm2.TEACHER / "model.safetensors").read_bytes() == before
-    student = AutoModelForCausalLM.from_pretrained(models / smollm2.STUDENT)
+    student = AutoModelForCausalLM.from_pretrained(models / smollm2.PRUNED.name)
     assert student.config.num_hidden_layers == 20
     kept = [i for i in range(30) if i not in smollm2.REMOVED]
     expected = make_model(llama_config(layers=30)).model.layers

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from local_distill.demo import functions
 from local_distill.eval.verifying import open_verifier, words
 from local_distill.prompts.prompt_files import builtin_prompts
 from tests.tiny_models import llama_config, make_tokenizer, save_model
@@ -65,8 +66,7 @@ def test_no_prompt_is_a_question_and_none_is_both_trained_on_and_held_out():
         assert any(kind in question for question in asked), "or the line above says nothing"
 
 
-def test_functions_that_measure_are_not_trained_on(script):
-    functions = script("functions")
+def test_functions_that_measure_are_not_trained_on():
     held_out, trained = functions.held_out_functions(), functions.training_functions(0)
     assert len(held_out) >= 96
     assert len(trained) >= 1000
@@ -75,8 +75,7 @@ def test_functions_that_measure_are_not_trained_on(script):
     assert functions.training_functions(0) == trained != functions.training_functions(1)
 
 
-def test_a_function_like_a_held_out_one_is_not_trained_on(script, tmp_path, monkeypatch):
-    functions = script("functions")
+def test_a_function_like_a_held_out_one_is_not_trained_on(tmp_path, monkeypatch):
     held, like, other = (
         f'def {name}(a):\n    """{text} the number that is given."""\n    return {name}\n'
         for name, text in (("f", "Return"), ("g", "Return"), ("h", "Double"))
@@ -89,8 +88,7 @@ def test_a_function_like_a_held_out_one_is_not_trained_on(script, tmp_path, monk
     assert [each.code for each in functions.training_functions(0)] == ["def h(a):\n    return h"]
 
 
-def test_a_function_is_asked_for_by_its_first_paragraph_and_answered_without_its_docstring(script, tmp_path):
-    functions = script("functions")
+def test_a_function_is_asked_for_by_its_first_paragraph_and_answered_without_its_docstring(tmp_path):
     (tmp_path / "module.py").write_text(
         'def add(a, b):\n    """Add two\n    numbers, exactly.\n\n    More."""\n    return a + b\n\n'
         'def short(a):\n    """Short."""\n    return a\n\n'
@@ -101,8 +99,7 @@ def test_a_function_is_asked_for_by_its_first_paragraph_and_answered_without_its
     assert functions.read(tmp_path / "module.py") == (expected,)
 
 
-def test_the_code_and_its_end_are_answered_and_nothing_else(script, chat_model):
-    functions = script("functions")
+def test_the_code_and_its_end_are_answered_and_nothing_else(chat_model):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     pair = [functions.Function("Add.", "def add(a, b):\n    return a + b"), functions.Function("Say no.", "no = 1")]
     ids, labels = functions.batch(tokenizer, pair, most=100)
@@ -123,7 +120,7 @@ def test_the_code_and_its_end_are_answered_and_nothing_else(script, chat_model):
 
 
 def test_drift_learns_and_its_adapter_is_repaired(script, chat_model, tmp_path, run_command):
-    losses = script("drift").drift(
+    losses = script("drift").save_drifted(
         chat_model, tmp_path / "drifted", steps=8, batch_size=4, most_tokens=24, learning_rate=1e-2, rank=4, seed=0
     )
     assert losses[-1] < losses[0] - 0.3
@@ -145,7 +142,7 @@ def test_drift_learns_and_its_adapter_is_repaired(script, chat_model, tmp_path, 
 
 
 def test_the_loss_on_unseen_functions_is_that_of_each_alone(script, chat_model, monkeypatch):
-    functions, script = script("functions"), script("code_loss")
+    script = script("code_loss")
     monkeypatch.setattr(script, "FUNCTIONS", 5)
     monkeypatch.setattr(script, "AT_A_TIME", 2)
     monkeypatch.setattr(script, "MOST_TOKENS", 12)

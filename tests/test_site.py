@@ -30,8 +30,8 @@ def test_every_page_is_there_in_both_languages(site):
 
 
 def test_links_that_leave_the_docs_arrive_in_the_site(site):
-    assert 'href="examples/demo.yaml"' in (site / "results.html").read_text(encoding="utf-8")
-    assert (site / "examples" / "demo.yaml").read_bytes() == (ROOT / "examples" / "demo.yaml").read_bytes()
+    assert 'href="examples/pruned.yaml"' in (site / "results.html").read_text(encoding="utf-8")
+    assert (site / "examples" / "pruned.yaml").read_bytes() == (ROOT / "examples" / "pruned.yaml").read_bytes()
     assert 'href="quickstart.html"' in (site / "index.html").read_text(encoding="utf-8")
 
 

@@ -63,7 +63,15 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "local_distill").rglob("*") if path.is_file()}
     assert held == {name for name in package if "__pycache__" not in name}
     assert wheel.name == f"local_distill-{__version__}-py3-none-any.whl"
-    assert {"local_distill/py.typed", "local_distill/demo/demo.yaml", "local_distill/prompts/builtin.txt"} <= held
+    named = (
+        "py.typed",
+        "prompts/builtin.txt",
+        "ds_zero2_bf16.json",
+        "accelerate_config_zero2.yaml",
+        "report/page.html",
+    )
+    demo = ("demo/demo.yaml", "demo/demo_lora.yaml", "demo/prompts.txt", "demo/questions.jsonl")
+    assert {f"local_distill/{name}" for name in (*named, *demo)} <= held
 
 
 def test_the_command_works_from_an_empty_folder(empty):

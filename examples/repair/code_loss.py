@@ -9,9 +9,9 @@ import random
 from pathlib import Path
 
 import torch
-from functions import IGNORED, batch, held_out_functions
 from torch.nn import functional as F
 
+from local_distill.demo.functions import IGNORED, batch, held_out_functions
 from local_distill.models.trained import open_trained
 
 FUNCTIONS, MOST_TOKENS, AT_A_TIME = 96, 96, 8

