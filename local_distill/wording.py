@@ -30,6 +30,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def change(before: float, after: float) -> str:
+    """Return how much of a number above 0 is gone or was added, in percent: −63 %, +5 %."""
+    return f"{100 * (after / before - 1):+.0f} %".replace("-", "−")
+
+
 def share_with_error(share: float, standard_error: float) -> str:
     """Return a share between 0 and 1 and its standard error, in percentage points: 12.5 % ± 3.1."""
     return f"{100 * share:.1f} % ± {100 * standard_error:.1f}"

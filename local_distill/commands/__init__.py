@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
     "demo": "make a real model pair and distil it, on any machine",
     "plan": "memory of a run, part by part, before anything is loaded",
+    "watch": "the report's page, which follows runs while they go on",
     "report": "one page about one run, or several to compare",
     "eval": "reverse KL and verified answers of a model",
     "chat": "talk to a model in the terminal, beside its teacher",

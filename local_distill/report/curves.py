@@ -36,46 +36,86 @@ class Chart:
 CHARTS = (
     Chart(
         "Reverse KL",
-        "nats/token",
-        (Line("eval/reverse_kl", "held-out", "eval/reverse_kl_se"), Line("reverse_kl", "train")),
+        "nats per token",
+        (
+            Line("eval/reverse_kl", "held-out reverse KL", "eval/reverse_kl_se"),
+            Line("reverse_kl", "reverse KL in training"),
+        ),
         "How far the student is from the teacher on what the student writes; 0 is the teacher itself. "
         "Bars are ± one standard error.",
     ),
-    Chart("Loss", "nats/token", (Line("loss", "loss"),), "What --loss minimises."),
+    Chart(
+        "Right answers",
+        "share",
+        (Line("eval/accuracy", "on held-out prompts", "eval/accuracy_se"),),
+        "Of the held-out prompts that have an answer to check. Bars are ± one standard error.",
+    ),
+    Chart("Loss", "nats per token", (Line("loss", "loss"),), "What training makes smaller (--loss)."),
     Chart(
         "Entropy",
-        "nats/token",
+        "nats per token",
         (Line("entropy", "student"), Line("teacher_entropy", "teacher")),
         "How undecided each model is. A student far below its teacher is collapsing.",
     ),
     Chart(
         "Completion length",
         "tokens",
-        (Line("eval/completion_tokens", "held-out"), Line("completion_tokens", "train")),
+        (Line("eval/completion_tokens", "on held-out prompts"), Line("completion_tokens", "in training")),
         "Mean tokens of a completion.",
     ),
     Chart(
-        "Truncated",
+        "Cut off at the length limit",
         "share of completions",
-        (Line("eval/truncated", "held-out"), Line("truncated", "train")),
-        "Completions that max_new_tokens ended, not a stop token.",
+        (Line("eval/truncated", "on held-out prompts"), Line("truncated", "in training")),
+        "Completions that --max_new_tokens ended, not a stop token.",
     ),
     Chart("Gradient norm", "norm", (Line("grad_norm", "gradient"),), "Before clipping."),
-    Chart("Throughput", "tokens/s", (Line("tokens_per_second", "completion tokens"),), "Over the whole step."),
+    Chart("Speed", "tokens per second", (Line("tokens_per_second", "completion tokens"),), "Over the whole step."),
     Chart(
         "Where the time goes",
-        "seconds/step",
-        (Line("seconds/sample", "sample"), Line("seconds/score", "score"), Line("seconds/train", "train")),
+        "seconds per step",
+        (
+            Line("seconds/sample", "the student samples"),
+            Line("seconds/score", "the teacher scores"),
+            Line("seconds/train", "training"),
+        ),
         "Seconds of each phase of a step.",
     ),
-    Chart("Top tokens shared", "share", (Line("top_overlap", "overlap"),), "Of student's and teacher's likeliest."),
-    Chart("Learning rate", "rate", (Line("learning_rate", "learning rate"),)),
-    Chart("Peak memory", "GiB", (Line("peak_memory_gib", "peak"),), "Of the GPU where there is one, else resident."),
     Chart(
-        "Engine gap",
-        "nats/token",
+        "Top tokens shared",
+        "share",
+        (Line("top_overlap", "shared"),),
+        "Of the teacher's likeliest tokens, those that are among the student's likeliest.",
+    ),
+    Chart("Learning rate", "rate", (Line("learning_rate", "learning rate"),)),
+    Chart("Peak memory", "GiB", (Line("peak_memory_gib", "peak"),), "Of the GPU where there is one, else of RAM."),
+    Chart(
+        "Sampler against training",
+        "nats per token",
         (Line("engine/kl", "KL"),),
         "Between what the tokens were drawn from and what is trained; rounding alone keeps it near 0.",
+    ),
+    Chart(
+        "Largest disagreement of the sampler",
+        "ratio of probabilities",
+        (Line("engine/max_ratio", "largest of the step"),),
+    ),
+    Chart("Skipped updates", "updates", (Line("skipped", "skipped"),), "Left out because they were not finite."),
+    Chart(
+        "Age of the samples",
+        "updates",
+        (Line("staleness", "mean"),),
+        "Updates that the student had made since a sample was drawn.",
+    ),
+    Chart(
+        "Weight of the samples",
+        "ratio of probabilities",
+        (
+            Line("ratio/mean", "mean"),
+            Line("ratio/effective", "effective share"),
+            Line("ratio/clipped", "clipped share"),
+        ),
+        "Of a token's probability now to that of its draw; 1 where samples are the student's own.",
     ),
 )
 
@@ -89,8 +129,17 @@ def charts_of(runs: Sequence[ReportedRun]) -> list[Chart]:
     measured = {name: True for record in records for name, value in record.items() if value}
     known = {name for chart in CHARTS for line in chart.lines for name in (line.metric, line.error)} | COUNTED
     charts = [replace(chart, lines=tuple(line for line in chart.lines if line.metric in measured)) for chart in CHARTS]
-    others = [Chart(name, "value", (Line(name, name),)) for name in measured if name not in known]
+    others = [Chart(in_words(name), "value", (Line(name, in_words(name)),)) for name in measured if name not in known]
     return [chart for chart in (*charts, *others) if chart.lines]
+
+
+def in_words(metric: str) -> str:
+    """Return a metric that nobody here knows as words: "Some score on held-out prompts" for eval/some_score."""
+    words = metric.replace("_", " ")
+    if words.startswith("eval/"):
+        words = f"{words.removeprefix('eval/')} on held-out prompts"
+    words = words.replace("/", ": ")
+    return words[:1].upper() + words[1:]
 
 
 def columns_of(run: ReportedRun) -> dict[str, dict[str, Column]]:

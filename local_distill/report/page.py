@@ -1,5 +1,7 @@
 """Runs → one HTML file that needs nothing else: no network, no other file.
 
+The page is made of parts, so that one which is watched while its runs go on can be given those that have changed.
+
 Whatever a model wrote is untrusted. In the page it is text (Jinja escapes it) or JSON that no script tag can end,
 and the page's own policy lets nothing run, load or be styled but the scripts and styles that were put into it here.
 """
@@ -10,14 +12,14 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from local_distill import __version__
 from local_distill.errors import UserError, with_type
@@ -28,7 +30,13 @@ from local_distill.report.tokens import Texts, evaluations_of
 
 REPORT_FILE = "report.html"
 SCRIPTS = ("vendor/uPlot.iife.min.js", "theme.js", "charts.js", "tokens.js", "page.js")
+WATCHING = "watching.js"
+"""The script that a page has besides when it is watched."""
 STYLES = ("vendor/uPlot.min.css", "page.css")
+CURVES, TOKENS = "curves", "evaluations"
+"""Parts that the page's scripts draw. The others are markup."""
+OF_SAMPLES = ("completions", "tokens")
+"""Markup that changes only with the completions."""
 
 _NO_MARKUP = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
@@ -48,7 +56,8 @@ def report_of_ended_run(folder: Path) -> str:
     A run is worth more than a page about it, so whatever goes wrong here is told in one line, with how to try again.
     """
     try:
-        return f"report: {write_report([read_run(folder)], folder / REPORT_FILE)}"
+        ended = replace(read_run(folder), goes_on=False)  # its folder is let go last of all
+        return f"report: {write_report([ended], folder / REPORT_FILE)}"
     except Exception as error:
         again = f"local-distill report {shlex.quote(str(folder))}"
         return f"report: could not be written ({with_type(error)}); try again: {again}"
@@ -56,35 +65,73 @@ def report_of_ended_run(folder: Path) -> str:
 
 def render(runs: Sequence[ReportedRun]) -> str:
     """Return the page about one run, or several to compare."""
-    scripts = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
-    styles = "\n".join(map(_asset, STYLES))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_asset("page.html"))
-    return page.render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
-        version=__version__,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        script_hash=_hash(scripts),
-        style_hash=_hash(styles),
-        scripts=scripts,
-        styles=styles,
-        data=data_json(runs),
-        runs=runs,
-        outcomes=[outcome_of(run) for run in runs],
-        settings=settings_rows(runs),
-        environment=environment_rows(runs),
-        completions=completions_by_prompt(runs),
+    return assemble(title_of(runs), {**markup_of(runs), **samples_of(runs), CURVES: curves_json(runs)})
+
+
+def title_of(runs: Sequence[ReportedRun]) -> str:
+    """Return what the page is called."""
+    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+
+
+def assemble(title: str, parts: Mapping[str, str], versions: Mapping[str, str] | None = None) -> str:
+    """Return the page that is made of these parts. versions: of the parts, in a page that is watched."""
+    scripts = (*SCRIPTS, WATCHING) if versions is not None else SCRIPTS
+    script = "\n".join(['"use strict";', *map(_asset, scripts)])
+    style = "\n".join(map(_asset, STYLES))
+    return _template("page.html").render(
+        title=title,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+        script=script,
+        style=style,
+        parts=parts,
+        data=f'{{"{CURVES}":{parts[CURVES]},"{TOKENS}":{parts[TOKENS]}}}',
+        versions=None if versions is None else json.dumps(versions),
     )
 
 
-def data_json(runs: Sequence[ReportedRun]) -> str:
-    """Return what the page's scripts draw, as JSON that may stand inside a script element."""
+def markup_of(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """Return the parts that are written out here: how the runs ended, their settings."""
+    facts = {
+        "runs": runs,
+        "title": title_of(runs),
+        "version": __version__,
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "outcomes": [outcome_of(run) for run in runs],
+        "settings": settings_rows(runs),
+        "environment": environment_rows(runs),
+    }
+    return {name: _template(f"{name}.html").render(facts) for name in ("outcome", "settings")}
+
+
+def samples_of(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """Return the parts about completions: the tokens as JSON, and what is written out here."""
     texts = Texts()
-    told: list[dict[str, Any]] = [
-        {"name": run.name, **columns_of(run), "evaluations": evaluations_of(run, texts)} for run in runs
-    ]
-    data = {"charts": [asdict(chart) for chart in charts_of(runs)], "runs": told, "texts": texts.all}
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_NO_MARKUP)
+    told = [evaluations_of(run, texts) for run in runs]
+    facts = {"runs": runs, "completions": completions_by_prompt(runs)}
+    markup = {name: _template(f"{name}.html").render(facts) for name in OF_SAMPLES}
+    return {**markup, TOKENS: _json({"runs": told, "texts": texts.all})}
+
+
+def curves_json(runs: Sequence[ReportedRun]) -> str:
+    """Return what the page draws as curves, as JSON that may stand inside a script element."""
+    told = [{"name": run.name, **columns_of(run)} for run in runs]
+    return _json({"charts": [asdict(chart) for chart in charts_of(runs)], "runs": told})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_NO_MARKUP)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=FunctionLoader(_asset),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _asset(name: str) -> str:

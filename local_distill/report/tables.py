@@ -11,8 +11,9 @@ from typing import Any
 from local_distill.config.builtin import nameless_teacher
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, recorded_loss
+from local_distill.report.progress import Progress, progress_of
 from local_distill.report.reading import Record, ReportedRun
-from local_distill.wording import clean, duration, number, percent, with_error
+from local_distill.wording import change, clean, duration, number, percent, with_error
 
 ABSENT = "–"
 NAMED_APART = ("student_model", "teacher_model", "output_dir")
@@ -23,7 +24,7 @@ NAMED_APART = ("student_model", "teacher_model", "output_dir")
 class Outcome:
     """A run ended like this, as text. before, after: held-out reverse KL ± its standard error, nats/token.
 
-    left: after as a share of before. state: "finished", or how far it came.
+    change: from before to after, in percent. progress: how far it is.
     """
 
     run: str
@@ -32,14 +33,14 @@ class Outcome:
     loss: str
     before: str
     after: str
-    left: str
+    change: str
     length: str
     truncated: str
     steps: str
     tokens: str
     seconds: str
     rate: str
-    state: str
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def outcome_of(run: ReportedRun) -> Outcome:
     """Return how the run ended, as far as its files tell."""
     first: Record = next((each for each in run.evaluations if each["step"] == 0), {})
     last = run.evaluations[-1] if run.evaluations else first
-    left = _share(first.get("eval/reverse_kl"), last.get("eval/reverse_kl"))
-    done, planned = run.steps[-1]["step"] if run.steps else 0, run.settings.get("steps")
+    done = run.steps[-1]["step"] if run.steps else 0
     tokens, seconds = (sum(float(step.get(name) or 0) for step in run.steps) for name in ("tokens", "seconds/step"))
     nameless = nameless_teacher(run.settings.get("teacher_backend"))
     teacher = run.settings.get("teacher_model") or nameless or run.settings.get("teacher_url")
@@ -87,14 +87,14 @@ def outcome_of(run: ReportedRun) -> Outcome:
         loss=recorded_loss(run.settings) or ABSENT,
         before=_divergence(first),
         after=_divergence(last) if last is not first else ABSENT,
-        left=left if last is not first else ABSENT,
+        change=_change(first.get("eval/reverse_kl"), last.get("eval/reverse_kl")) if last is not first else ABSENT,
         length=_written(last.get("eval/completion_tokens"), number),
         truncated=_written(last.get("eval/truncated"), percent),
         steps=str(done),
         tokens=number(tokens) if tokens >= 1000 else f"{tokens:.0f}",
         seconds=duration(seconds),
         rate=number(tokens / seconds) if seconds else ABSENT,
-        state="finished" if done == planned or not planned else f"stopped after step {done} of {planned}",
+        progress=progress_of(run),
     )
 
 
@@ -103,8 +103,8 @@ def _divergence(record: Record) -> str:
     return _written(mean, number) if mean is None or error is None else with_error(mean, error)
 
 
-def _share(before: float | None, after: float | None) -> str:
-    return percent(after / before) if before and after is not None else ABSENT
+def _change(before: float | None, after: float | None) -> str:
+    return change(before, after) if before and after is not None else ABSENT
 
 
 def _written(value: float | None, write: Callable[[float], str]) -> str:

@@ -4,10 +4,10 @@ const heatMap = (() => {
   const WORST = 20;
   const CONTEXT = 8;  // tokens on each side
   const get = id => document.getElementById(id);
-  const words = number => data.texts[number];
+  const words = number => data.evaluations.texts[number];
   const percent = nats => (nats === null ? "–" : `${(100 * Math.exp(nats)).toPrecision(3)} %`);
   const nats = value => (value === null ? "–" : value.toFixed(3).replace("-", "−"));
-  let run, limit, chosen;
+  let run, evaluations, limit, chosen;
 
   // What colours a token, nats.
   const VALUES = {
@@ -16,13 +16,13 @@ const heatMap = (() => {
       ? null : completion.student[i] - completion.teacher[i]),
   };
   const value = (completion, i) => VALUES[get("tokens-colour").value](completion, i);
-  const step = () => run.evaluations[get("tokens-step").value];
-  const all = evaluations => evaluations.flatMap(evaluation => evaluation.completions.flatMap((completion, place) =>
+  const step = () => evaluations[get("tokens-step").value];
+  const all = among => among.flatMap(evaluation => evaluation.completions.flatMap((completion, place) =>
     completion.text.map((_, i) => ({ evaluation, completion, place, i }))));
 
   // The value at which the colour is full: most of the run's tokens are below it, a few outliers are not.
   function fullColour() {
-    const sizes = all(run.evaluations).map(({ completion, i }) => Math.abs(value(completion, i) ?? 0)).sort((a, b) => a - b);
+    const sizes = all(evaluations).map(({ completion, i }) => Math.abs(value(completion, i) ?? 0)).sort((a, b) => a - b);
     return Math.max(1, Math.ceil(sizes[Math.floor(0.92 * (sizes.length - 1))] ?? 1));
   }
 
@@ -32,27 +32,42 @@ const heatMap = (() => {
   const alone = text => (text === "" ? "(no text yet)" : text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥"));
 
   function tokenOf(completion, place, i) {
-    const shown = value(completion, i);
     const token = element("span", { className: "token", textContent: inFlow(words(completion.text[i])), tabIndex: -1 });
     token.setAttribute("role", "button");
     token.dataset.place = place;
     token.dataset.index = i;
-    if (shown !== null) {
-      token.classList.add(shown > 0 ? "more" : "less");
-      token.style.setProperty("--share", `${Math.min(1, Math.abs(shown) / limit) * 100}%`);
-    } else token.classList.add("unknown");
+    paint(token, value(completion, i));
     return token;
   }
 
-  function cardOf(completion, place) {
-    const ended = { stop: "ended by a stop token", length: "ended by the length limit" }[completion.finish] ?? "";
-    const measured = `${completion.text.length} tokens, reverse KL ${shortNumber(completion.mean)} nats/token, ${ended}`;
+  function paint(token, shown) {
+    token.classList.remove("more", "less", "unknown");
+    token.classList.add(shown === null ? "unknown" : shown > 0 ? "more" : "less");
+    token.style.setProperty("--share", `${Math.min(1, Math.abs(shown ?? 0) / limit) * 100}%`);
+  }
+
+  const when = evaluation => (evaluation.step ? `after step ${evaluation.step}` : "before training");
+
+  function figureOf(evaluation, place, side) {
+    const completion = evaluation.completions[place];
+    const ended = { stop: "ended by itself", length: "cut off" }[completion.finish] ?? "";
+    const measured = `reverse KL ${shortNumber(completion.mean)} nats per token, ${completion.text.length} tokens, ${ended}`;
     const text = element("div", { className: "model-text flow" }, ...completion.text.map((_, i) => tokenOf(completion, place, i)));
     if (text.firstChild) text.firstChild.tabIndex = 0;
-    return element("article", { className: "prompt" },
-      element("h3", { className: "model-text", textContent: words(completion.prompt) }), text,
-      element("p", { className: "quiet", textContent: measured }));
+    return element("figure", { className: side }, element("figcaption", {}, element("b", { textContent: when(evaluation) }),
+      " ", element("span", { className: "quiet", textContent: measured })), text);
   }
+
+  // A prompt with what the student made of it before training, and at the step that is shown.
+  function cardOf(completion, place) {
+    const both = evaluations[0] !== step() && evaluations[0].completions[place];
+    return element("article", { className: "prompt" },
+      element("h3", { className: "model-text", textContent: words(completion.prompt) }),
+      element("div", { className: "side-by-side" }, ...(both ? [figureOf(evaluations[0], place, "before")] : []), figureOf(step(), place, "after")));
+  }
+
+  const evaluationOf = token => (token.closest(".before") ? evaluations[0] : step());
+  const completionOf = token => evaluationOf(token).completions[token.dataset.place];
 
   function showStep() {
     get("tokens-step-shown").textContent = step().step;
@@ -63,14 +78,14 @@ const heatMap = (() => {
 
   function showScale() {
     limit = fullColour();
-    const signed = all(run.evaluations).some(({ completion, i }) => (value(completion, i) ?? 0) < 0);
+    const signed = all(evaluations).some(({ completion, i }) => (value(completion, i) ?? 0) < 0);
     get("scale-low").textContent = signed ? `−${limit} or less: the teacher is surer of the token` : "0 nats: they agree";
     get("scale-high").textContent = signed ? `${limit} nats or more: the student is surer` : `${limit} nats or more`;
     document.querySelector(".ramp").classList.toggle("signed", signed);
   }
 
   function showWorst() {
-    const among = all(get("worst-here").checked ? [step()] : run.evaluations).filter(({ completion, i }) => completion.reverse_kl[i] !== null);
+    const among = all(get("worst-here").checked ? [step()] : evaluations).filter(({ completion, i }) => completion.reverse_kl[i] !== null);
     among.sort((a, b) => b.completion.reverse_kl[b.i] - a.completion.reverse_kl[a.i]);
     get("worst").tBodies[0].replaceChildren(...among.slice(0, WORST).map(worstRow));
   }
@@ -79,24 +94,29 @@ const heatMap = (() => {
     const { completion, evaluation, i } = found;
     const around = (from, to) => completion.text.slice(Math.max(0, from), to).map(words).map(inFlow).join("").replaceAll("\n", " ");
     const button = element("button", { type: "button", className: "model-text" },
-      around(i - CONTEXT, i), element("mark", { textContent: inFlow(words(completion.text[i])).trimEnd() || "␣" }), around(i + 1, i + 1 + CONTEXT));
+      around(i - CONTEXT, i).trimStart(), element("mark", { textContent: inFlow(words(completion.text[i])).trimEnd() || "␣" }), around(i + 1, i + 1 + CONTEXT));
     button.addEventListener("click", () => jump(found));
     const [first, likeliest] = completion.top[i];
     const choice = first === undefined ? "–" : `${alone(words(first))}  ${percent(likeliest)}`;
-    const cells = [nats(completion.reverse_kl[i]), evaluation.step, button, percent(completion.student[i]), percent(completion.teacher[i]), choice];
-    return element("tr", {}, ...cells.map(cell => element("td", {}, cell)));
+    const cells = [["nats", nats(completion.reverse_kl[i])], ["step", evaluation.step], ["", button], ["student", percent(completion.student[i])],
+      ["teacher", percent(completion.teacher[i])], ["teacher's first choice", choice]];
+    return element("tr", {}, ...cells.map(([label, cell]) => {
+      const made = element("td", {}, cell);
+      if (label) made.dataset.label = label;
+      return made;
+    }));
   }
 
   function jump({ evaluation, place, i }) {
-    get("tokens-step").value = run.evaluations.indexOf(evaluation);
+    get("tokens-step").value = evaluations.indexOf(evaluation);
     showStep();
-    const token = get("heat").querySelector(`[data-place="${place}"][data-index="${i}"]`);
+    const token = get("heat").querySelector(`.after [data-place="${place}"][data-index="${i}"]`);
     token.scrollIntoView({ block: "center" });
     token.focus({ preventScroll: true });
   }
 
   function inspect(token) {
-    const completion = step().completions[token.dataset.place], i = +token.dataset.index;
+    const completion = completionOf(token), i = +token.dataset.index;
     const row = (name, ...cells) => element("tr", {}, element("th", { textContent: name }), ...cells.map(cell => element("td", { textContent: cell })));
     const chances = element("table", {}, element("thead", {}, row("", "probability", "log-prob, nats")), element("tbody", {},
       row("student", percent(completion.student[i]), nats(completion.student[i])),
@@ -171,15 +191,23 @@ const heatMap = (() => {
     inspect(token);
   }
 
+  const hasTokens = () => data.curves.runs.map((_, place) => place).filter(place => data.evaluations.runs[place].length);
+
   function showRun() {
-    run = data.runs[get("tokens-run")?.value ?? data.runs.findIndex(each => each.evaluations.length)];
-    get("tokens-step").max = run.evaluations.length - 1;
-    get("tokens-step").value = run.evaluations.length - 1;
-    const sampled = all(run.evaluations).every(({ completion, i }) => Math.abs((VALUES.difference(completion, i) ?? 0) - (completion.reverse_kl[i] ?? 0)) < 0.001);
-    get("tokens-colour-label").hidden = sampled;  // one and the same number
-    if (sampled) get("tokens-colour").value = "reverse_kl";
+    run = +get("tokens-run").value;
+    evaluations = data.evaluations.runs[run];
+    get("tokens-step").max = evaluations.length - 1;
+    get("tokens-step").value = evaluations.length - 1;
+    offerColours();
     recolour();
-    showWorst();
+    if (!get("worst-here").checked) showWorst();
+  }
+
+  // Where the two are one and the same number, there is nothing to choose.
+  function offerColours() {
+    const sampled = all(evaluations).every(({ completion, i }) => Math.abs((VALUES.difference(completion, i) ?? 0) - (completion.reverse_kl[i] ?? 0)) < 0.001);
+    get("tokens-colour-label").hidden = sampled;
+    if (sampled) get("tokens-colour").value = "reverse_kl";
   }
 
   function recolour() {
@@ -187,9 +215,41 @@ const heatMap = (() => {
     showStep();
   }
 
-  function start() {
+  function offerRuns() {
+    const options = hasTokens().map(place => element("option", { value: place, textContent: data.curves.runs[place].name }));
+    const chosenRun = get("tokens-run").value;
+    get("tokens-run").replaceChildren(...options);
+    if (chosenRun) get("tokens-run").value = chosenRun;
+    get("tokens-run-label").hidden = options.length < 2;
+  }
+
+  // More evaluations than before, of a page that is watched. Whoever looks at the newest goes on to the next newest;
+  // whoever looks at an older one, or at a token, keeps it in place.
+  function renew() {
     if (!get("heat")) return;
-    get("tokens-run")?.addEventListener("change", showRun);
+    if (!get("tokens-run").options.length) return begin();
+    const shown = step().step, newest = shown === evaluations.at(-1).step && !chosen;
+    offerRuns();
+    const others = data.evaluations.runs[run];
+    const kept = others.findIndex(each => each.step === shown);
+    if (newest || kept < 0) {
+      if (others.length !== evaluations.length || kept < 0) showRun();
+      return;
+    }
+    evaluations = others;
+    get("tokens-step").max = evaluations.length - 1;
+    get("tokens-step").value = kept;
+    offerColours();
+    showScale();
+    get("heat").querySelectorAll(".token").forEach(token => paint(token, value(completionOf(token), +token.dataset.index)));
+    if (!get("worst-here").checked) showWorst();
+  }
+
+  // The section is there, for the first time or written out anew.
+  function begin() {
+    if (!get("heat")) return;
+    offerRuns();
+    get("tokens-run").addEventListener("change", showRun);
     get("tokens-step").addEventListener("input", showStep);
     get("tokens-colour").addEventListener("change", recolour);
     get("worst-here").addEventListener("change", showWorst);
@@ -198,9 +258,13 @@ const heatMap = (() => {
     get("heat").addEventListener("focusin", onFocus);
     get("heat").addEventListener("keydown", walk);
     get("heat").addEventListener("pointerleave", event => { if (event.pointerType === "mouse" && !chosen?.matches(":focus")) hide(); });
-    addEventListener("resize", hide);
     showRun();
   }
 
-  return { start };
+  function start() {
+    addEventListener("resize", () => { if (chosen) hide(); });
+    begin();
+  }
+
+  return { start, renew };
 })();

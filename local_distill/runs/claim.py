@@ -75,6 +75,17 @@ class Holder:
         return f"process {self.process} on {self.host}, started {datetime.fromtimestamp(self.started):%Y-%m-%d %H:%M}"
 
 
+def is_claimed(folder: Path) -> bool:
+    """Return whether a process is in a folder, without touching its lock.
+
+    Of a process on another host the file alone is known, which a kill there leaves behind.
+    """
+    try:
+        return not Holder(**json.loads((folder / LOCK).read_bytes())).has_ended
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 @contextmanager
 def claimed(lock: Path, what: str) -> Iterator[None]:
     """Keep all others out of a folder in here. lock: the locked file. what: the flag and the folder, for messages.

@@ -104,13 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
-    records = []
-    for line, record in read_records(path):
-        for name, value in record.items():
-            if value is not None and not is_number(value):
-                raise UserError(f"{path}: {name} is no number in {_shown(line)}; repair or remove that line")
-        records.append(record)
-    return records
+    return [metrics_of(path, line, record) for line, record in read_records(path)]
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
@@ -118,14 +112,24 @@ def read_evaluations(path: Path) -> list[Evaluation]:
 
     Raises UserError when a line other than the last is no such record, or when the file cannot be read.
     """
-    evaluations = []
-    for line, record in read_records(path):
-        try:
-            evaluations.append(_evaluation(record))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}: no evaluation ({what}) in {_shown(line)}; repair or remove that line") from error
-    return evaluations
+    return [evaluation_of(path, line, record) for line, record in read_records(path)]
+
+
+def metrics_of(path: Path, line: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a line of a metrics.jsonl. Raises UserError where it holds what is no number."""
+    for name, value in record.items():
+        if value is not None and not is_number(value):
+            raise UserError(f"{path}: {name} is no number in {_shown(line)}; repair or remove that line")
+    return record
+
+
+def evaluation_of(path: Path, line: str, record: dict[str, Any]) -> Evaluation:
+    """Return the evaluation of a line of a completions.jsonl. Raises UserError where it is none."""
+    try:
+        return _evaluation(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: no evaluation ({what}) in {_shown(line)}; repair or remove that line") from error
 
 
 def training_totals(path: Path) -> tuple[int, float]:

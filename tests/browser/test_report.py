@@ -66,7 +66,7 @@ class Report:
         return json.loads(self.page.text_content("#data"))
 
     def token(self, place, index):
-        return self.page.locator(f'.token[data-place="{place}"][data-index="{index}"]')
+        return self.page.locator(f'.after .token[data-place="{place}"][data-index="{index}"]')
 
     def inspected(self):
         return self.page.inner_text("#inspector")
@@ -115,10 +115,10 @@ def test_the_page_is_drawn_at_any_width_in_any_theme(opened, which, width, schem
     page = report.page
     assert page.evaluate("document.documentElement.scrollWidth") == width, "nothing to scroll sideways"
     charts = page.locator(".chart canvas")
-    assert charts.count() == len(report.data()["charts"])
+    assert charts.count() == len(report.data()["curves"]["charts"])
     for canvas in charts.all():
         assert canvas.evaluate(COLOURS) > 5
-    assert page.locator(".token").count() == 2 * 40
+    assert page.locator(".before .token").count() == page.locator(".after .token").count() == 2 * 40
     report.token(0, 3).click()
     contrast, where = page.evaluate(CONTRAST)
     assert contrast >= 4.5, where
@@ -187,6 +187,8 @@ def test_the_worst_tokens_lead_to_their_places(opened, folder):
     ]
     rows = report.page.locator("#worst tbody tr")
     assert rows.count() == 20
+    assert {row.locator("td").nth(1).inner_text() for row in rows.all()} == {"20"}, "of the last step"
+    report.page.uncheck("#worst-here")
     cells = [row.locator("td").all_inner_texts() for row in rows.all()]
     expected = sorted(pieces, reverse=True)[:20]
     assert [float(cell[0]) for cell in cells] == pytest.approx([worst for worst, _ in expected], abs=6e-4)
@@ -244,7 +246,7 @@ def test_the_legend_tells_the_number_under_the_cursor(opened, folder):
     over.hover(position={"x": box["width"] - 2, "y": 20})
     legend = report.page.locator(".u-legend").first
     last = records_of(folder / "completions.jsonl")[-1]
-    assert f"{last['reverse_kl']:.3f} ± {last['standard_error']:.4f}" in legend.inner_text().replace("\n", " ")
+    assert f"{last['reverse_kl']:.3f} ± {last['standard_error']:.2g}" in legend.inner_text().replace("\n", " ")
     over.hover(position={"x": box["width"] * 0.55, "y": 20})
     assert re.search(r"steps\s*11\D", legend.inner_text())
     nearest = records_of(folder / "completions.jsonl")[2]["reverse_kl"]
@@ -256,7 +258,7 @@ def test_another_run_can_be_chosen(opened):
     assert report.page.inner_text("#tokens-step-shown") == "20"
     report.page.select_option("#tokens-run", "1")
     assert report.page.inner_text("#tokens-step-shown") == "12"
-    assert report.page.locator(".token").count() == 2 * 30
+    assert report.page.locator(".after .token").count() == 2 * 30
 
 
 def test_what_a_model_wrote_stays_text(opened):

@@ -22,10 +22,12 @@ def test_a_run_leaves_its_report_and_names_it(arguments, run_command, tmp_path):
     assert "report: run/report.html" in out.splitlines()
     written = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     data = json.loads(written.partition('type="application/json">')[2].partition("</script>")[0])
-    (run,) = data["runs"]
+    (run,) = data["curves"]["runs"]
     assert run["train"]["step"] == [1, 2]
-    assert [each["step"] for each in run["evaluations"]] == [0, 2], "with every token"
-    assert run["evaluations"][0]["completions"][0]["top"][0], "and the teacher's choices"
+    assert "finished" in written, "although its folder is let go last"
+    (evaluations,) = data["evaluations"]["runs"]
+    assert [each["step"] for each in evaluations] == [0, 2], "with every token"
+    assert evaluations[0]["completions"][0]["top"][0], "and the teacher's choices"
 
 
 def test_a_report_that_fails_changes_nothing_about_the_run(arguments, run_command, tmp_path, monkeypatch):

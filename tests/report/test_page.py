@@ -89,8 +89,9 @@ def test_the_policy_allows_this_script_and_this_style_alone(page):
 def test_what_a_model_wrote_is_text(page):
     tags = {tag for tag, _ in page.tags}
     assert not {"img", "iframe", "object"} & tags
-    assert sum("small </script><img src=x onerror" in part for part in page.shown.split("\n")) >= 2
-    prompts = [page.data["texts"][c["prompt"]] for e in page.data["runs"][0]["evaluations"] for c in e["completions"]]
+    assert sum("script><img src=x onerror" in part for part in page.shown.split("\n")) >= 2
+    tokens = page.data["evaluations"]
+    prompts = [tokens["texts"][c["prompt"]] for e in tokens["runs"][0] for c in e["completions"]]
     assert all(ATTACK[:-1] in prompt for prompt in prompts)
 
 
@@ -99,12 +100,13 @@ def test_the_data_cannot_end_its_element_and_survives_any_text(tmp_path):
     start = text.index('<script id="data"')
     data = text[text.index(">", start) + 1 : text.index("</script>", start)]
     assert not set("<>&\u2028\u2029") & set(data)
-    assert "</script><img" in json.loads(data)["texts"][0]
+    assert "</script><img" in json.loads(data)["evaluations"]["texts"][0]
 
 
 def test_every_chart_has_its_numbers(page):
-    run = page.data["runs"][0]
-    for chart in page.data["charts"]:
+    curves = page.data["curves"]
+    run = curves["runs"][0]
+    for chart in curves["charts"]:
         for line in chart["lines"]:
             column = run["eval" if line["metric"].startswith("eval/") else "train"][line["metric"]]
             assert any(number is not None for number in column), line
@@ -121,7 +123,7 @@ def test_a_run_without_tokens_says_why_there_is_no_heat_map(tmp_path):
 def test_several_runs_are_on_one_page(tmp_path):
     paths = [str(write_run(tmp_path / name, seed=seed, learning_rate=seed)) for seed, name in enumerate(["one", "two"])]
     page = Page(render(read_runs(paths)))
-    assert [run["name"] for run in page.data["runs"]] == ["one", "two"]
+    assert [run["name"] for run in page.data["curves"]["runs"]] == ["one", "two"]
     assert "2 runs compared" in page.shown
     assert any(attributes.get("id") == "tokens-run" for _, attributes in page.tags)
 

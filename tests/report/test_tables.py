@@ -11,16 +11,16 @@ from tests.report.runs import write_run
 
 def test_how_a_run_ended(tmp_path: Path) -> None:
     outcome = outcome_of(read_run(write_run(tmp_path / "run")))
-    assert (outcome.before, outcome.after, outcome.left) == ("3.00 ± 0.3", "0.600 ± 0.06", "20 %")
+    assert (outcome.before, outcome.after, outcome.change) == ("3.00 ± 0.3", "0.600 ± 0.06", "−80 %")
     assert (outcome.steps, outcome.tokens, outcome.seconds, outcome.rate) == ("4", "400", "8 s", "50.0")
-    assert outcome.state == "finished"
+    assert outcome.progress.state == "finished"
 
 
 def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=2)
     settings = (folder / "config.yaml").read_text().replace("steps: 2", "steps: 10")
     (folder / "config.yaml").write_text(settings)
-    assert outcome_of(read_run(folder)).state == "stopped after step 2 of 10"
+    assert outcome_of(read_run(folder)).progress.state == "stopped after step 2 of 10"
 
 
 def test_a_teacher_without_a_name_is_told_of_in_its_own_words(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_teacher_without_a_name_is_told_of_in_its_own_words(tmp_path: Path) ->
 def test_before_the_second_evaluation_there_is_no_after(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=3, every=9)
     outcome = outcome_of(read_run(folder))
-    assert (outcome.before, outcome.after, outcome.left) == ("3.00 ± 0.3", "–", "–")
+    assert (outcome.before, outcome.after, outcome.change) == ("3.00 ± 0.3", "–", "–")
 
 
 def test_settings_that_were_given_come_first(tmp_path: Path) -> None:
