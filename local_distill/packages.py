@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib.machinery import PathFinder
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from local_distill.errors import UserError
@@ -39,6 +38,8 @@ def installed(name: str) -> bool:
         return True
     elsewhere = [each for each in sys.path if each not in ("", str(here))]
     if PathFinder.find_spec(name, elsewhere) is None:
+        from importlib.metadata import packages_distributions  # here: it takes a while
+
         return name in packages_distributions()  # it is installed from here, and being worked on
     found = Path(origin).parent if Path(origin).parent != here else Path(origin)
     raise UserError(

@@ -1,11 +1,13 @@
 """The documented entry: read the settings, then check → open → build → run, which build.py has in this order.
 
 python -m local_distill.train_on_policy_local --student_model … --teacher_model …
+
+torch is imported when there is something to train: it takes seconds, for which a mistake need not wait.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before torch is imported, which takes seconds
+if __name__ == "__main__":  # before all else is imported
     from local_distill.packages import leave_out_working_folder
     from local_distill.process.signals import end_on_signals
 
@@ -18,16 +20,13 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from local_distill.build import build, check, open_models, run
+from local_distill.config.places import look_for_run
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import RunError, UserError, without_advice
-from local_distill.process.distributed import alone, losing_others
 from local_distill.process.exit_codes import exit_code_of
-from local_distill.process.isolation import one_run
 from local_distill.process.signals import Stopped, ending_on_signals
 from local_distill.runs.checkpoints import last_saved
 from local_distill.runs.evaluations import TrainResult
-from local_distill.training.device_memory import DidNotFitError, is_out_of_memory
 
 UNBOUNDED_WORK = 3600.0
 """Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""
@@ -37,7 +36,8 @@ LONGEST_WAIT = 30 * 24 * 3600.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
     with ending_on_signals():
-        return exit_code_of(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)).exit_code)
+        words = sys.argv[1:] if argv is None else argv
+        return exit_code_of(lambda: train(parse_config(words, look_for_run)).exit_code)
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -46,6 +46,9 @@ def train(config: TrainConfig) -> TrainResult:
     As often as wanted in one process, from any thread; Ctrl-C and SIGTERM are heeded in the main thread alone.
     Raises UserError, in one line, for what the user can mend.
     """
+    from local_distill.build import build, check, open_models, run
+    from local_distill.process.isolation import one_run
+
     # The processes meet before anything is checked, so that a mistake on one machine ends all.
     with one_run(longest_wait(config)), ExitStack() as holding:
         launch = check(config, holding)
@@ -72,6 +75,9 @@ def longest_wait(config: TrainConfig) -> timedelta:
 @contextmanager
 def ending_in_one_line(folder: Path) -> Iterator[None]:
     """Tell what ends a run early together with what was saved of it, another process's end included."""
+    from local_distill.process.distributed import alone, losing_others
+    from local_distill.training.device_memory import DidNotFitError, is_out_of_memory
+
     try:
         with losing_others():
             yield

@@ -213,6 +213,12 @@ YAML = {
     "YAML with code in it": yaml_case("seed: !!python/object/apply:os.getpid []\n", "not valid YAML", "python/object"),
     "YAML date that is none": yaml_case("wandb_name: 2024-13-45\n", "not valid YAML", "month"),
     "YAML key misspelt": yaml_case("batch_sise: 3\n", "batch_sise: unknown setting", "did you mean batch_size?"),
+    "YAML key of another trainer": yaml_case(
+        "num_generations: 3\n", "num_generations: not a setting of ours; it is group_size here"
+    ),
+    "YAML twice": Mistake("c.yaml --config d.yaml", says("c.yaml: given beside --config d.yaml")),
+    "YAML by its place missing": Mistake("no.yaml", says("--config no.yaml", "cannot be read")),
+    "YAML after --resume": Mistake("--resume c.yaml", says("--resume c.yaml: a file of settings"), {"c.yaml": ""}),
     "YAML key no text": yaml_case("7: 3\n", "7: unknown setting"),
     "YAML key twice": yaml_case("seed: 1\nsteps: 2\nseed: 3\n", "`seed` is given twice"),
     "YAML key twice, hyphens": yaml_case("batch-size: 1\nbatch_size: 2\n", "batch_size: given twice"),
@@ -241,6 +247,17 @@ MODELS = {
     ),
     "a file": Mistake("--student_model f", says("--student_model f", "a file", "hub id"), {"f": "x"}),
     "a path that is not there": Mistake("--teacher_model ./no", says("--teacher_model ./no", "no such folder")),
+    "a path of a run": Mistake(
+        "--student_model runs/dmeo", says("--student_model runs/dmeo", "no such folder"), {"other/x": ""}
+    ),
+    "a path in a folder that is here": Mistake(
+        "--teacher_model models/qwen",
+        says("--teacher_model models/qwen: no such folder; did you mean models/qwen3?", "hub id"),
+        {"models/qwen3/x": ""},
+    ),
+    "an adapter that is not there": Mistake(
+        "--use_lora --init_adapter ./no", says("--init_adapter ./no: no such folder; give a local adapter folder")
+    ),
     "a path from home": Mistake("--teacher_model '~/no/no'", says("--teacher_model /", "no such folder")),
     "a hub id out of reach": Mistake(
         "--teacher_model nobody/nothing", says("--teacher_model nobody/nothing", "connect", "a hub id (owner/name)")

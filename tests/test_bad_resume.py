@@ -86,6 +86,8 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(refused, how):
     line = refused("--resume", "run/step-2")
     assert line.startswith("--resume run/step-2: ")
     assert file in line
+    if how == "no tokenizer":
+        assert "damaged, tokenizer.json is missing; use an older one" in line
 
 
 @pytest.mark.parametrize("how", ["weights cut short", "garbage for a manifest", "an empty folder"])
@@ -110,6 +112,7 @@ def test_all_damaged_is_an_error(refused, how):
     line = refused("--output_dir", "run", "--resume")
     assert line.startswith("--resume: no checkpoint in run is whole")
     assert file in line
+    assert line.count(";") == 1, "one advice, not that of each checkpoint as well"
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_failure_in_the_middle_gives_the_signals_back(small, monkeypatch):
     def failing(*_):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("local_distill.train_on_policy_local.build", failing)
+    monkeypatch.setattr("local_distill.build.build", failing)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(RuntimeError, match="in the middle"):
         train(small())

@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 from local_distill import __version__
 from local_distill.commands.working import working
-from local_distill.config.parsing import build_parser, parse
 from local_distill.errors import UserError
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.signals import end_on_signals, ending_on_signals
@@ -39,7 +38,7 @@ class Command(Generic[Settings]):
 
     settings: a dataclass of ``option`` and ``argument`` fields. run: takes one and returns the exit code.
     usage: how it is written, with examples, for ``--help``. description: one sentence. doing: what a terminal shows
-    while its settings are checked, for which torch may be imported.
+    while its settings are checked, for which torch may be imported. first: looks at what is given before that.
     """
 
     name: str
@@ -48,15 +47,20 @@ class Command(Generic[Settings]):
     usage: str
     description: str
     doing: str = ""
+    first: Callable[[dict[str, Any]], None] | None = None
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Run it on the words that follow its name. Raises UserError."""
+        from local_distill.config.parsing import parse  # here, so that --help lists the commands at once
+
         with working("" if {"-h", "--help"} & set(argv) else self.doing):
-            settings = parse(self.settings, argv, **self._shown)
+            settings = parse(self.settings, argv, **self._shown, first=self.first)
         return self.run(settings)
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of its flags, for shell completion."""
+        from local_distill.config.parsing import build_parser
+
         return build_parser(self.settings, **self._shown, add_help=False)
 
     @property
@@ -69,14 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         end_on_signals()
     words = list(sys.argv[1:] if argv is None else argv)
+    with ending_on_signals():
+        return exit_code_of(lambda: obey(words))
+
+
+def obey(words: Sequence[str]) -> int:
+    """Show the overview or the version, or run the command that is named. Raises UserError."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
     if words[0] == "--version":
         print(f"local-distill {__version__}")
         return 0
-    with ending_on_signals():
-        return exit_code_of(lambda: load(words[0])(words[1:]))
+    return load(words[0])(words[1:])
 
 
 def load(name: str) -> Command[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from local_distill.chat.chat_config import ChatSettings
 from local_distill.commands import Command
+from local_distill.config.places import look_by_place
 
 USAGE = """\
 local-distill chat MODEL [settings]
@@ -29,4 +30,6 @@ def run(settings: ChatSettings) -> int:
         return chat(settings)
 
 
-COMMAND = Command("chat", ChatSettings, run, USAGE, "Talk to a model in the terminal, beside its teacher.")
+COMMAND = Command(
+    "chat", ChatSettings, run, USAGE, "Talk to a model in the terminal, beside its teacher.", first=look_by_place
+)

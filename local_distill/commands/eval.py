@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from local_distill.commands import Command
+from local_distill.config.places import look_by_place
 from local_distill.eval.eval_config import EvalSettings
 
 USAGE = r"""
@@ -31,4 +32,4 @@ def run(settings: EvalSettings) -> int:
         return evaluate(settings)
 
 
-COMMAND = Command("eval", EvalSettings, run, USAGE, DESCRIPTION)
+COMMAND = Command("eval", EvalSettings, run, USAGE, DESCRIPTION, first=look_by_place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from local_distill.commands import Command
+from local_distill.config.places import look_by_place
 from local_distill.export.export_config import ExportSettings
 
 USAGE = """\
@@ -28,4 +29,6 @@ def run(settings: ExportSettings) -> int:
     return 0
 
 
-COMMAND = Command("export", ExportSettings, run, USAGE, "Merged weights with a model card; GGUF; the hub.")
+COMMAND = Command(
+    "export", ExportSettings, run, USAGE, "Merged weights with a model card; GGUF; the hub.", first=look_by_place
+)

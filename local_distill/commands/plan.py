@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from local_distill.commands import Command
 from local_distill.commands.working import working
 from local_distill.config.parsing import option
+from local_distill.config.places import look_for_models
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 
@@ -97,4 +98,12 @@ def _planned(settings: PlanSettings) -> tuple[Plan, Advice | None]:
         return plan, None if plan.fits else advise(plan)
 
 
-COMMAND = Command("plan", PlanSettings, run, USAGE, "Memory of a run, part by part, before anything is loaded.", DOING)
+COMMAND = Command(
+    "plan",
+    PlanSettings,
+    run,
+    USAGE,
+    "Memory of a run, part by part, before anything is loaded.",
+    DOING,
+    look_for_models,
+)

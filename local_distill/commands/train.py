@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from local_distill.commands import Command
+from local_distill.config.places import look_for_run
 from local_distill.config.train_config import DESCRIPTION, TrainConfig
 
 USAGE = """\
 local-distill train --student_model MODEL --teacher_model MODEL [settings]
+       local-distill train run.yaml [settings]
 
 examples:
   local-distill train --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
-  local-distill train --config run.yaml --steps 200
-  accelerate launch --num_processes 2 -m local_distill train --config run.yaml
+  local-distill train run.yaml --steps 200
+  accelerate launch --num_processes 2 -m local_distill train run.yaml
 """
 
 
@@ -22,4 +24,4 @@ def run(config: TrainConfig) -> int:
     return train(config).exit_code
 
 
-COMMAND = Command("train", TrainConfig, run, USAGE, DESCRIPTION)
+COMMAND = Command("train", TrainConfig, run, USAGE, DESCRIPTION, first=look_for_run)

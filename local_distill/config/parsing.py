@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -16,12 +16,15 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from local_distill.config.builtin import OrOutside
+from local_distill.config.other_names import of_other_trainers
 from local_distill.config.ranges import Range
 from local_distill.errors import UserError, one_line
 from local_distill.runs.folder import LATEST
 
 NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 """How an error calls what a setting of a type needs."""
+
+YAML_SUFFIXES = (".yaml", ".yml")
 
 Settings = TypeVar("Settings")
 
@@ -50,16 +53,44 @@ def argument(help: str, *, many: bool = False) -> Any:
     return option(None, help, dataclasses.MISSING, many=many)
 
 
-def parse(settings: type[Settings], argv: Sequence[str], *, prog: str, usage: str, description: str) -> Settings:
+def parse(
+    settings: type[Settings],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    usage: str,
+    description: str,
+    first: Callable[[dict[str, Any]], None] | None = None,
+) -> Settings:
     """Return the settings of a command: defaults, then the YAML file of ``--config``, then the command line.
 
+    first: looks at what is given, by name, before the settings check each other, for which torch may be imported.
     Raises UserError for anything that is unknown or of the wrong kind. ``--help`` prints and exits.
     """
     parser = build_parser(settings, prog=prog, usage=usage, description=description)
-    given = vars(parser.parse_args([_underscored(word) for word in argv]))
+    namespace, left_over = parser.parse_known_args([_underscored(word) for word in argv])
+    given = vars(namespace)
     file = given.pop("config", None)
+    if left_over and takes_file_by_place(settings) and _is_yaml(left_over[0]):
+        word = left_over.pop(0)
+        if file is not None:
+            raise UserError(f"{word}: given beside --config {file}, which is the same; settings come from one file")
+        file = word
+    if left_over:
+        parser.error(f"unrecognized arguments: {left_over[0]}")
     merged = {**({} if file is None else read_yaml(settings, Path(file))), **given}
+    if first is not None:
+        first(merged)
     return settings(**merged)
+
+
+def takes_file_by_place(settings: type) -> bool:
+    """Tell whether a YAML file may stand without ``--config``: where no setting goes by its place."""
+    return all(field.metadata["group"] is not None for field in dataclasses.fields(settings))
+
+
+def _is_yaml(word: str) -> bool:
+    return not word.startswith("-") and (word.lower().endswith(YAML_SUFFIXES) or Path(word).expanduser().is_file())
 
 
 def build_parser(
@@ -112,7 +143,9 @@ def read_yaml(settings: type, path: Path) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in fields:
-            raise UserError(f"{where}: {key}: unknown setting; {_did_you_mean(name, fields)}--help lists them all")
+            theirs = of_other_trainers(name, fields, dashes="")
+            unknown = f"unknown setting; {_did_you_mean(name, fields)}--help lists them all"
+            raise UserError(f"{where}: {key}: {theirs or unknown}")
         if name in found:
             raise UserError(f"{where}: {name}: given twice, once with hyphens; drop one of them")
         try:
@@ -167,9 +200,12 @@ class _Parser(argparse.ArgumentParser):
         name, _, reason = message.removeprefix("argument ").partition(": ")
         if name == "unrecognized arguments":
             word = reason.split()[0].partition("=")[0]
+            names = [field.name for field in flags_of(self.settings)]
+            by_place = not takes_file_by_place(self.settings)
+            if theirs := of_other_trainers(word.lstrip("-"), names, by_place):
+                raise UserError(f"{word}: {theirs}")
             if not word.startswith("-"):
                 raise UserError(f"{word}: belongs to no flag; switches such as --use_lora take no value, drop it")
-            names = [field.name for field in flags_of(self.settings)]
             raise UserError(
                 f"{word}: unknown flag; {_did_you_mean(word.lstrip('-'), names, '--')}--help lists them all"
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS, Rules
@@ -19,10 +20,10 @@ python -m local_distill.train_on_policy_local
 examples:
   python -m local_distill.train_on_policy_local \\
       --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
-  python -m local_distill.train_on_policy_local --config run.yaml --steps 200
+  python -m local_distill.train_on_policy_local run.yaml --steps 200
   accelerate launch \\
       --config_file local_distill/accelerate_config_multi_gpu.yaml \\
-      -m local_distill.train_on_policy_local --config run.yaml
+      -m local_distill.train_on_policy_local run.yaml
 """
 PROG = "local_distill.train_on_policy_local"
 DESCRIPTION = "On-policy distillation of a student model from a teacher model."
@@ -42,9 +43,12 @@ class TrainConfig(TrainFields):
         _check(self)
 
 
-def parse_config(argv: Sequence[str]) -> TrainConfig:
-    """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
-    return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION)
+def parse_config(argv: Sequence[str], first: Callable[[dict[str, Any]], None] | None = None) -> TrainConfig:
+    """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind.
+
+    first: see ``parse``.
+    """
+    return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION, first=first)
 
 
 def _check(config: TrainFields) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from local_distill.config.places import check_is_there
 from local_distill.errors import UserError, first_sentence
 
 LOCAL_OR_REACHABLE = "or a hub id (owner/name) that can be reached"
@@ -49,8 +50,7 @@ def local_folder(flag: str, path: str, kind: str = "model") -> Path | None:
     if folder.exists():
         article = "an" if kind[0] in "aeiou" else "a"
         raise UserError(f"{flag} {path}: a file, needs {article} {kind} folder; give one, {LOCAL_OR_REACHABLE}")
-    if path.startswith((".", "/")) or path.endswith("/") or path.count("/") > 1:
-        raise UserError(f"{flag} {path}: no such folder; give a local {kind} folder or a hub id (owner/name)")
+    check_is_there(flag, path, kind)
     return None
 
 

@@ -27,14 +27,14 @@ PACKED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 
 
 def check_quantization(kind: str) -> None:
-    """Raise UserError where a teacher cannot be held in ``4bit`` or ``8bit``: without the package, without a GPU."""
+    """Raise UserError where a teacher cannot be held in ``4bit`` or ``8bit``: without a GPU, without the package."""
+    if not runs_on_cuda():
+        raise UserError(f"{FLAG} {kind}: needs a CUDA GPU, there is none here; drop it, or choose a smaller teacher")
     if not installed("bitsandbytes"):
         raise UserError(
             f"{FLAG} {kind}: needs the package bitsandbytes, which is not installed; "
             "pip install 'local-distill[quantization]'"
         )
-    if not runs_on_cuda():
-        raise UserError(f"{FLAG} {kind}: needs a CUDA GPU, there is none here; drop it, or choose a smaller teacher")
 
 
 def quantization_config(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.runs.manifest import MANIFEST, STATE, changed, listed
+from local_distill.runs.manifest import MANIFEST, STATE, changed, in_words, listed
 from local_distill.runs.whole_files import expanded
 
 MADE_IN = "made_in"
@@ -51,7 +51,7 @@ def find_checkpoint(output_dir: Path) -> tuple[Checkpoint, list[str]]:
         except UserError as error:
             notes.append(str(error))
     if notes:
-        newest = notes[0].removeprefix("--resume ")
+        newest = notes[0].removeprefix("--resume ").partition(";")[0]  # without its advice
         raise UserError(f"--resume: no checkpoint in {output_dir} is whole ({newest}); start another run")
     raise UserError(f"--resume: no checkpoint in {output_dir}; check --output_dir, or start without --resume")
 
@@ -68,7 +68,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"--resume {folder}: damaged, its {MANIFEST} or {STATE} cannot be read ({error})") from error
     if wrong:
-        raise UserError(f"--resume {folder}: damaged, {', '.join(wrong)} is not what was written; use an older one")
+        raise UserError(f"--resume {folder}: damaged, {in_words(folder, wrong)}; use an older one")
     return checkpoint
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,7 +62,9 @@ def open_run_folder(
     if resume is None:
         if given is None:
             with _writable(RUNS):
+                _remove_if_empty(holding, RUNS)
                 given = make_dated_folder(RUNS)
+                holding.callback(_remove, [given])
         _claim_new(given, holding)
         return RunFolder(given)
     notes: list[str] = []
@@ -106,6 +108,17 @@ def _folder_of_step(step: Path, given: Path | None, holding: ExitStack) -> tuple
 def _claim_new(folder: Path, holding: ExitStack) -> None:
     """Claim the folder, and raise UserError unless it is empty."""
     _claim(folder, holding)
+    _check_empty(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Raise UserError where the folder of a new run cannot be this one; one that is in use is left to who claims it."""
+    with suppress(OSError):  # which whoever claims it will say
+        if folder.is_dir() and not (folder / LOCK).exists():
+            _check_empty(folder)
+
+
+def _check_empty(folder: Path) -> None:
     if any(each.name != LOCK for each in folder.iterdir()):
         remedy = "add --resume to go on with it, or choose another"
         if not any(folder.glob(f"{PREFIX}*")):
@@ -115,8 +128,21 @@ def _claim_new(folder: Path, holding: ExitStack) -> None:
 
 def _claim(folder: Path, holding: ExitStack) -> None:
     """Raise UserError unless the folder can be made and written, and no other run is in it."""
+    _remove_if_empty(holding, folder)
     with _writable(folder):
         holding.enter_context(claimed(folder / LOCK, f"--output_dir {folder}"))
+
+
+def _remove_if_empty(holding: ExitStack, folder: Path) -> None:
+    """Let a run that is refused leave no folder that it made: what is missing now is removed at the end, if empty."""
+    with suppress(OSError):  # of a path that cannot be, which is told of where it is made
+        holding.callback(_remove, [each for each in (folder, *folder.parents) if not each.exists()])
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it has a run in it, or was never made
+            folder.rmdir()
 
 
 @contextmanager

@@ -46,6 +46,18 @@ def changed(folder: Path, expected: Fingerprints) -> list[str]:
     return sorted([*absent, *(name for name in found if found[name] != expected[name])])
 
 
+def in_words(folder: Path, wrong: Sequence[str]) -> str:
+    """Say what is wrong with the files that ``changed`` found: that they are missing, or are not what was written."""
+    missing = [name for name in wrong if not (folder / name).is_file()]
+    other = [name for name in wrong if name not in missing]
+    parts = []
+    if missing:
+        parts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    if other:
+        parts.append(f"{', '.join(other)} {'is' if len(other) == 1 else 'are'} not what was written")
+    return " and ".join(parts)
+
+
 def check_as_written(flag: str, folder: Path) -> None:
     """Raise UserError naming ``flag`` where a model that a run wrote is not what was written.
 
@@ -71,7 +83,7 @@ def check_as_written(flag: str, folder: Path) -> None:
         print(f"{flag} {folder}: {MAY_BE_EDITED} was changed since it was written", file=sys.stderr, flush=True)
     elif wrong:
         raise UserError(
-            f"{flag} {folder}: damaged, {', '.join(wrong)} is not what was written; use another step, or, where the "
+            f"{flag} {folder}: damaged, {in_words(folder, wrong)}; use another step, or, where the "
             f"change is meant, a copy without {MANIFEST} and {TRAINER}"
         )
 

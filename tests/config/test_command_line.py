@@ -65,6 +65,7 @@ def test_every_flag_sets_its_setting(spelling):
             "top_k": ["--loss", "jsd"], "jsd_beta": ["--loss", "jsd"], "ppo_clip": ["--loss", "ppo"],
             "ratio_cap": ["--loss", "importance_sampling"], "teacher_backend": ["--use_lora", "--teacher_model", ""],
             "teacher_url": ["--teacher_backend", "server"], "init_adapter": ["--use_lora"],
+            "teacher_share_steps": ["--teacher_share", "0.5"],
             "overlap": ["--rollouts_url", "http://127.0.0.1:1"],
         }.get(name, [])  # fmt: skip
         found = getattr(parsed(*given, *partners), name)

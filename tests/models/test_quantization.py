@@ -39,8 +39,9 @@ def test_where_it_cannot_be_had(monkeypatch, kind):
         f"--teacher_quantization {kind}: needs the package bitsandbytes, which is not installed; "
         "pip install 'local-distill[quantization]'"
     )
-    installed(monkeypatch, package=True, gpu=False)
-    with pytest.raises(UserError, match=f"^--teacher_quantization {kind}: needs a CUDA GPU, there is none here; "):
-        check_quantization(kind)
+    for package in (True, False):  # a package that would not help is not asked for
+        installed(monkeypatch, package=package, gpu=False)
+        with pytest.raises(UserError, match=f"^--teacher_quantization {kind}: needs a CUDA GPU, there is none here; "):
+            check_quantization(kind)
     installed(monkeypatch, package=True, gpu=True)
     check_quantization(kind)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from local_distill.runs.claim import LOCK
 from local_distill.runs.folder import make_dated_folder, open_run_folder
 
 
@@ -29,8 +30,10 @@ def test_a_new_run_takes_a_folder_that_is_new_or_empty(tmp_path, monkeypatch, na
     Path("there").mkdir()
     with ExitStack() as holding:
         run = open_run_folder(name, None, {}, 1, holding)
-    assert run.path.is_dir()
-    assert list(run.path.iterdir()) == [], "no trace of the trial whether it can be written"
+        assert run.path.is_dir()
+        assert [each.name for each in run.path.iterdir()] == [LOCK], "no trace of the trial whether it can be written"
+    left = {each for each in (Path("new"), Path("a"), Path("there"), tmp_path / "home") if each.exists()}
+    assert left == {Path("there")}, "a run that is refused leaves no folder that it made"
     assert run.path == (tmp_path / "home" / "runs" / "x" if name.startswith("~") else Path(name))
 
 
