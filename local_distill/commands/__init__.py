@@ -19,6 +19,7 @@ from local_distill.process.signals import end_on_signals, ending_on_signals
 COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
     "demo": "make a real model pair and distil it, on any machine",
+    "init": "five questions, and a commented run.yaml that fits this machine",
     "plan": "memory of a run, part by part, before anything is loaded",
     "watch": "the report's page, which follows runs while they go on",
     "report": "one page about one run, or several to compare",

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _ERASE = "\r\x1b[2K"
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show ``what`` in one line of a terminal's standard error until it is done; nowhere else, and not if empty."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show ``what`` in one line of a terminal's standard error until it is done; nowhere else, and not if empty.
+
+    Gives what shows something else there instead.
+    """
     if not what or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield
+        yield lambda _: None
         return
-    print(f"{what} …", end="", file=sys.stderr, flush=True)
+
+    def show(text: str) -> None:
+        print(f"{_ERASE}{text} …", end="", file=sys.stderr, flush=True)
+
+    show(what)
     try:
-        yield
+        yield show
     finally:
         print(_ERASE, end="", file=sys.stderr, flush=True)

@@ -105,11 +105,11 @@ def advise(plan: Plan) -> Advice:
     for change in (nothing, *alone, *joined[1:]):
         memory = Memory(change.run)
         if fits_at_all(memory):
-            return Advice(*_little_enough_at_a_time(change, memory), None)
-    return Advice(None, None, _largest_teacher(plan))
+            return Advice(*little_enough_at_a_time(change, memory), None)
+    return Advice(None, None, largest_teacher(plan))
 
 
-def _little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Plan]:
+def little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Plan]:
     """Add smaller micro-batches and fewer rollouts at a time to a change where what is set does not fit."""
     plan = make_plan(memory)
     rows, rollouts = as_set(plan.run)
@@ -180,7 +180,7 @@ REMEDIES: tuple[Callable[[Change], Change | None], ...] = (
 )
 
 
-def _largest_teacher(plan: Plan) -> int | None:
+def largest_teacher(plan: Plan) -> int | None:
     """Return the parameters that the fullest phase leaves room for, everything else as it is."""
     held = plan.memory.teacher
     if held is None:
