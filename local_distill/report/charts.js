@@ -217,6 +217,7 @@ const charts = (() => {
     });
     get("curves").hidden = drawn.length < 2;
     get("no-curves").hidden = drawn.length > 0;
+    document.querySelector("#curve .controls").hidden = !drawn.length;
   }
 
   function start() {

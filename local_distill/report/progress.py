@@ -43,7 +43,7 @@ def progress_of(run: ReportedRun) -> Progress:
 
 def _ended(run: ReportedRun, done: int, steps: int) -> str:
     if not run.has_begun:
-        return "nothing measured yet"
+        return "not begun yet"
     return "finished" if done == steps or not steps else f"stopped after step {done} of {steps}"
 
 

@@ -49,6 +49,11 @@ class ReportedRun:
         """Return whether anything was measured."""
         return bool(self.steps or self.evaluations)
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether there may be more of it."""
+        return self.goes_on or not self.has_begun
+
 
 def read_runs(paths: Sequence[str]) -> list[ReportedRun]:
     """Return the runs in these folders. Raises UserError for a folder that is no run, or is given twice."""

@@ -81,7 +81,7 @@ class WatchedPage:
 
 def _of_samples(runs: Sequence[ReportedRun]) -> list[Any]:
     """Return all that the parts about completions are made of, besides the names of the runs."""
-    return [each for run in runs for each in (run.path, run.goes_on, *run.samples)]
+    return [each for run in runs for each in (run.path, run.is_open, *run.samples)]
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -16,6 +16,8 @@ from local_distill.report.reading import Record, ReportedRun
 from local_distill.wording import change, clean, duration, number, percent, with_error
 
 ABSENT = "–"
+UNKNOWN = ""
+"""The setting of a run that has not written its settings yet."""
 NAMED_APART = ("student_model", "teacher_model", "output_dir")
 """Settings without a default, which every run gives."""
 
@@ -53,13 +55,13 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Return whether the runs differ in it."""
-        return len(set(self.values)) > 1
+        """Return whether the runs differ in it, as far as they have told."""
+        return len(set(self.values) - {UNKNOWN}) > 1
 
     @property
     def given(self) -> bool:
         """Return whether any run has another value than the default."""
-        return any(value != self.default for value in self.values)
+        return any(value not in (self.default, UNKNOWN) for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,11 @@ def settings_rows(runs: Sequence[ReportedRun]) -> list[Row]:
     defaults["learning_rate"] = LORA_LEARNING_RATE if runs[0].settings.get("use_lora") else FULL_LEARNING_RATE
     recorded = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [
-        Row(name, tuple(_plain(run.settings.get(name)) for run in runs), _plain(defaults.get(name)))
+        Row(
+            name,
+            tuple(_plain(run.settings.get(name)) if run.settings else UNKNOWN for run in runs),
+            _plain(defaults.get(name)),
+        )
         for name in dict.fromkeys([*defaults, *recorded])
         if name in recorded
     ]

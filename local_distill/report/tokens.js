@@ -80,7 +80,7 @@ const heatMap = (() => {
     limit = fullColour();
     const signed = all(evaluations).some(({ completion, i }) => (value(completion, i) ?? 0) < 0);
     get("scale-low").textContent = signed ? `−${limit} or less: the teacher is surer of the token` : "0 nats: they agree";
-    get("scale-high").textContent = signed ? `${limit} nats or more: the student is surer` : `${limit} nats or more`;
+    get("scale-high").textContent = signed ? `${limit} nats or more: the student is surer` : `${limit} nat${limit === 1 ? "" : "s"} or more`;
     document.querySelector(".ramp").classList.toggle("signed", signed);
   }
 

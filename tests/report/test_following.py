@@ -43,7 +43,7 @@ def test_a_run_is_followed_from_before_it_begins(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     followed = FollowedRun(folder, "run")
     assert not followed.look().has_begun
-    assert progress_of(followed.look()).state == "nothing measured yet"
+    assert progress_of(followed.look()).state == "not begun yet"
     folder.mkdir()
     claim(folder)
     assert "starting" in progress_of(followed.look()).state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from local_distill.report.following import FollowedRun
 from local_distill.report.reading import read_run, read_runs
 from local_distill.report.tables import completions_by_prompt, environment_rows, outcome_of, settings_rows
 from tests.report.runs import write_run
@@ -51,6 +52,13 @@ def test_settings_that_differ_between_runs(tmp_path: Path) -> None:
     paths = [str(write_run(tmp_path / name, learning_rate=rate)) for name, rate in (("a", 1e-4), ("b", 2e-4))]
     rows = settings_rows(read_runs(paths))
     assert [(row.name, row.values) for row in rows if row.differs] == [("learning_rate", ("0.0001", "0.0002"))]
+
+
+def test_a_run_that_has_not_told_its_settings_yet_differs_in_none(tmp_path: Path) -> None:
+    known = [read_run(write_run(tmp_path / name, learning_rate=rate)) for name, rate in (("a", 1e-4), ("b", 2e-4))]
+    rows = settings_rows([*known, FollowedRun(tmp_path / "next", "next").look()])
+    assert [(row.name, row.values) for row in rows if row.differs] == [("learning_rate", ("0.0001", "0.0002", ""))]
+    assert [row.name for row in rows if row.given][:1] == ["student_model"]
 
 
 def test_an_environment_is_flat_and_tells_what_changed_when_the_run_went_on(tmp_path: Path) -> None:
