@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -15,7 +16,13 @@ from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES
 from local_distill.config.train_config import TrainConfig
 from local_distill.inputs import Inputs, learning_rates
+from local_distill.models.footprint import billions
+from local_distill.monitor.log import RunLog
+from local_distill.monitor.silent import Fact
 from local_distill.monitor.summary import show_summary, write_summary
+from local_distill.plan.machine import GIB
+from local_distill.plan.memory import Memory
+from local_distill.plan.planned_run import run_that_starts
 from local_distill.process.launch import launch_in_words, sums_in_words
 from local_distill.report.page import report_of_ended_run
 from local_distill.runs.environment import write_environment
@@ -26,31 +33,54 @@ from local_distill.runs.records import lost_records, read_evaluations, training_
 from local_distill.runs.whole_files import write_whole
 
 
-def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, say: Callable[[str], None]) -> None:
+def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, log: RunLog) -> None:
     """Write down the settings and what the run is on, and say what is about to happen; the log is open by now.
 
     Raises UserError for files that cannot be read or written.
     """
     config = inputs.config
     jump = schedule_note(config, folder)  # before the settings of before are replaced
+    kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
+    lost: Sequence[str] = ()
     if accelerator.is_main_process:
         write_settings(config, folder.path)
         write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
-    say(f"{config.student_model} learns from {teacher_of(config).words(config)}, in {folder.path}")
-    say(launch_in_words(accelerator, inputs.precision))
-    kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
-    lost = lost_records(folder.path, folder.first_step) if kept_here and accelerator.is_main_process else ()
-    notes = (
-        *folder.notes,
-        jump,
-        *lost,
-        sums_in_words(accelerator),
-        *inputs.notes,
-        auto_loss_note(config),
-        off_policy_note(config),
-    )
-    for note in filter(None, (*notes, unused_lora_note(config), *inputs.prompts.notes)):
-        say(note)
+        log.facts(facts_of_run(inputs, accelerator, folder))
+        lost = lost_records(folder.path, folder.first_step) if kept_here else ()
+    for note in filter(None, (*folder.notes, sums_in_words(accelerator), *inputs.notes, *inputs.prompts.notes[:-1])):
+        log.say(note)
+    for warning in filter(None, (jump, *lost, off_policy_note(config), unused_lora_note(config))):
+        log.warn(warning)
+
+
+def facts_of_run(inputs: Inputs, accelerator: Accelerator, folder: RunFolder) -> list[Fact]:
+    """Return what a run is, in rows: the models and what is made of them, on what, and where it is written down."""
+    config, memory = inputs.config, Memory(run_that_starts(inputs, accelerator))
+    student, teacher, device = memory.student, memory.teacher, accelerator.device
+    trained = "all trained" if student.trained == student.shape.parameters else f"{billions(student.trained)} trained"
+    if student.adapter:
+        trained = f"frozen, with an adapter of {billions(student.trained)}"
+    held = f", {billions(teacher.shape.parameters)} parameters" if teacher else ""
+    warmup = f", after {config.warmup_steps} of warm-up" if config.warmup_steps else ""
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    certain, there = max(memory.loading().certain_bytes, memory.standing().certain_bytes), memory.run.machine.memory
+    dealt = inputs.prompts.notes[-1]  # all that is told of them before is of some
+    each = " of each process" if accelerator.num_processes > 1 else ""
+    return [
+        ("student", f"{config.student_model}, {billions(student.shape.parameters)} parameters, {trained}"),
+        ("teacher", f"{teacher_of(config).words(config)}{held}"),
+        ("loss", loss_in_words(config)),
+        ("prompts", dealt.replace(" prompts", "", 1)),
+        (
+            "steps",
+            f"{config.steps}, each of {config.batch_size} prompts × {config.group_size} rollouts of at most "
+            f"{config.max_new_tokens} tokens{f'; {folder.first_step} are done' if folder.first_step else ''}",
+        ),
+        ("learning", f"rate {config.learning_rate:g}, {config.lr_scheduler}{warmup}"),
+        ("machine", launch_in_words(accelerator, inputs.precision) + gpu),
+        ("memory", f"models and optimizer take {certain / GIB:.1f} of {there / GIB:.1f} GiB free{each}"),
+        ("folder", str(folder.path)),
+    ]
 
 
 def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
@@ -96,21 +126,25 @@ def off_policy_note(config: TrainConfig) -> str:
     return LOSSES.get(config.loss_name).note(config)
 
 
-def auto_loss_note(config: TrainConfig) -> str:
-    """Return which form --loss auto took, and why; nothing where a loss was named."""
+def loss_in_words(config: TrainConfig) -> str:
+    """Return the loss; where --loss auto was left to choose, which form it took and why."""
     if config.loss != "auto":
-        return ""
+        return config.loss_in_words
+    return f"{_chosen(config)} (--loss auto)"
+
+
+def _chosen(config: TrainConfig) -> str:
     if config.kl_discount:
-        return f"--loss auto: policy_gradient, for --kl_discount {config.kl_discount:g} weighs the sampled tokens"
+        return f"policy_gradient, for --kl_discount {config.kl_discount:g} weighs the sampled tokens"
     if config.teacher_gives == TeacherView.tokens:
-        return "--loss auto: policy_gradient, for the teacher gives the log-probs of the sampled tokens alone"
+        return "policy_gradient, for the teacher gives the log-probs of the sampled tokens alone"
     if config.teacher_gives == TeacherView.whole_distribution:
         if config.top_k is not None:
-            return f"--loss auto: reverse_kl over the {config.top_k} top tokens of --top_k and a tail"
-        return "--loss auto: reverse_kl over every token, exact, for the teacher gives its whole distribution"
+            return f"reverse_kl over the {config.top_k} top tokens of --top_k and a tail"
+        return "reverse_kl over every token, exact, for the teacher gives its whole distribution"
     return (
-        f"--loss auto: reverse_kl over the teacher's {config.loss_top_k} likeliest tokens and a tail, for it cannot "
-        "hand over its whole distribution"
+        f"reverse_kl over the teacher's {config.loss_top_k} likeliest tokens and a tail, for it cannot hand over its "
+        "whole distribution"
     )
 
 

@@ -99,7 +99,7 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
     saved = inputs.pair.student, inputs.lora, inputs.saved_generation
     on_main_process(accelerator, lambda: check_saving(*saved, folder.path, config.keep_checkpoints))
     terminal = open_terminal(config.steps, folder.first_step, accelerator.is_main_process)
-    on_every_process(lambda: check_memory(inputs, accelerator, terminal.say))
+    on_every_process(lambda: check_memory(inputs, accelerator, terminal.warn))
     return Launch(inputs, accelerator, folder, terminal, ExitStack())
 
 
@@ -113,7 +113,7 @@ def open_models(launch: Launch) -> Models:
     open_teacher = teacher_of(inputs.config).open(opening)
     sampler = sampler_of(inputs.config).open(opening)
     log = launch.closing.enter_context(on_every_process(lambda: open_log(launch)))
-    on_every_process(lambda: announce(inputs, accelerator, launch.folder, log.say))
+    on_every_process(lambda: announce(inputs, accelerator, launch.folder, log))
     log.doing("loading the student")
     model = on_every_process(lambda: load_student(inputs, launch.folder)).to(accelerator.device)
     freeze_unreached(model)
@@ -159,7 +159,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
     log.doing("looking at how much fits the memory")
     most = config.microbatch_tokens
     if most is None:
-        most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.say)
+        most = micro_batch_tokens(inputs, accelerator, models.student, updates.to_come(), log.warn)
     micro_batches = MicroBatches(most, partial(reduce_max, accelerator), models.shares_prompts)
     collate = partial(
         split_substeps,
@@ -171,7 +171,7 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
         micro_batches=micro_batches,
         pad_id=inputs.pair.pad_id,
     )
-    smaller = SmallerMicroBatches(micro_batches, log.say)
+    smaller = SmallerMicroBatches(micro_batches, log.warn)
     rates = learning_rates(config, config.steps)
     learner = Learner(accelerator, updates, models.loss, rates, config.seed, smaller, config.epochs_per_batch)
     evaluator = make_evaluator(launch, updates, models.teacher.evaluation, make_sampler, params, micro_batches)
@@ -249,7 +249,7 @@ def open_log(launch: Launch) -> RunLog:
         launch.accelerator, launch.terminal, folder.path, asdict(config),
         resumed_step=folder.first_step if folder.checkpoint else None, wandb_project=config.wandb_project,
         wandb_name=config.wandb_name, wandb_mode=config.wandb_mode,
-        watchers=[mismatch_watch(launch.inputs, launch.say)],
+        watchers=[mismatch_watch(launch.inputs, launch.terminal.warn)],
     )  # fmt: skip
 
 
@@ -338,6 +338,6 @@ def make_profiler(launch: Launch, log: RunLog) -> Profiler:
         return Profiler()
     left = config.steps - folder.first_step
     if config.profile >= left:
-        log.say(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
+        log.warn(f"--profile {config.profile}: nothing is profiled, too few steps are left ({left}, less the first)")
         return Profiler()
     return StepProfiler(config.profile, folder.path / "profile", log.say)

@@ -263,7 +263,7 @@ def test_prompts_with_answers_and_a_chat_template_from_a_jsonl_file(folders, run
         [*chat, "--prompts_file", "prompts.jsonl", "--system_prompt", "be brief", "--steps", "1", "--output_dir", "run"]
     )
     assert code == 0
-    assert "14 prompts to train on and 6 held out" in out
+    assert "14 to train on and 6 held out" in out
 
 
 def test_stop_tokens_that_differ_are_said_and_saved(folders, run_command, tmp_path):

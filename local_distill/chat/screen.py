@@ -11,21 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.box import SIMPLE_HEAD
-from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.segment import Segment
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from local_distill.monitor.colours import colour_of, in_text
 from local_distill.monitor.terminal import open_console
 from local_distill.runs.evaluations import Piece
 from local_distill.wording import clean, number
 
-FAINTEST, STRONGEST = 0.05, 5.0
-"""Nats of reverse KL between which the colour goes from yellow to red; below the first there is none."""
-YELLOW, RED = (214, 170, 0), (220, 30, 60)
 WORST = 8
 """Tokens that /why explains."""
 BEFORE = 24
@@ -53,29 +49,6 @@ class Screen:
 
     def status(self, text: str) -> None:
         """Say how an answer went, to those who watch."""
-
-
-def harmless(text: str) -> str:
-    """Return ``clean`` for a part of a text: line ends stay where they are, also at its end."""
-    return "\n".join(clean(line) for line in text.split("\n"))
-
-
-def colour_of(reverse_kl: float | None) -> Style:
-    """Return a colour from none over yellow to red, by the logarithm; NaN is red."""
-    if reverse_kl is None or reverse_kl < FAINTEST:
-        return Style.null()
-    share = min(1.0, math.log(reverse_kl / FAINTEST) / math.log(STRONGEST / FAINTEST))
-    share = 1.0 if math.isnan(share) else share
-    mixed = (round(a + share * (b - a)) for a, b in zip(YELLOW, RED, strict=True))
-    return Style(color=Color.from_rgb(*mixed))
-
-
-def in_text(text: str, reverse_kl: float | None, numbers: bool) -> Text:
-    """Return a token's text with its colour and, where ``numbers`` are wanted, its reverse KL behind it."""
-    shown = Text(harmless(text), style=colour_of(reverse_kl))
-    if numbers and reverse_kl is not None:
-        shown.append(f"[{reverse_kl:.2f}]", style="dim")
-    return shown
 
 
 class TerminalScreen(Screen):

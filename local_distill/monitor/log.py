@@ -17,11 +17,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from local_distill.errors import UserError
-from local_distill.monitor.terminal import Terminal
+from local_distill.monitor.silent import Fact, Terminal
 from local_distill.monitor.trackers.sinks import LOG_DIR, SINKS, Sink, Start, TrackerSink, first_line
 from local_distill.passwords import without_passwords
 from local_distill.runs.evaluations import Evaluation
-from local_distill.runs.records import RunFiles
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE
+from local_distill.runs.records import RunFiles, is_step, read_evaluations, read_metrics
 
 DEFAULT_PROJECT = "local-distill"
 
@@ -39,6 +40,14 @@ class RunLog:
     def say(self, text: str) -> None:
         """Tell people, and nobody else."""
         self._terminal.say(text)
+
+    def facts(self, facts: Sequence[Fact]) -> None:
+        """Tell people what is about to happen."""
+        self._terminal.facts(facts)
+
+    def warn(self, text: str) -> None:
+        """Tell people what asks for something to be done."""
+        self._terminal.warn(text)
 
     def doing(self, what: str, done: int = 0, total: int = 0) -> None:
         """Tell people what begins, or goes on, now; see ``Terminal.doing``."""
@@ -99,6 +108,9 @@ def open_run_log(
     if not accelerator.is_main_process:
         return RunLog(terminal)
     files = RunFiles(output_dir, resumed_step)
+    if resumed_step:
+        steps = [record for record in read_metrics(output_dir / METRICS_FILE) if is_step(record)]
+        terminal.earlier(steps, read_evaluations(output_dir / COMPLETIONS_FILE))
     names = [str(tracker) for tracker in accelerator.log_with]
     start = Start(output_dir, wandb_name, wandb_mode, resumed_step)
     accelerator.project_configuration.logging_dir = str(output_dir / LOG_DIR)
@@ -110,7 +122,7 @@ def open_run_log(
         raise UserError(f"--trackers: {', '.join(names)}: could not be started: {first_line(error)}") from error
     # They are ours from here on: accelerator.end_training must not run into one that has failed.
     trackers, accelerator.trackers = accelerator.trackers, []
-    sinks = [SINKS.get(tracker.name, TrackerSink)(tracker, terminal.say) for tracker in trackers]
+    sinks = [SINKS.get(tracker.name, TrackerSink)(tracker, terminal.warn) for tracker in trackers]
     return RunLog(terminal, [files, *sinks, *watchers])
 
 

@@ -19,11 +19,12 @@ from rich.style import Style
 
 from local_distill.chat.answering import Voice
 from local_distill.chat.conversation import Conversation, Speech
-from local_distill.chat.screen import PlainScreen, colour_of, harmless
+from local_distill.chat.screen import PlainScreen
 from local_distill.chat.session import Session
 from local_distill.commands import main
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.trained import Trained
+from local_distill.monitor.colours import colour_of, harmless
 from tests.tiny_models import llama_config, make_model, make_tokenizer
 
 

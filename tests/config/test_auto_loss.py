@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from local_distill.announcements import auto_loss_note, off_policy_note
+from local_distill.announcements import loss_in_words, off_policy_note
 from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES
 from local_distill.config.resumed import as_begun
@@ -36,8 +36,9 @@ def test_the_least_noise_that_the_teacher_allows(settings, name, top_k, needs, w
     found = config(**settings)
     assert (found.loss, found.loss_name, found.loss_top_k) == ("auto", name, top_k)
     assert LOSSES.get(name).needs(found) == needs
-    assert why in auto_loss_note(found)
-    assert ("exact" in auto_loss_note(found)) == (name == "reverse_kl" and top_k is None)
+    assert why in loss_in_words(found)
+    assert loss_in_words(found).endswith(" (--loss auto)")
+    assert ("exact" in loss_in_words(found)) == (name == "reverse_kl" and top_k is None)
     assert off_policy_note(found) == ""
     assert recorded_loss(vars(found)) == found.loss_in_words
     assert found.loss_in_words.startswith(f"auto ({name}")
@@ -46,7 +47,7 @@ def test_the_least_noise_that_the_teacher_allows(settings, name, top_k, needs, w
 def test_a_loss_that_is_named_is_taken_as_it_is():
     named = config(loss="policy_gradient", teacher_ds_zero3=True, temperature=0.8)
     assert (named.loss_name, named.loss_top_k, named.loss_in_words) == ("policy_gradient", None, "policy_gradient")
-    assert auto_loss_note(named) == ""
+    assert loss_in_words(named) == "policy_gradient"
     assert "not quite the student's own" in off_policy_note(named)
 
 

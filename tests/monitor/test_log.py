@@ -77,7 +77,7 @@ def test_a_tracker_that_raises_is_left_behind_with_one_warning(tmp_path: Path) -
     assert steps_in(tmp_path / "metrics.jsonl") == [0, 1, 2, 3, 3]
     warnings = [line for line in stream.getvalue().splitlines() if "failed" in line]
     assert warnings == [
-        "recorder has failed (ConnectionError: the server [bold]is[/bold] gone); "
+        "warning: recorder has failed (ConnectionError: the server [bold]is[/bold] gone); "
         "the run goes on without it, and metrics.jsonl has every step"
     ]
 

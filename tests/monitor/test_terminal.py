@@ -7,11 +7,16 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from local_distill.monitor.course import Course, sparkline
+from local_distill.monitor.plain import LastingStream
 from local_distill.monitor.terminal import (
     LiveTerminal,
     PlainTerminal,
@@ -19,7 +24,7 @@ from local_distill.monitor.terminal import (
     open_console,
     open_terminal,
 )
-from local_distill.runs.evaluations import Completion, Evaluation
+from local_distill.runs.evaluations import Completion, Evaluation, Piece
 from local_distill.wording import clean, number, shorten
 
 METRICS = {
@@ -51,9 +56,12 @@ def evaluation(*completions: Completion) -> Evaluation:
     )
 
 
-def live(width: int) -> tuple[LiveTerminal, io.StringIO]:
+def live(width: int, height: int = 40) -> tuple[LiveTerminal, io.StringIO]:
     screen = io.StringIO()
-    console = Console(file=screen, width=width, height=40, force_terminal=True, highlight=False, _environ={})
+    environment = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    console = Console(
+        file=screen, width=width, height=height, force_terminal=True, highlight=False, _environ=environment
+    )
     return LiveTerminal(console, total_steps=100, first_step=10), screen
 
 
@@ -141,31 +149,125 @@ def test_plain_lines_are_written_at_once(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8").startswith("step 11/100")
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_live_terminal_shows_everything_uncut(width: int) -> None:
+def test_a_log_tells_what_has_changed() -> None:
+    stream = io.StringIO()
+    terminal = PlainTerminal(stream, total_steps=9)
+    terminal.facts([("student", "a\x1b[2Jb"), ("lr", "1e-4")])
+    terminal.warn("the disk is nearly full; make room")
+    terminal.evaluation(replace(evaluation(), step=0, reverse_kl=4.0))
+    terminal.step(1, {"reverse_kl": 2.0})
+    terminal.step(2, {"reverse_kl": 0.5})
+    terminal.evaluation(replace(evaluation(), step=2, reverse_kl=1.0, truncated=0.5))
+    terminal.step(3, {"reverse_kl": math.nan})
+    assert stream.getvalue().splitlines() == [
+        "student  ab",
+        "lr       1e-4",
+        "warning: the disk is nearly full; make room",
+        "step 0  held-out reverse KL 4.00 ± 0.081  length 48.2  truncated 12 %",
+        "step 1/9  reverse KL 2.00",
+        "step 2/9  reverse KL 0.500 (−75 %)",
+        "step 2  held-out reverse KL 4.00 ± 0.081 → 1.00 ± 0.081  −75 % since step 0  length 48.2  "
+        "truncated 12 % → 50 %",
+        "step 3/9  reverse KL nan",
+    ]
+
+
+def test_a_resumed_run_is_compared_with_its_own_start() -> None:
+    stream = io.StringIO()
+    screen = live(80)
+    for terminal in (PlainTerminal(stream, total_steps=9), screen[0]):
+        first = replace(evaluation(completion("at first")), step=0, reverse_kl=4.0)
+        with terminal:
+            terminal.earlier([{"step": 1, "reverse_kl": 2.0}, {"step": 2, "reverse_kl": None}], [first])
+            terminal.step(3, {"reverse_kl": 1.0})
+            terminal.evaluation(replace(evaluation(), step=3, reverse_kl=2.0))
+            terminal.completion(completion("now"))
+            screen[0]._live.refresh()
+    assert "step 3/9  reverse KL 1.00 (−50 %)" in stream.getvalue()
+    drawn = "\n".join(lines_of(screen[1]))
+    assert "→ 2.00 ± 0.081  −50 %" in drawn
+    assert "2.00 ± 0.081  −50 % since step 0" in drawn
+    assert "step 0     at first" in drawn
+    assert "step 3     now" in drawn
+
+
+@pytest.mark.parametrize("change", ["a start that is not known", "a start below 0"])
+def test_no_change_is_told_where_there_is_none_to_tell(change: str) -> None:
+    course = Course()
+    course.step(1 if "below" in change else 2, {"reverse_kl": -0.1})
+    course.step(3, {"reverse_kl": 1.0})
+    assert course.change_in_training() == ""
+
+
+def test_a_sparkline_has_its_foot_at_zero_and_averages_what_does_not_fit() -> None:
+    assert sparkline([4.0, 2.0, math.nan, 0.0, -1.0], 10, 4.0) == "█▄ ▁▁"
+    assert sparkline([4.0, 4.0, 2.0, 2.0, 0.0, 0.0], 3, 4.0) == "█▄▁"
+    assert sparkline([0.0, 0.0], 3, 0.0) == "▁▁"
+    assert sparkline([], 3, 0.0) == ""
+
+
+WIDE = "天空是蓝色的，因为阳光被空气散射。👩\u200d🚀" * 40
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_terminal_fits_its_width(width: int) -> None:
     terminal, screen = live(width)
     with terminal:
+        terminal.facts([("student", "models/" + "x" * 100), ("steps", "12 " * 60)])
         terminal.say("checkpoint saved")
+        terminal.warn("the disk is nearly full; " * 6)
+        terminal.evaluation(replace(evaluation(completion(WIDE)), step=0, reverse_kl=4.0))
+        terminal.completion(completion(WIDE, prompt=WIDE))
+        terminal.step(1, METRICS | {"reverse_kl": 4.0})
+        terminal.step(2, METRICS | {"skipped": 1.0})
         terminal.evaluation(evaluation())
-        terminal.completion(completion("Because of [bold]Rayleigh[/bold] scattering.\n" * 40))
-        terminal.step(11, METRICS | {"skipped": 1.0})
-        terminal.step(12, METRICS | {"skipped": 1.0})
-    lines = lines_of(screen)
-    assert max(map(len, lines)) <= width
+        terminal.completion(completion("Because of [bold]Rayleigh[/bold] scattering.\n" * 40, prompt=WIDE))
+        terminal.doing("evaluating", 5, 16)
+        terminal.notice("finishing step 2; again to quit now")
+        terminal._live.refresh()
+    lines, kl = lines_of(screen), "" if width == 60 else " reverse KL"
+    assert max(map(cell_len, lines)) <= width
+    for told in ("checkpoint saved", "evaluating 5/16", "finishing step 2", "Because of [bold]Rayleigh"):
+        assert any(told in line for line in lines), told
+    assert any(re.fullmatch(r"step   1/100  reverse KL   4.00  length 1.23k.*", line) for line in lines)
+    assert any(re.fullmatch(r"step   2/100  reverse KL   1.23   −69 %  update skipped.*", line) for line in lines)
+    assert any(f"held-out{kl} 4.00 ± 0.081 → 2.35 ± 0.081  −41 %" in line for line in lines)
+    assert any("lr 1.00e-04" in line for line in lines) == (width == 120)
+    assert sum("天空" in line for line in lines) > 2
 
-    *above, bar, metrics, timings, end = lines
+    *_, bar, held_out, training, shares, end = lines
     assert end == ""
-    assert re.fullmatch(r"step +12/100 ━+[╸╺]━+ 0:00:0\d elapsed 0:00:0\d left", bar)
-    assert metrics == "reverse KL 1.23  loss -0.0123  length 1.23k  truncated 100 %  update skipped"
-    assert timings == "12.3k tok/s  sampling 123 s  scoring 1.10 s  training 2.40 s  peak 0.8 GiB"
+    assert re.fullmatch(r"step +[╸╺━]+ +2/100  \d s, about 3 h .* left *", bar)
+    assert re.fullmatch(r"held-out +█▅ .* 2.35 ± 0.081  −41 % since step 0 *", held_out)
+    assert re.fullmatch(r"training +█▃ .* 1.23 {10}−69 % since step 1 *", training)
+    assert re.fullmatch(r"time +sampling 97 %  scoring 1 %  training 2 %  of 127 s.*", shares)
 
-    assert "checkpoint saved" in above
-    assert "step 25  held-out reverse KL 2.35 ± 0.081  length 48.2  truncated 12 %" in above
-    panel = "\n".join(line for line in above if line[:1] in "╭│╰")
-    assert "Why is the sky blue?" in panel
-    assert panel.count("Because of [bold]Rayleigh[/bold] scattering.") == 12
-    assert "scattering. …" in panel
-    assert "128 tokens, ended by the length limit, reverse KL 1.50" in panel
+
+def test_a_sample_is_coloured_by_disagreement_and_only_where_there_is_room() -> None:
+    pieces = (Piece("Hi", -1.0, -1.0, 0.0), Piece("\n[red]\x1b[2J", -1.0, -9.0, 9.0))
+    sample = replace(completion("Hi"), pieces=pieces)
+    for height, shown in ((24, True), (12, False)):
+        terminal, screen = live(80, height)
+        with terminal:
+            terminal.completion(sample)
+            terminal._live.refresh()
+        assert ("Hi\x1b[38;2;220;30;60m⏎[red]\x1b[0m" in screen.getvalue()) == shown
+
+
+def test_what_breaks_the_terminal_does_not_end_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    """A pipe whose reader has ended; a terminal whose window is closed gives the same error from write."""
+    for kind in (PlainTerminal, LiveTerminal):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w", encoding="utf-8") as stream:
+            broken = Console(file=cast(IO[str], LastingStream(stream)), force_terminal=True, _environ={})
+            terminal = PlainTerminal(stream, 10) if kind is PlainTerminal else LiveTerminal(broken, 10, 0)
+            with terminal:
+                terminal.say("hello")
+                terminal.step(1, METRICS)
+                terminal.evaluation(evaluation())
+                terminal.doing("saving")
+        assert capfd.readouterr().err.count("standard output cannot be written (Broken pipe); the run goes on") == 1
 
 
 def test_what_is_done_now_is_below_the_bar_and_replaced_by_what_comes_next() -> None:
@@ -175,8 +277,8 @@ def test_what_is_done_now_is_below_the_bar_and_replaced_by_what_comes_next() -> 
         terminal._live.refresh()
         terminal.doing("evaluating", 5, 16)
         terminal._live.refresh()
-        assert lines_of(screen)[-1] == "evaluating 5/16"
-    assert "loading the teacher" in lines_of(screen)
+        assert re.fullmatch(r"now +\S evaluating 5/16  0 s *", lines_of(screen)[-1])
+    assert any("loading the teacher" in line for line in lines_of(screen))
     assert "evaluating" not in lines_of(screen)[-1], "it is over when the bar is"
 
 
@@ -185,7 +287,7 @@ def test_a_signal_is_answered_below_the_bar_and_past_the_streams_where_there_is_
     with terminal:
         terminal.notice("finishing step 5")
         terminal._live.refresh()
-        assert lines_of(screen)[-1] == "finishing step 5"
+        assert lines_of(screen)[-1].strip() == "finishing step 5"
     assert capfd.readouterr().err == ""
     terminal.notice("the bar is gone")
     stream = io.StringIO()
