@@ -17,7 +17,7 @@ LAYERS = (
     "__init__", "errors", "packages", "wording", "passwords", "process", "runs", "head", "shared_prompts", "batch",
     "config", "models", "prompts", "losses", "serving", "training", "backends", "rollouts", "teachers", "monitor",
     "loop", "eval", "inputs", "plan", "report", "announcements", "build", "export", "chat", "demo",
-    "first_run", "train_on_policy_local", "commands", "__main__",
+    "first_run", "doctor", "train_on_policy_local", "commands", "__main__",
 )
 # fmt: on
 """From the bottom to the top: each may import those before it. docs/architecture.md says what each is for."""

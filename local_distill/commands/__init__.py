@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
     "demo": "make a real model pair and distil it, on any machine",
     "init": "five questions, and a commented run.yaml that fits this machine",
+    "doctor": "what this machine has, what is wrong with it, and what to do",
     "plan": "memory of a run, part by part, before anything is loaded",
     "watch": "the report's page, which follows runs while they go on",
     "report": "one page about one run, or several to compare",

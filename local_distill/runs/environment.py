@@ -36,12 +36,13 @@ def write_environment(folder: Path, processes: int, resumed: bool) -> Path:
     Raises UserError where a resumed run finds a file that holds no such list, or where it cannot be written.
     """
     path = folder / ENVIRONMENT_FILE
-    records = [*(read_starts(folder) if resumed else []), _this_start(processes)]
+    records = [*(read_starts(folder) if resumed else []), this_start(processes)]
     write_whole(path, json.dumps(records, ensure_ascii=False, indent=2) + "\n")
     return path
 
 
-def _this_start(processes: int) -> dict[str, Any]:
+def this_start(processes: int) -> dict[str, Any]:
+    """Return what a program that starts now runs on, as JSON takes it. processes: see ``write_environment``."""
     import torch  # takes seconds, and whoever only reads a run has no use for it
 
     versions = {}
