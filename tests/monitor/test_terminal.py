@@ -240,7 +240,7 @@ def test_the_live_terminal_fits_its_width(width: int) -> None:
     assert re.fullmatch(r"step +[╸╺━]+ +2/100  \d s, about 3 h .* left *", bar)
     assert re.fullmatch(r"held-out +█▅ .* 2.35 ± 0.081  −41 % since step 0 *", held_out)
     assert re.fullmatch(r"training +█▃ .* 1.23 {10}−69 % since step 1 *", training)
-    assert re.fullmatch(r"time +sampling 97 %  scoring 1 %  training 2 %  of 127 s.*", shares)
+    assert re.fullmatch(r"time +sampling 97 %  scoring 1 %  training 2 %  of 127.*", shares)
 
 
 def test_a_sample_is_coloured_by_disagreement_and_only_where_there_is_room() -> None:
