@@ -30,6 +30,21 @@ def test_there_are_recipes_for_every_student_size_that_the_readme_advises_on():
     assert all(machine in names for machine in ("2xa800", "4xa800"))
 
 
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+
+
+def test_the_page_of_recipes_has_all_of_them():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert [path.name for path in RECIPES if f"(../examples/recipes/{path.name})" not in page] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_recipes_with_short_completions_turn_qwen3_s_thinking_off_or_say_what_it_does(path):
+    config = parse_config(["--config", str(path)])
+    if "Qwen3" in config.student_model and config.max_new_tokens < 4096:
+        assert "enable_thinking: false" in path.read_text(encoding="utf-8")
+
+
 def test_the_page_of_flags_is_up_to_date():
     assert TARGET.read_text(encoding="utf-8") == render(), "run: python scripts/write_flag_tables.py"
 
@@ -50,6 +65,28 @@ def test_the_two_readmes_hold_the_same_commands_and_headings():
 
     assert blocks(english) == blocks(chinese)
     assert len(re.findall(r"^#+ ", english, re.M)) == len(re.findall(r"^#+ ", chinese, re.M))
+
+
+def test_the_two_readmes_hold_the_same_figures():
+    english, chinese = (figures(readme.read_text(encoding="utf-8")) for readme in READMES)
+    assert english - chinese == set(), "these are missing in Chinese"
+    assert chinese - english == set(), "these are missing in English"
+
+
+NUMBER, UNIT = r"(?<![\w.])(\d[\d,]*(?:\.\d+)*)", r"[ \n]?(%|[GMK]i?B\b|nats\b|tokens?/s\b|[BM]\b)"
+
+
+def figures(text: str) -> set[str]:
+    """Return the numbers that are written in digits, each with the unit that follows it, without code and addresses."""
+    without = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|https?://\S+", " ", text, flags=re.S)
+    ranges_apart = re.sub(rf"{NUMBER}(?=\s(?:to|and|or)\s(\d[\d,.]*){UNIT})", r"\1 \3", without)
+    return {f"{number.replace(',', '')}{unit}" for number, unit in re.findall(f"{NUMBER}(?:{UNIT})?", ranges_apart)}
+
+
+def test_figures_are_found():
+    assert figures("fell from 3.14 to\n1.16 nats, 9 to 36 % of 1,024 (`--steps 7`), 1.7B 在 24 GB 上") == {
+        "3.14nats", "1.16nats", "9%", "36%", "1024", "1.7B", "24GB",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("page", [*READMES, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
