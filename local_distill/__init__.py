@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from local_distill.runs.evaluations import Completion, Evaluation, TrainResult
     from local_distill.train_on_policy_local import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Completion", "Evaluation", "TrainConfig", "TrainResult", "UserError", "__version__", "train"]
 
 _HOMES = {

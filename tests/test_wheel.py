@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -29,10 +30,12 @@ def wheel(tmp_path_factory):
     source, built = root / "source", root / "built"
     for folder in ("local_distill", "tests", "benchmarks", "scripts"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", built, source, cwd=root)
-    assert len(list(built.glob("*.tar.gz"))) == 1
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as held:
+        assert not [name for name in held.getnames() if "/tests/" in name], "half of the tests is no use"
     (wheel,) = built.glob("*.whl")
     return wheel
 
