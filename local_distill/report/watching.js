@@ -62,6 +62,7 @@ const watching = (() => {
   }
 
   function start() {
+    document.documentElement.style.overflowAnchor = "none";  // this script does it, in browsers that do not as well
     document.addEventListener("visibilitychange", () => { if (!document.hidden && timer === null && !asking) ask(); });
     timer = setTimeout(ask, EVERY);
   }

@@ -136,18 +136,20 @@ def test_what_the_reader_looks_at_stays_as_it_is(tmp_path, watched):
     at, told = token.bounding_box()["y"], page.inner_text("#inspector")
     run.steps(5), run.evaluates()
     (run.folder / "config.yaml").write_text((run.folder / "config.yaml").read_text()[:-1] + ', "seed": 7}')
-    append = '{"step": 11, "a/metric_that_is_new": 1.5}\n'
     with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write(append)
+        file.write('{"step": 11, "a/metric_that_is_new": 1.5}\nno record, which is told at the top of the page\n')
     (run.folder / "environment.json").write_text(json.dumps([{"python": str(i)} for i in range(3)]))
     until(page, LAST_STEP, 11)
     page.wait_for_selector("text=A: metric that is new")
+    assert page.is_visible(".problem"), "and makes it longer"
     assert token.bounding_box()["y"] == pytest.approx(at, abs=1)
     assert page.inner_text("#inspector") == told
     assert page.inner_text("#tokens-step-shown") == "0"
     assert page.input_value("#tokens-colour") == "difference"
     assert page.get_attribute("#tokens-step", "max") == "2"
     assert "u-off" in page.locator(".u-series").nth(1).get_attribute("class")
+    page.select_option("#x-axis", "tokens")
+    assert "u-off" in page.locator(".u-series").nth(1).get_attribute("class"), "on another axis too"
     assert page.locator("#settings details").get_attribute("open") is not None
     assert page.evaluate("document.activeElement.dataset.index") == "7"
     assert page.complaints == []
@@ -184,6 +186,12 @@ def test_the_newest_step_is_followed_and_the_last_values_stand_in_the_legend(tmp
     assert "0.600" in legend.inner_text()
     assert "0.500 ± 0.05" in legend.inner_text()
     assert "−83 %" in page.inner_text("[data-part=outcome]")
+    page.locator('.after .token[data-place="0"][data-index="3"]').focus()
+    told = page.inner_text("#inspector")
+    run.steps(5), run.evaluates()
+    until(page, "data.evaluations.runs[0].length", 3)
+    assert page.inner_text("#tokens-step-shown") == "5", "whose token is looked at"
+    assert page.inner_text("#inspector") == told
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
