@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from local_distill.backends import teacher_of
 from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES
 from local_distill.config.train_config import TrainConfig
+from local_distill.eval.eval_config import SELF
 from local_distill.inputs import Inputs, learning_rates
 from local_distill.models.footprint import billions
 from local_distill.monitor.log import RunLog
@@ -23,6 +23,7 @@ from local_distill.monitor.summary import show_summary, write_summary
 from local_distill.plan.machine import GIB
 from local_distill.plan.memory import Memory
 from local_distill.plan.planned_run import run_that_starts
+from local_distill.process.command_line import to_resume, to_run
 from local_distill.process.launch import launch_in_words, sums_in_words
 from local_distill.report.page import report_of_ended_run
 from local_distill.runs.environment import write_environment
@@ -40,13 +41,12 @@ def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, log: R
     """
     config = inputs.config
     jump = schedule_note(config, folder)  # before the settings of before are replaced
-    kept_here = folder.checkpoint is not None and folder.checkpoint.path.resolve().parent == folder.path.resolve()
     lost: Sequence[str] = ()
     if accelerator.is_main_process:
         write_settings(config, folder.path)
         write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
         log.facts(facts_of_run(inputs, accelerator, folder))
-        lost = lost_records(folder.path, folder.first_step) if kept_here else ()
+        lost = lost_records(folder.path, folder.first_step) if folder.kept_here else ()
     for note in filter(None, (*folder.notes, sums_in_words(accelerator), *inputs.notes, *inputs.prompts.notes[:-1])):
         log.say(note)
     for warning in filter(None, (jump, *lost, off_policy_note(config), unused_lora_note(config))):
@@ -92,8 +92,7 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
     if stopped_by is not None:
         ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
         print(f"{ended}; to go on, launch again:")
-        settings = shlex.quote(str(folder / SETTINGS_FILE))
-        print(f"  python -m local_distill.train_on_policy_local --config {settings} --resume")
+        print(f"  {to_resume(folder / SETTINGS_FILE)}")
         print(report_of_ended_run(folder))
         return result
     tokens, seconds = training_totals(folder / METRICS_FILE)
@@ -111,7 +110,23 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
     show_summary(result.before, result.after, facts)
     write_summary(folder, result.before, result.after, facts)
     print(report_of_ended_run(folder))
+    print("to go on with it:", *what_is_next(config, folder), sep="\n  ")
     return result
+
+
+def what_is_next(config: TrainConfig, folder: Path) -> list[str]:
+    """Return the lines that talk to what a run has made, measure it, and make it a model for others."""
+    run = str(folder)
+    teacher = {"local": config.teacher_model, "zero3": config.teacher_model, "self": SELF}.get(config.teacher_kind)
+    beside = ("--teacher_model", teacher) if teacher else ()
+    models = (run,) if teacher == SELF else (config.student_model, run)
+    prompts = ("--prompts_file", config.prompts_file) if config.prompts_file and teacher else ("--dataset", "gsm8k")
+    return [
+        to_run("chat", run, *beside),
+        to_run("eval", *models, *beside, *prompts, "--limit", "100"),
+        to_run("export", run),
+        to_run("report", run, "--open"),
+    ]
 
 
 def write_settings(config: TrainConfig, folder: Path) -> None:

@@ -194,11 +194,13 @@ def build(launch: Launch, models: Models) -> Callable[[StopRequest], int]:
 
 def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
     """Run the loop, and say what came of it."""
-    stop = StopRequest()  # before the loop there is nothing to save, and a signal ends the command at once
+    # Before the loop there is nothing to save, and a signal ends the command at once.
+    stop = StopRequest(launch.terminal.notice)
     launch.closing.callback(stop.restore)
     done = steps(stop)
     launch.closing.close()  # the files are whole before they are read
-    result = TrainResult(launch.folder.path, done, stopped_by=stop.signal)
+    stopped = stop.signal if stop.heeded or done < launch.inputs.config.steps else None  # else it came too late
+    result = TrainResult(launch.folder.path, done, stopped_by=stopped)
     # All wait: a launcher ends the others when one process ends with another code than 0.
     return on_every_process(
         lambda: conclude(launch.inputs.config, result) if launch.accelerator.is_main_process else result
@@ -324,11 +326,12 @@ def make_evaluator(
 
 def make_schedule(config: TrainConfig, folder: RunFolder) -> Schedule:
     """Return the steps to do; a run that was stopped before an evaluation that was due begins with it."""
-    schedule = Schedule(folder.first_step, folder.first_step == 0, config.steps, config.eval_every, config.save_every)
-    if folder.checkpoint is None or not schedule.evaluates_after(folder.first_step):
+    first = folder.first_step
+    schedule = Schedule(first, first == 0, folder.kept_here, config.steps, config.eval_every, config.save_every)
+    if folder.checkpoint is None or not (first == 0 or schedule.evaluates_after(first)):
         return schedule
     done = {evaluation.step for evaluation in read_evaluations(folder.path / COMPLETIONS_FILE)}
-    return replace(schedule, evaluates_first=folder.first_step not in done)
+    return replace(schedule, evaluates_first=first not in done)
 
 
 def make_profiler(launch: Launch, log: RunLog) -> Profiler:

@@ -35,8 +35,8 @@ class Prompts(Protocol):
 class Evaluator(Protocol):
     """What the loop asks before, during and after training."""
 
-    def evaluate(self, step: int) -> Evaluation | None:
-        """The student after ``step`` updates, or None when nothing is held out; collective."""
+    def evaluate(self, step: int, stop: StopRequest) -> Evaluation | None:
+        """The student after ``step`` updates; collective. None when nothing is held out, or it was asked to stop."""
         ...
 
 
@@ -59,10 +59,12 @@ class Schedule:
     """How far to go, and how often to evaluate and save; 0 is only at the end.
 
     first_step: steps done before. evaluates_first: the state before the next step is still to be evaluated.
+    saved_first: that state is in the run's folder.
     """
 
     first_step: int
     evaluates_first: bool
+    saved_first: bool
     steps: int
     eval_every: int
     save_every: int
@@ -89,10 +91,14 @@ def distil(
     profiler: Profiler,
 ) -> int:
     """Run the steps of the schedule. Returns the number of steps done when it ended or was asked to stop."""
+    done = schedule.first_step
+    saved = done if schedule.saved_first else None
     if schedule.evaluates_first:
-        _evaluate(evaluator, log, schedule.first_step)
+        _evaluate(evaluator, log, stop, done)
 
-    for step in range(schedule.first_step, schedule.steps):
+    while done < schedule.steps and not stop.agreed(accelerator):
+        step = done
+        stop.answers(f"finishing step {step + 1}")
         profiler.start_step()
         clock = StepClock(accelerator.device, log.doing)
         with clock.phase("sample"):
@@ -111,22 +117,27 @@ def distil(
         on_every_process(partial(log.step, done, metrics))
         on_every_process(profiler.end_step)  # after the step was timed: a trace takes seconds to write
 
-        stopping = stop.agreed(accelerator)
-        if schedule.evaluates_after(done) and not stopping:
-            _evaluate(evaluator, log, done)
-        if schedule.saves_after(done) or stopping:
-            log.doing("saving")
-            saver.save(done)
-        if stopping:
-            return done
-    return schedule.steps
+        if schedule.evaluates_after(done) and not stop.agreed(accelerator):
+            _evaluate(evaluator, log, stop, done)
+        if schedule.saves_after(done):
+            saved = _save(saver, log, done)
+    if saved != done:
+        _save(saver, log, done)
+    return done
 
 
 def _score(teacher: Teacher, substeps: list[list[TokenBatch]]) -> list[list[ScoredBatch]]:
     return [[score(teacher, batch) for batch in batches] for batches in substeps]
 
 
-def _evaluate(evaluator: Evaluator, log: Log, step: int) -> None:
-    evaluation = evaluator.evaluate(step)
+def _save(saver: Saver, log: Log, step: int) -> int:
+    log.doing("saving")
+    saver.save(step)
+    return step
+
+
+def _evaluate(evaluator: Evaluator, log: Log, stop: StopRequest, step: int) -> None:
+    stop.answers("leaving the evaluation and saving")
+    evaluation = evaluator.evaluate(step, stop)
     if evaluation is not None:
         on_every_process(partial(log.evaluation, evaluation))

@@ -23,10 +23,12 @@ from pathlib import Path
 from local_distill.config.places import look_for_run
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import RunError, UserError, without_advice
+from local_distill.process.command_line import to_resume
 from local_distill.process.exit_codes import exit_code_of
-from local_distill.process.signals import Stopped, ending_on_signals
-from local_distill.runs.checkpoints import last_saved
+from local_distill.process.signals import ending_on_signals, leaving
+from local_distill.runs.checkpoints import last_saved, step_folders
 from local_distill.runs.evaluations import TrainResult
+from local_distill.runs.layout import SETTINGS_FILE
 
 UNBOUNDED_WORK = 3600.0
 """Seconds that one process may take alone where no setting says: to hash a large checkpoint, for long samples."""
@@ -79,14 +81,12 @@ def ending_in_one_line(folder: Path) -> Iterator[None]:
     from local_distill.training.device_memory import DidNotFitError, is_out_of_memory
 
     try:
-        with losing_others():
+        with losing_others(), leaving(lambda: f"at once; {last_saved(folder)}{how_to_go_on(folder)}"):
             yield
     except RunError as error:
         told = UserError(f"{error}; {last_saved(folder)}")
         told.alone = error.alone
         raise told from error
-    except Stopped as stopped:
-        raise Stopped(stopped.signal, f"at once; {last_saved(folder)}") from None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -97,6 +97,13 @@ def ending_in_one_line(folder: Path) -> Iterator[None]:
                 'lower it, or see "Out of memory?" in the README'
             )
         raise alone(UserError(f"{reason}; {last_saved(folder)}")) from error
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return the line that goes on with a run, after the words for it; nothing where it has saved nothing yet."""
+    if not step_folders(folder) or not (folder / SETTINGS_FILE).is_file():
+        return ""
+    return f"; to go on:\n  {to_resume(folder / SETTINGS_FILE)}"
 
 
 if __name__ == "__main__":

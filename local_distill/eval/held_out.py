@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from local_distill.eval.verifying import MathVerifier, Verifier, math_verify_is_
 from local_distill.models.comparison import Comparison, compare
 from local_distill.models.tokenization import texts_of
 from local_distill.process.distributed import gather_lists, on_every_process
+from local_distill.process.interruption import GivenUp, NeverStopped, StopRequest, give_up_if_asked
 from local_distill.runs.evaluations import SHOWN_TOP, Completion, Evaluation, Piece
 from local_distill.training.batching import MicroBatches, collate, share_of_process
 from local_distill.training.device_memory import naming_the_number, score
@@ -38,14 +39,15 @@ so that only the student differs."""
 
 LEAST_SHARE = 0.5
 """Of the prompts that must have an answer, or the accuracy is of too few of them to be followed."""
+NEVER = NeverStopped()
 
 
 class NoEvaluation:
     """A run without held-out prompts has nothing to evaluate."""
 
-    def evaluate(self, step: int) -> None:
+    def evaluate(self, step: int, stop: StopRequest = NEVER) -> None:
         """Measure nothing."""
-        del step
+        del step, stop
 
 
 class _Sample(NamedTuple):
@@ -83,10 +85,16 @@ class HeldOutEvaluator:
     verifier: Verifier | None = None
     doing: Callable[[str, int, int], None] = lambda *_: None
 
-    def evaluate(self, step: int) -> Evaluation:
-        """Measure the student as it is after ``step`` updates; collective."""
+    def evaluate(self, step: int, stop: StopRequest = NEVER) -> Evaluation | None:
+        """Measure the student as it is after ``step`` updates; collective. None where it was asked to stop."""
+        try:
+            return self._evaluate(step, stop)
+        except GivenUp:
+            return None
+
+    def _evaluate(self, step: int, stop: StopRequest) -> Evaluation:
         now = "evaluating" if step else "evaluating before training"
-        samples = self._score(now, self.sampler, self.prompts, self._in_numbers)
+        samples = self._score(stop, now, self.sampler, self.prompts, self._in_numbers)
         reverse_kl = mean_per_token([sample.reverse_kl for sample in samples])
         accuracy = mean_over_questions([float(each.correct) for each in samples if each.correct is not None])
         return Evaluation(
@@ -95,13 +103,14 @@ class HeldOutEvaluator:
             standard_error=reverse_kl.standard_error,
             length=sum(sample.reverse_kl.tokens for sample in samples) / len(samples),
             truncated=sum(sample.truncated for sample in samples) / len(samples),
-            completions=tuple(self._score(SHOWING, self.reader, self.prompts[:SHOWN], self._in_words, SHOWN_TOP)),
+            completions=tuple(self._score(stop, SHOWING, self.reader, self.prompts[:SHOWN], self._in_words, SHOWN_TOP)),
             accuracy=accuracy.mean,
             accuracy_standard_error=accuracy.standard_error,
         )
 
     def _score(
         self,
+        stop: StopRequest,
         now: str,
         engine: RolloutEngine,
         prompts: Sequence[Prompt],
@@ -110,30 +119,45 @@ class HeldOutEvaluator:
     ) -> list[T]:
         """Sample and score the prompts, shared out over the processes. now: what people are told of it.
 
-        Returns what ``tell`` makes of each rollout, in the order of the prompts, on all processes.
+        Returns what ``tell`` makes of each rollout, in the order of the prompts, on all processes. Raises GivenUp on
+        all of them where one was asked to stop.
         """
         accelerator = self.accelerator
         own = share_of_process(prompts, accelerator.process_index, accelerator.num_processes)
         sampled: set[int] = set()
 
+        def sample() -> list[Rollout]:
+            with torch.no_grad(), suppress(GivenUp), stop.giving_up():
+                return engine.sample(own, DRAW, finished=finished)
+            return []
+
         def finished(rollout: Rollout) -> None:
             self.teacher.prepare(rollout)
+            give_up_if_asked()
             sampled.add(rollout.position)  # once, though it may be told of again
             self.doing(now, min(len(sampled) * accelerator.num_processes, len(prompts)), len(prompts))
 
         self.doing(now, 0, len(prompts))
-        with torch.no_grad():
-            rollouts = on_every_process(lambda: engine.sample(own, DRAW, finished=finished))
+        rollouts = on_every_process(sample)
+        if stop.agreed(accelerator):
+            raise GivenUp
         busiest = -(-len(prompts) // accelerator.num_processes)
         parts = self.micro_batches.split(rollouts, -(-busiest // self.micro_batch))
         self.student.eval()
         self.doing(f"{now}: scoring", 0, 0)
         compared = compare_rollouts(
-            self.student, parts, self.pad_id, top=top, context=partial(naming_the_number, "evaluation"),
+            self.student, self._until(stop, parts), self.pad_id, top=top,
+            context=partial(naming_the_number, "evaluation"),
             score=lambda batch: on_every_process(partial(score, self.teacher, batch)),
         )  # fmt: skip
         told = [(rollout.position, tell(rollout, each)) for rollout, each in compared]
         return [one for _, one in sorted(gather_lists(accelerator, told), key=lambda pair: pair[0])]
+
+    def _until(self, stop: StopRequest, parts: Iterable[Sequence[Rollout]]) -> Iterator[Sequence[Rollout]]:
+        for part in parts:
+            if stop.agreed(self.accelerator):
+                raise GivenUp
+            yield part
 
     def _in_numbers(self, rollout: Rollout, compared: Comparison) -> _Sample:
         return _Sample(total_of(compared), rollout.finish == "length", self._is_correct(rollout))

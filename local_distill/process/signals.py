@@ -46,7 +46,8 @@ class _Ending:
 
     noted: when the first signal came. awaited: whether somebody waits for Stopped. said: whether the user was told.
     swallowed: the signal whose exception went nowhere. again: whether Stopped is to be raised once more for it.
-    others: the hook for exceptions that go nowhere which was there before.
+    others: the hook for exceptions that go nowhere which was there before. left: what the user is told of what is
+    left.
     """
 
     noted: float | None = None
@@ -55,6 +56,7 @@ class _Ending:
     swallowed: int | None = None
     again = False
     others: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
+    left: Callable[[], str] = str
 
 
 @contextmanager
@@ -105,6 +107,18 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         _Ending.awaited = before
+
+
+@contextmanager
+def leaving(words: Callable[[], str]) -> Iterator[None]:
+    """Tell the user this as well where a signal ends the process in here: what there is, and how to go on."""
+    before, _Ending.left = _Ending.left, words
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(stopped.signal, words()) from None
+    finally:
+        _Ending.left = before
 
 
 def _forget() -> None:
@@ -197,7 +211,7 @@ def _leave(number: int) -> None:
     """End the process with everything as it is."""
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a progress bar has hidden the cursor
-    stopped = Stopped(number)
+    stopped = Stopped(number, _Ending.left())
     tell(stopped)
     os._exit(stopped.exit_code)
 

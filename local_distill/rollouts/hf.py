@@ -19,6 +19,7 @@ from local_distill.head.sampling import SamplingParams
 from local_distill.models.adapters import Adapter
 from local_distill.models.footprint import CACHE, COPIES, WORK, DecodingBytes, Part, Parts, SamplerMemory, ToSample
 from local_distill.models.pair import ModelPair
+from local_distill.process.interruption import give_up_if_asked
 from local_distill.process.seeding import rollout_stream
 from local_distill.rollouts.decoding import TokenCache, evaluating, next_logits
 from local_distill.rollouts.packing import packed_weights
@@ -139,6 +140,7 @@ class HFRollouts:
         alive = torch.arange(len(rows), device=device)
         cache, mask, logits = self._prefill([row.prompt for row in rows], device)
         for t in range(self._params.max_new_tokens):
+            give_up_if_asked()
             chosen, chosen_logprobs = self._params.choose(logits, uniforms[alive, t])
             tokens[alive, t], logprobs[alive, t] = chosen, chosen_logprobs
             ends = torch.isin(chosen, stop_ids)

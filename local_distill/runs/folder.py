@@ -47,6 +47,11 @@ class RunFolder:
         """Return the number of steps done before."""
         return self.checkpoint.step if self.checkpoint else 0
 
+    @property
+    def kept_here(self) -> bool:
+        """Return whether what it goes on from is in this folder, not in another run's."""
+        return self.checkpoint is not None and self.checkpoint.path.resolve().parent == self.path.resolve()
+
 
 def open_run_folder(
     output_dir: str | None, resume: str | None, settings: dict[str, Any], steps: int, holding: ExitStack

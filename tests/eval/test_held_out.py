@@ -1,6 +1,7 @@
 """Held-out evaluation against enumeration and the dense formula."""
 
 import math
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from local_distill.eval.held_out import DRAW, SHOWN, HeldOutEvaluator, NoEvaluat
 from local_distill.eval.statistics import Total, mean_per_token
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.scorer import TokenScorer
+from local_distill.process.interruption import NeverStopped
 from local_distill.rollouts.hf import HFRollouts
 from local_distill.teachers.local import LocalTeacher, TopTokensTeacher, WholeDistributionTeacher
 from local_distill.training.batching import MicroBatches
@@ -152,6 +154,40 @@ def test_people_are_told_how_far_an_evaluation_is():
     replace(held_out, doing=lambda *now: told.append(now)).evaluate(0)
     now = "evaluating before training"
     assert told[:8] == [*((now, done, 6) for done in range(7)), (f"{now}: scoring", 0, 0)]
+
+
+class AskedAt(NeverStopped):
+    """One process that is asked to stop when so many agreements or draws were made."""
+
+    def __init__(self, agreements):
+        super().__init__()
+        self.left = agreements
+
+    def agreed(self, _):
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("agreements", [1, 2, 3, 4])
+def test_an_evaluation_is_left_between_its_batches_when_it_is_asked_to_stop(agreements):
+    held_out = evaluator(make_model(llama_config(), 1), make_model(llama_config(), 2), micro_batch=100)[0]
+    stop = AskedAt(agreements)
+    assert held_out.evaluate(0, stop) is None
+    assert stop.left == 0
+    assert held_out.evaluate(0, AskedAt(100)) is not None
+
+
+def test_sampling_is_left_in_the_middle_of_a_batch():
+    told, stop = [], NeverStopped()
+    held_out = evaluator(make_model(llama_config(), 1), make_model(llama_config(), 2), max_new_tokens=200)[0]
+
+    def doing(*now):
+        told.append(now)
+        stop.signal = signal.SIGINT if now[1] == 2 else None
+        stop.agreed = lambda _: stop.signal is not None
+
+    assert replace(held_out, doing=doing).evaluate(0, stop) is None
+    assert told[-1][1:] == (2, 6), "nobody waits for the others"
 
 
 def test_every_evaluation_draws_the_same_numbers():
