@@ -47,10 +47,20 @@ def announce(inputs: Inputs, accelerator: Accelerator, folder: RunFolder, log: R
         write_environment(folder.path, accelerator.num_processes, resumed=folder.checkpoint is not None)
         log.facts(facts_of_run(inputs, accelerator, folder))
         lost = lost_records(folder.path, folder.first_step) if folder.kept_here else ()
-    for note in filter(None, (*folder.notes, sums_in_words(accelerator), *inputs.notes, *inputs.prompts.notes[:-1])):
+    for note in filter(None, (*folder.notes, *notes_of(inputs, accelerator))):
         log.say(note)
-    for warning in filter(None, (jump, *lost, off_policy_note(config), unused_lora_note(config))):
+    for warning in filter(None, (jump, *lost, *warnings_of(config))):
         log.warn(warning)
+
+
+def notes_of(inputs: Inputs, accelerator: Accelerator) -> tuple[str, ...]:
+    """Return what people should know of a run before it begins; some may be empty."""
+    return sums_in_words(accelerator), *inputs.notes, *inputs.prompts.notes[:-1]
+
+
+def warnings_of(config: TrainConfig) -> tuple[str, ...]:
+    """Return what its settings do that nobody may want; some may be empty."""
+    return off_policy_note(config), unused_lora_note(config)
 
 
 def facts_of_run(inputs: Inputs, accelerator: Accelerator, folder: RunFolder) -> list[Fact]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from local_distill.config.places import look_for_run
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import RunError, UserError, without_advice
+from local_distill.monitor.working import working
 from local_distill.process.command_line import to_resume
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.signals import ending_on_signals, leaving
@@ -48,12 +49,14 @@ def train(config: TrainConfig) -> TrainResult:
     As often as wanted in one process, from any thread; Ctrl-C and SIGTERM are heeded in the main thread alone.
     Raises UserError, in one line, for what the user can mend.
     """
-    from local_distill.build import build, check, open_models, run
-    from local_distill.process.isolation import one_run
+    with working("loading torch and transformers"):
+        from local_distill.build import build, check, open_models, run
+        from local_distill.process.isolation import one_run
 
     # The processes meet before anything is checked, so that a mistake on one machine ends all.
     with one_run(longest_wait(config)), ExitStack() as holding:
-        launch = check(config, holding)
+        with working("reading the models' files and the prompts"):
+            launch = check(config, holding)
         with ending_in_one_line(launch.folder.path), launch.closing:
             models = open_models(launch)
             steps = build(launch, models)

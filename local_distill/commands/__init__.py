@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from local_distill import __version__
-from local_distill.commands.working import working
 from local_distill.errors import UserError
+from local_distill.monitor.working import working
 from local_distill.process.exit_codes import exit_code_of
 from local_distill.process.signals import end_on_signals, ending_on_signals
 

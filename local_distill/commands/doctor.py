@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from local_distill.commands import Command
-from local_distill.commands.working import working
 from local_distill.config.parsing import option, same_as
 from local_distill.config.train_config import TrainConfig
+from local_distill.monitor.working import working
 
 USAGE = """\
 local-distill doctor [--teacher_url URL] [--rollouts_url URL] [--output_dir DIR] [--json]

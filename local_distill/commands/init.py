@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from local_distill.commands import Command
 from local_distill.commands.plan import PlanSettings
-from local_distill.commands.working import working
 from local_distill.config.parsing import option, same_as
 from local_distill.errors import UserError
+from local_distill.monitor.working import working
 
 if TYPE_CHECKING:
     from local_distill.first_run.answers import Answers

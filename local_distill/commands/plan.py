@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from local_distill.commands import Command
-from local_distill.commands.working import working
 from local_distill.config.parsing import option
 from local_distill.config.places import look_for_models
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
+from local_distill.monitor.working import working
 
 if TYPE_CHECKING:
     from local_distill.plan.advice import Advice

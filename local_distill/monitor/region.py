@@ -57,7 +57,9 @@ class Region:
         self.measured()
 
     def measured(self) -> None:
-        """Draw the curves anew: the course has another value."""
+        """Draw the curves anew: the course has another value. What an evaluation takes counts as its step's."""
+        if self._steps:
+            self._steps = self._steps[0], time.monotonic()
         held_out, training = list(self._course.held_out.values()), list(self._course.training.values())
         curves = []
         if held_out:

@@ -14,16 +14,16 @@ _ERASE = "\r\x1b[2K"
 def working(what: str) -> Iterator[Callable[[str], None]]:
     """Show ``what`` in one line of a terminal's standard error until it is done; nowhere else, and not if empty.
 
-    Gives what shows something else there instead.
+    Of a run's processes the first one says it.     Gives what shows something else there instead.
     """
-    if not what or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not what or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("RANK", "0") != "0":
         yield lambda _: None
         return
 
     def show(text: str) -> None:
         print(f"{_ERASE}{text} …", end="", file=sys.stderr, flush=True)
 
-    show(what)
+    print(f"{what} …", end="", file=sys.stderr, flush=True)
     try:
         yield show
     finally:
