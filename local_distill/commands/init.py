@@ -130,7 +130,8 @@ def _answers(settings: InitSettings) -> Answers:
 
     def teacher_of(answer: str) -> dict[str, Any]:
         found = given.teacher_settings(answer, student)
-        named.append("its own base" if answer == given.SELF else given.name_of(answer))
+        served = f"what {found['teacher_url']} serves" if "teacher_url" in found else ""
+        named.append("its own base" if answer == given.SELF else served or given.name_of(answer))
         return found
 
     teacher = ask("Teacher: the model to learn from (hub id, folder, http://… or self)", settings.teacher_model, usual,

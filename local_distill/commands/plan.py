@@ -62,7 +62,6 @@ class PlanSettings(TrainConfig):
 def run(settings: PlanSettings) -> int:
     """Print the plan. Returns 0 when the run fits, 1 when it does not."""
     with working(DOING):
-        _check_models(settings)
         plan, advice = _planned(settings)
     from local_distill.monitor.terminal import open_console
     from local_distill.plan.display import as_record, show
@@ -73,15 +72,6 @@ def run(settings: PlanSettings) -> int:
     else:
         show(plan, advice, open_console())
     return 0 if plan.fits else 1
-
-
-def _check_models(settings: PlanSettings) -> None:
-    """Raise UserError for models that are nowhere, before torch is imported, which takes seconds."""
-    from local_distill.models.hub import check_findable
-
-    check_findable("--student_model", settings.student_model)
-    if settings.teacher_model and settings.teacher_kind in ("local", "zero3"):
-        check_findable("--teacher_model", settings.teacher_model)
 
 
 def _planned(settings: PlanSettings) -> tuple[Plan, Advice | None]:

@@ -130,6 +130,16 @@ def test_questions_are_asked_again_until_they_can_be_answered(ask, folders, monk
     assert parse_config(["--config", "run.yaml"]).max_new_tokens == 5
 
 
+def test_a_teacher_may_be_served_elsewhere(ask, folders, tmp_path):
+    words = ("--student_model", folders["student"], "--teacher_model", "http://localhost:8000/v1", "--yes")
+    code, out, _ = ask(*words, "--prompts", "tulu3")
+    assert code == 0
+    assert "learns from what http://localhost:8000 serves" in out
+    found = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert (found["teacher_url"], found["dataset"]) == ("http://localhost:8000", "tulu3")
+    assert "teacher_model" not in found
+
+
 def test_an_adapter_is_repaired_by_what_it_was_put_on(ask, runs, tmp_path):
     adapter = runs / "lora" / "step-2"
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
