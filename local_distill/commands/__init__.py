@@ -18,7 +18,7 @@ from local_distill.process.signals import end_on_signals, ending_on_signals
 
 COMMANDS = {
     "train": "distil a teacher into a student on the student's own samples",
-    "demo": "make a real model pair and distil it, on any machine",
+    "demo": "a model that forgot how to chat learns it again, on any machine",
     "init": "five questions, and a commented run.yaml that fits this machine",
     "doctor": "what this machine has, what is wrong with it, and what to do",
     "plan": "memory of a run, part by part, before anything is loaded",
