@@ -21,8 +21,8 @@ def number(value: float) -> str:
 
 
 def with_error(mean: float, standard_error: float) -> str:
-    """Return a mean and its standard error: 1.23 ± 0.045."""
-    return f"{number(mean)} ± {standard_error:.2g}"
+    """Return a mean and its standard error: 1.23 ± 0.045; the mean alone where one sample cannot tell."""
+    return number(mean) if math.isnan(standard_error) else f"{number(mean)} ± {standard_error:.2g}"
 
 
 def percent(share: float) -> str:
@@ -36,8 +36,17 @@ def change(before: float, after: float) -> str:
 
 
 def share_with_error(share: float, standard_error: float) -> str:
-    """Return a share between 0 and 1 and its standard error, in percentage points: 12.5 % ± 3.1."""
-    return f"{100 * share:.1f} % ± {100 * standard_error:.1f}"
+    """Return a share between 0 and 1 and its standard error, in percentage points: 12.5 % ± 3.1; or the share alone."""
+    error = "" if math.isnan(standard_error) else f" ± {100 * standard_error:.1f}"
+    return f"{100 * share:.1f} %{error}"
+
+
+def shorten_middle(text: str, characters: int) -> str:
+    """Return text of at most so many characters, three at least: an ellipsis stands for what is cut in the middle."""
+    if len(text) <= characters:
+        return text
+    tail = (characters - 1) // 2
+    return f"{text[: characters - 1 - tail]}…{text[-tail:]}"
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,11 @@ def main() -> None:
     for run, colour in zip(arguments.runs, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False):
         records = read(run)
         train = [(r["step"], r["reverse_kl"]) for r in records if "reverse_kl" in r]
-        held = [(r["step"], r["eval/reverse_kl"], r["eval/reverse_kl_se"]) for r in records if "eval/reverse_kl" in r]
+        held = [
+            (r["step"], r["eval/reverse_kl"], r.get("eval/reverse_kl_se", 0.0))
+            for r in records
+            if "eval/reverse_kl" in r
+        ]
         axes.plot(*zip(*train, strict=True), color=colour, alpha=0.35, label=f"{run.name}: own samples, each step")
         steps, means, errors = zip(*held, strict=True)
         axes.errorbar(steps, means, errors, color=colour, marker="o", capsize=3, label=f"{run.name}: held out ± s.e.")

@@ -314,3 +314,14 @@ def test_a_run_with_continuous_batching_trains_on_what_it_really_sampled(pair, t
     for step in steps:
         assert step["ratio/mean"] == pytest.approx(1, abs=1e-4)
         assert step["ratio/effective"] == pytest.approx(1, abs=1e-4)
+
+
+def test_one_held_out_prompt_has_no_standard_error_anywhere(pair, run_command, tmp_path):
+    code, out, _ = run_command([*pair, "--steps", "1", "--eval_prompts", "1", "--output_dir", "run"])
+    assert code == 0
+    written = [(tmp_path / "run" / name).read_text() for name in ("summary.md", "metrics.jsonl", "report.html")]
+    for text in (out, written[0]):
+        assert "reverse KL" in text
+        assert not re.search(r"± ?nan|\bnan\b", text)
+    assert "reverse_kl_se" not in written[1]
+    assert "± nan" not in written[2]

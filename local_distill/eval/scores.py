@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,14 @@ from local_distill.eval.statistics import (
     pass_at_k,
 )
 from local_distill.eval.tasks import Task
-from local_distill.wording import clean, number, percent, share_with_error, with_error
+from local_distill.wording import clean, number, percent, share_with_error, shorten_middle, with_error
 
 ACCURACY, REVERSE_KL = "accuracy", "reverse_kl"
-LABELS = {REVERSE_KL: "reverse KL (nats/token)"}
+LABELS = {REVERSE_KL: "reverse KL"}
+UNITS = "reverse KL in nats per token; ± one standard error"
+CHANGES = "\nchange from the first model, paired by question; p two-sided"
+WIDTH, LABEL, GAP, SHORTEST = 80, 22, 3, 13
+"""Characters: of a table of two or three models, its first column, what lies between columns, the narrowest column."""
 
 
 @dataclass(frozen=True)
@@ -157,60 +161,65 @@ def _task_record(task: Measured) -> dict[str, Any]:
     numbers = {**task.metrics, "length": task.length, "truncated": task.truncated}
     record: dict[str, Any] = {"questions": task.questions, "samples": task.samples}
     for name, estimate in numbers.items():
-        record[name], record[f"{name}_se"] = estimate.mean, estimate.standard_error
+        record[name] = estimate.mean
+        if not math.isnan(estimate.standard_error):  # one question cannot tell
+            record[f"{name}_se"] = estimate.standard_error
     return record
 
 
 def show(console: Console, inputs: EvalInputs, results: Results) -> None:
-    """Print the models by number, then a table for each task, with each model's difference from the first behind it."""
-    for place, model in enumerate(results.measured, start=1):
-        console.print(Text(f"{place}  {clean(model)}"), soft_wrap=True)
+    """Print a table for each task, a column for each model, with its change from the first under each number."""
+    shown = short_names(results.measured, (WIDTH - LABEL) // max(2, len(results.measured)) - GAP)
+    for name, model in zip(shown, results.measured, strict=True):
+        if name != model:
+            console.print(Text(f"{name}  {clean(model)}"), soft_wrap=True)
     for task in inputs.tasks:
         samples = inputs.settings.samples
         each = f", {samples} answers each" if task.verified and samples > 1 else ""
-        console.print(_of_task(f"{clean(task.name)}: {len(task.questions)} questions{each}", task.name, results))
+        console.print(_of_task(f"{clean(task.name)}: {len(task.questions)} questions{each}", task.name, shown, results))
     if any(results.on_harness.values()):
-        console.print(_of_harness(results.on_harness))
-    if results.differences and inputs.tasks:
-        console.print(Text("± standard error; differences are paired by question, p two-sided", style="dim"))
+        console.print(_of_harness(shown, results))
+    if inputs.tasks:
+        console.print(Text(f"{UNITS}{CHANGES if results.differences else ''}", style="dim"))
 
 
-def _table(title: str) -> Table:
-    return Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+def short_names(models: Iterable[str], characters: int) -> list[str]:
+    """Return names of at most so many characters, cut in the middle; with numbers before them if two are alike."""
+    full = [clean(model) for model in models]
+    short = [shorten_middle(name, max(SHORTEST, characters)) for name in full]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{n} {shorten_middle(name, max(SHORTEST, characters) - 2)}" for n, name in enumerate(full, start=1)]
 
 
-def _of_task(title: str, task: str, results: Results) -> Table:
-    table = _table(title)
-    first, *others = results.measured
-    table.add_column("1", justify="right")
-    for place in range(2, 2 + len(others)):
-        table.add_column(str(place), justify="right")
-        table.add_column(f"{place} − 1", justify="right")
-    found = {model: results.measured[model][task] for model in results.measured}
-    for metric, estimate in found[first].metrics.items():
-        cells = [_estimate(metric, estimate)]
-        for model in others:
-            cells += [
-                _estimate(metric, found[model].metrics[metric]),
-                _difference(metric, results.differences[model][task][metric]),
-            ]
-        table.add_row(LABELS.get(metric, metric), *cells)
-    for label, cells in (
-        ("length (tokens)", [number(each.length.mean) for each in found.values()]),
-        ("truncated", [percent(each.truncated.mean) for each in found.values()]),
-    ):
-        table.add_row(label, cells[0], *(part for cell in cells[1:] for part in (cell, "")))  # of differences, none
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table("", title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for name in names:
+        table.add_column(Text(name), justify="right", no_wrap=True)
     return table
 
 
-def _of_harness(on_harness: Harness) -> Table:
-    table = _table("lm-evaluation-harness")
-    for place in range(1, len(on_harness) + 1):
-        table.add_column(str(place), justify="right")
-    rows = {(task, metric): None for tasks in on_harness.values() for task in tasks for metric in tasks[task]}
+def _of_task(title: str, task: str, names: Sequence[str], results: Results) -> Table:
+    table = _table(title, names)
+    found = {model: tasks[task] for model, tasks in results.measured.items()}
+    changes = [tasks[task] for tasks in results.differences.values()]
+    for metric in next(iter(found.values())).metrics:
+        table.add_row(LABELS.get(metric, metric), *(_estimate(metric, each.metrics[metric]) for each in found.values()))
+        if changes:
+            table.add_row("  change", "", *(_difference(metric, each[metric]) for each in changes))
+            table.add_row("  p", "", *(p_in_words(each[metric].p_value) for each in changes))
+    table.add_row("length (tokens)", *(number(each.length.mean) for each in found.values()))
+    table.add_row("truncated", *(percent(each.truncated.mean) for each in found.values()))
+    return table
+
+
+def _of_harness(names: Sequence[str], results: Results) -> Table:
+    table = _table("lm-evaluation-harness", names)
+    each = [results.on_harness.get(model, {}) for model in results.measured]
+    rows = {(task, metric): None for tasks in each for task in tasks for metric in tasks[task]}
     for task, metric in rows:
-        found = [tasks.get(task, {}).get(metric) for tasks in on_harness.values()]
-        table.add_row(f"{task} {metric}", *(with_error(*each) if each else "–" for each in found))
+        found = [tasks.get(task, {}).get(metric) for tasks in each]
+        table.add_row(f"{task} {metric}", *(with_error(*number) if number else "–" for number in found))
     return table
 
 
@@ -219,16 +228,14 @@ def _estimate(metric: str, estimate: Estimate) -> str:
 
 
 def _difference(metric: str, difference: Difference) -> str:
-    mean, error, p = difference
+    mean, error, _ = difference
     if metric == REVERSE_KL:
-        shown = f"{'+' if mean > 0 else ''}{with_error(mean, error)}"
-    else:
-        shown = f"{100 * mean:+.1f} ± {100 * error:.1f}"
-    return f"{shown}, {p_in_words(p)}"
+        return f"{'+' if mean > 0 else ''}{with_error(mean, error)}"
+    return f"{100 * mean:+.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
 def p_in_words(p: float) -> str:
-    """Write a p-value: p 0.034, p < 0.001."""
+    """Write a p-value: 0.034, < 0.001; – where there is none."""
     if math.isnan(p):
-        return "p –"
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.0995 else f"p {p:.2f}"
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from local_distill.config.builtin import NAMED_SOURCES
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError
 from local_distill.eval.eval_config import EvalSettings
@@ -44,7 +45,7 @@ NAMED_TASKS = {
     "math500": NamedTask("HuggingFaceH4/MATH-500", "test"),
     "aime24": NamedTask("Maxwell-Jia/AIME_2024", "train"),
     "aime25": NamedTask("math-ai/aime25", "test"),
-    "deepmath": NamedTask("zwhe99/DeepMath-103K", "train", dealt=True, most=500),
+    "deepmath": NamedTask(NAMED_SOURCES["deepmath"].hub_id, "train", dealt=True, most=500),
 }
 
 

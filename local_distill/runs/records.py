@@ -30,16 +30,20 @@ HELD_OUT = "eval/"
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return the numbers of an evaluation under the names that every file and tracker gives them."""
+    """Return the numbers of an evaluation under the names that every file and tracker gives them.
+
+    A standard error that one sample cannot tell is not among them, nor an accuracy that is not measured.
+    """
     metrics = {
         "eval/reverse_kl": evaluation.reverse_kl,
         "eval/reverse_kl_se": evaluation.standard_error,
         "eval/completion_tokens": evaluation.length,
         "eval/truncated": evaluation.truncated,
+        "eval/accuracy": evaluation.accuracy,
+        "eval/accuracy_se": evaluation.accuracy_standard_error,
     }
-    if not math.isnan(evaluation.accuracy):
-        metrics |= {"eval/accuracy": evaluation.accuracy, "eval/accuracy_se": evaluation.accuracy_standard_error}
-    return metrics
+    may_be_absent = ("eval/reverse_kl_se", "eval/accuracy", "eval/accuracy_se")
+    return {name: value for name, value in metrics.items() if name not in may_be_absent or not math.isnan(value)}
 
 
 class JsonlWriter:
