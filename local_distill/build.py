@@ -85,10 +85,10 @@ class Models:
     shares_prompts: bool
 
 
-def check(config: TrainConfig, holding: ExitStack) -> Launch:
+def check(config: TrainConfig, holding: ExitStack | None) -> Launch:
     """Refuse what can be refused before any weights are loaded. Raises UserError at the first thing that is wrong.
 
-    holding: keeps the run's folder from other runs; closed when nothing more is written.
+    holding: keeps the run's folder from other runs; closed when nothing more is written. None to look only.
     """
     inputs = check_inputs(config)
     config = inputs.config
@@ -97,7 +97,9 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
     folder = on_main_process(accelerator, lambda: open_run_folder(*place, holding))
     on_every_process(lambda: check_checkpoint_is_here(folder))
     saved = inputs.pair.student, inputs.lora, inputs.saved_generation
-    on_main_process(accelerator, lambda: check_saving(*saved, folder.path, config.keep_checkpoints))
+    on_main_process(
+        accelerator, lambda: check_saving(*saved, folder.path, config.keep_checkpoints, beside=holding is not None)
+    )
     terminal = open_terminal(config.steps, folder.first_step, accelerator.is_main_process)
     on_every_process(lambda: check_memory(inputs, accelerator, terminal.warn))
     return Launch(inputs, accelerator, folder, terminal, ExitStack())
@@ -106,10 +108,7 @@ def check(config: TrainConfig, holding: ExitStack) -> Launch:
 def open_models(launch: Launch) -> Models:
     """Ask the servers, begin the log, load both models and try them. Raises UserError."""
     inputs, accelerator = launch.inputs, launch.accelerator
-    opening = Opening(
-        inputs.config, inputs.pair, inputs.lora, inputs.precision.dtype, inputs.longest, accelerator,
-        launch.folder.path, launch.say, launch.closing,
-    )  # fmt: skip
+    opening = opening_of(launch)
     open_teacher = teacher_of(inputs.config).open(opening)
     sampler = sampler_of(inputs.config).open(opening)
     log = launch.closing.enter_context(on_every_process(lambda: open_log(launch)))
@@ -205,6 +204,15 @@ def run(launch: Launch, steps: Callable[[StopRequest], int]) -> TrainResult:
     return on_every_process(
         lambda: conclude(launch.inputs.config, result) if launch.accelerator.is_main_process else result
     )
+
+
+def opening_of(launch: Launch) -> Opening:
+    """Return what a teacher and a sampler are opened with."""
+    inputs = launch.inputs
+    return Opening(
+        inputs.config, inputs.pair, inputs.lora, inputs.precision.dtype, inputs.longest, launch.accelerator,
+        launch.folder.path, launch.say, launch.closing,
+    )  # fmt: skip
 
 
 def shared_with_teacher(

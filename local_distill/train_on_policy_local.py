@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from local_distill.config.places import look_for_run
-from local_distill.config.train_config import TrainConfig, parse_config
+from local_distill.config.train_config import TrainConfig, TrainSettings, parse_settings
 from local_distill.errors import RunError, UserError, without_advice
 from local_distill.monitor.working import working
 from local_distill.process.command_line import to_resume
@@ -40,7 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
     with ending_on_signals():
         words = sys.argv[1:] if argv is None else argv
-        return exit_code_of(lambda: train(parse_config(words, look_for_run)).exit_code)
+        return exit_code_of(lambda: obey(parse_settings(words, look_for_run)))
+
+
+def obey(settings: TrainSettings) -> int:
+    """Train, or with ``--dry_run`` look at what would be done. Returns the exit code."""
+    config = settings.config
+    if not settings.dry_run:
+        return train(config).exit_code
+    dry_run(config)
+    return 0
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Check all of a run that needs no weights, and print what it would do; nothing of it is loaded or written.
+
+    Raises UserError for the first thing that is wrong.
+    """
+    from local_distill.dry_run import look
+    from local_distill.process.isolation import one_run
+
+    with one_run(longest_wait(config)):
+        look(config)
 
 
 def train(config: TrainConfig) -> TrainResult:

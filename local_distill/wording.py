@@ -20,6 +20,11 @@ def number(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number and what it counts: 1 prompt, 2 prompts, 1,024 processes."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def with_error(mean: float, standard_error: float) -> str:
     """Return a mean and its standard error: 1.23 ± 0.045; the mean alone where one sample cannot tell."""
     return number(mean) if math.isnan(standard_error) else f"{number(mean)} ± {standard_error:.2g}"

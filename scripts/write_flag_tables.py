@@ -10,7 +10,7 @@ from typing import Any
 
 from local_distill.commands import COMMANDS, load
 from local_distill.config.parsing import describe, setting_types
-from local_distill.config.train_config import TrainConfig
+from local_distill.config.train_config import TrainConfig, TrainSettings
 
 TARGET = Path(__file__).parent.parent / "docs" / "flags.md"
 INTRODUCTION = """\
@@ -35,7 +35,7 @@ def render_command(name: str) -> str:
     """A command's heading, what it does, and a table for each of its groups of settings; one group needs no heading."""
     command = load(name)
     shown, of_train = dataclasses.fields(command.settings), ""
-    if issubclass(command.settings, TrainConfig) and command.settings is not TrainConfig:
+    if issubclass(command.settings, TrainConfig) and not issubclass(command.settings, TrainSettings):
         shared = {field.name for field in dataclasses.fields(TrainConfig)}
         shown = tuple(field for field in shown if field.name not in shared)
         of_train = " Takes all settings of [train](#train), and:"

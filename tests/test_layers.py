@@ -16,7 +16,7 @@ PACKAGE = Path(local_distill.__file__).parent
 LAYERS = (
     "__init__", "errors", "packages", "wording", "passwords", "process", "runs", "head", "shared_prompts", "batch",
     "config", "models", "prompts", "losses", "serving", "training", "backends", "rollouts", "teachers", "monitor",
-    "loop", "eval", "inputs", "plan", "report", "announcements", "build", "export", "chat", "demo",
+    "loop", "eval", "inputs", "plan", "report", "announcements", "build", "dry_run", "export", "chat", "demo",
     "first_run", "doctor", "train_on_policy_local", "commands", "__main__",
 )
 # fmt: on

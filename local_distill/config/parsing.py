@@ -25,6 +25,8 @@ NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text"
 """How an error calls what a setting of a type needs."""
 
 YAML_SUFFIXES = (".yaml", ".yml")
+FILE_BY_PLACE = "yaml_by_place"
+"""Settings with this attribute may be read from a YAML file that is named without ``--config``."""
 
 Settings = TypeVar("Settings")
 
@@ -71,7 +73,7 @@ def parse(
     namespace, left_over = parser.parse_known_args([_underscored(word) for word in argv])
     given = vars(namespace)
     file = given.pop("config", None)
-    if left_over and takes_file_by_place(settings) and _is_yaml(left_over[0]):
+    if left_over and getattr(settings, FILE_BY_PLACE, False) and _is_yaml(left_over[0]):
         word = left_over.pop(0)
         if file is not None:
             raise UserError(f"{word}: given beside --config {file}, which is the same; settings come from one file")
@@ -82,11 +84,6 @@ def parse(
     if first is not None:
         first(merged)
     return settings(**merged)
-
-
-def takes_file_by_place(settings: type) -> bool:
-    """Tell whether a YAML file may stand without ``--config``: where no setting goes by its place."""
-    return all(field.metadata["group"] is not None for field in dataclasses.fields(settings))
 
 
 def _is_yaml(word: str) -> bool:
@@ -201,7 +198,7 @@ class _Parser(argparse.ArgumentParser):
         if name == "unrecognized arguments":
             word = reason.split()[0].partition("=")[0]
             names = [field.name for field in flags_of(self.settings)]
-            by_place = not takes_file_by_place(self.settings)
+            by_place = len(names) < len(dataclasses.fields(self.settings))
             if theirs := of_other_trainers(word.lstrip("-"), names, by_place):
                 raise UserError(f"{word}: {theirs}")
             if not word.startswith("-"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from local_distill.batch import TeacherView
 from local_distill.config.lookup import LOSSES, SAMPLERS, SOURCES, TEACHERS, Rules
-from local_distill.config.parsing import parse
+from local_distill.config.parsing import option, parse
 from local_distill.config.ranges import check_ranges, refuse_empty
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, TrainFields
 from local_distill.errors import UserError
@@ -21,6 +21,7 @@ examples:
   python -m local_distill.train_on_policy_local \\
       --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
   python -m local_distill.train_on_policy_local run.yaml --steps 200
+  python -m local_distill.train_on_policy_local run.yaml --dry_run
   accelerate launch \\
       --config_file local_distill/accelerate_config_multi_gpu.yaml \\
       -m local_distill.train_on_policy_local run.yaml
@@ -34,7 +35,12 @@ _MAY_BE_EMPTY = ("teacher_model", "system_prompt", "wandb_name", "trackers")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainFields):
-    """One run is set up by these. Raises UserError when they contradict each other."""
+    """One run is set up by these. Raises UserError when they contradict each other.
+
+    yaml_by_place: see ``parsing.FILE_BY_PLACE``.
+    """
+
+    yaml_by_place = True
 
     def __post_init__(self) -> None:
         if self.learning_rate is None:
@@ -43,12 +49,31 @@ class TrainConfig(TrainFields):
         _check(self)
 
 
-def parse_config(argv: Sequence[str], first: Callable[[dict[str, Any]], None] | None = None) -> TrainConfig:
-    """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind.
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TrainConfig):
+    """``train`` is asked for a run, or to look at one; the run itself knows nothing of that."""
 
-    first: see ``parse``.
-    """
-    return parse(TrainConfig, argv, prog=PROG, usage=USAGE, description=DESCRIPTION, first=first)
+    dry_run: bool = option(
+        "before a run",
+        "Check all that needs no weights, print three prompts as the models read them, the memory and the schedule, "
+        "and end: nothing is loaded, nothing is written. The exit code is 0, or 2 after the first mistake.",
+        False,
+    )
+
+    @property
+    def config(self) -> TrainConfig:
+        """Return the settings of the run."""
+        return TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the settings of a run. Raises UserError for anything that is unknown or of the wrong kind."""
+    return parse_settings(argv).config
+
+
+def parse_settings(argv: Sequence[str], first: Callable[[dict[str, Any]], None] | None = None) -> TrainSettings:
+    """Return the settings of the documented command. first, and what is raised: see ``parse``."""
+    return parse(TrainSettings, argv, prog=PROG, usage=USAGE, description=DESCRIPTION, first=first)
 
 
 def _check(config: TrainFields) -> None:

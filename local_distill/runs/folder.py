@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,22 +55,19 @@ class RunFolder:
 
 
 def open_run_folder(
-    output_dir: str | None, resume: str | None, settings: dict[str, Any], steps: int, holding: ExitStack
+    output_dir: str | None, resume: str | None, settings: dict[str, Any], steps: int, holding: ExitStack | None
 ) -> RunFolder:
     """Make the folder of a new run, or find the checkpoint to go on from.
 
     settings: those that must not change. steps: how many are asked for, those that are done included.
-    holding: keeps the folder from other runs until it is closed.
+    holding: keeps the folder from other runs until it is closed; None to look only: nothing is made or changed.
     Raises UserError when another run is in the folder, or something else, when it cannot be written, or has nothing to
     resume.
     """
     given = None if output_dir is None else Path(expanded(output_dir))
     if resume is None:
         if given is None:
-            with _writable(RUNS):
-                _remove_if_empty(holding, RUNS)
-                given = make_dated_folder(RUNS)
-                holding.callback(_remove, [given])
+            given = RUNS / "<date-time>" if holding is None else _make_dated_run(holding)
         _claim_new(given, holding)
         return RunFolder(given)
     notes: list[str] = []
@@ -87,12 +85,13 @@ def open_run_folder(
         raise UserError(
             f"--steps: {steps} given, but {folder} has already done {checkpoint.step}; give at least as many"
         )
-    renamed = [f"newer checkpoint kept as {path}" for path in set_aside_newer(folder, checkpoint.step)]
+    newer = [] if holding is None else set_aside_newer(folder, checkpoint.step)
+    renamed = [f"newer checkpoint kept as {path}" for path in newer]
     manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
     return RunFolder(folder, checkpoint, manifest, (*notes, f"going on from {checkpoint.path}", *renamed))
 
 
-def _folder_of_step(step: Path, given: Path | None, holding: ExitStack) -> tuple[Path, Checkpoint]:
+def _folder_of_step(step: Path, given: Path | None, holding: ExitStack | None) -> tuple[Path, Checkpoint]:
     """Return where a run goes on from a step that the user named, in its own folder or the given one."""
     if not step.is_dir():
         raise UserError(f"--resume {step}: no such folder; give a {PREFIX}N folder, or --resume alone")
@@ -110,10 +109,11 @@ def _folder_of_step(step: Path, given: Path | None, holding: ExitStack) -> tuple
     return folder, open_checkpoint(step)
 
 
-def _claim_new(folder: Path, holding: ExitStack) -> None:
+def _claim_new(folder: Path, holding: ExitStack | None) -> None:
     """Claim the folder, and raise UserError unless it is empty."""
     _claim(folder, holding)
-    _check_empty(folder)
+    if folder.is_dir():
+        _check_empty(folder)
 
 
 def check_new(folder: Path) -> None:
@@ -131,11 +131,30 @@ def _check_empty(folder: Path) -> None:
         raise UserError(f"--output_dir {folder}: is not empty; {remedy}")
 
 
-def _claim(folder: Path, holding: ExitStack) -> None:
+def _claim(folder: Path, holding: ExitStack | None) -> None:
     """Raise UserError unless the folder can be made and written, and no other run is in it."""
+    if holding is None:
+        there = existing(folder)
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            what = "cannot be written" if there.is_dir() else "a file, needs a folder"
+            raise UserError(f"--output_dir {folder}: {what}; choose another")
+        return
     _remove_if_empty(holding, folder)
     with _writable(folder):
         holding.enter_context(claimed(folder / LOCK, f"--output_dir {folder}"))
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that there is."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+
+
+def _make_dated_run(holding: ExitStack) -> Path:
+    with _writable(RUNS):
+        _remove_if_empty(holding, RUNS)
+        folder = make_dated_folder(RUNS)
+        holding.callback(_remove, [folder])
+        return folder
 
 
 def _remove_if_empty(holding: ExitStack, folder: Path) -> None:

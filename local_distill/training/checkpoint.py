@@ -37,6 +37,7 @@ from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.models.reach import freeze_towers
 from local_distill.process.distributed import on_main_process
 from local_distill.runs.checkpoints import DISCARDED, MADE_IN, PARTIAL, PREFIX, Checkpoint, step_folders
+from local_distill.runs.folder import existing
 from local_distill.runs.manifest import STATE, TRAINER, seal, sync
 from local_distill.runs.whole_files import readable_as_others, writing
 from local_distill.training.optimizer import Updates
@@ -134,7 +135,7 @@ def checkpoint_bytes(student: ModelFiles, adapter: Adapter | None) -> int:
 def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
     """Raise UserError unless ``keep`` checkpoints, less those that are there, and the one being written fit."""
     number = 1 + max(0, keep - len(list(folder.glob(f"{PREFIX}*"))))
-    needed, free = one_checkpoint * number, shutil.disk_usage(folder).free
+    needed, free = one_checkpoint * number, shutil.disk_usage(existing(folder)).free
     if needed > free:
         fewer = "lower --keep_checkpoints, " if number > 1 else ""
         raise UserError(
@@ -144,16 +145,17 @@ def check_disk_space(folder: Path, one_checkpoint: int, keep: int) -> None:
 
 
 def check_saving(
-    student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path, keep: int
-) -> None:
+    student: ModelFiles, adapter: Adapter | None, generation: GenerationConfig, folder: Path, keep: int,
+    beside: bool = True,
+) -> None:  # fmt: skip
     """Write a checkpoint without weights beside the real ones to come, and delete it, before there is work to lose.
 
-    Raises UserError where the disk has no room for them or does not take it, or where the library does not save what
-    it has read.
+    beside: whether it is written there, or where temporary files are. Raises UserError where the disk has no room for
+    them or does not take it, or where the library does not save what it has read.
     """
     try:
         check_disk_space(folder, checkpoint_bytes(student, adapter), keep)
-        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{PREFIX}", dir=folder) as trial:
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{PREFIX}", dir=folder if beside else None) as trial:
             skeleton = student.skeleton()
             model: nn.Module = adapter.put_shapes_on(skeleton) if adapter else skeleton
             if adapter is None:
