@@ -39,10 +39,10 @@ STYLE = {
 
 def repair(numbers: dict[str, Any]) -> Figure:
     """What was forgotten and what was learned, at the three stages."""
-    figure, (forgotten, learned) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
+    figure, (forgotten, learned) = plt.subplots(1, 2, figsize=(7.4, 3.4), layout="constrained", sharey=True)
     figure.get_layout_engine().set(wspace=0.08)
     colours = (GREY, ORANGE, BLUE)
-    stages = ["original", "after a fine-tune\non code", "repaired by its\nearlier self"]
+    stages = ["original", "fine-tuned\non code", "then\nrepaired"]
     bars(forgotten, stages, numbers["answered"], colours, numbers["answered_error"])
     forgotten.set_title(f"Chat: questions answered, of {numbers['questions']}")
     bars(learned, stages, numbers["learned_kept"], colours)
@@ -65,7 +65,7 @@ def bars(axes: Axes, names: list[str], shares: list[float], colours: tuple[str, 
 
 def losses(numbers: dict[str, Any]) -> Figure:
     """The exact divergence on held-out prompts over the steps, for every loss."""
-    figure, axes = plt.subplots(figsize=(9, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     looks = {"token": (ORANGE, "policy_gradient"), "top": (SKY, ""), "all": (BLUE, "reverse_kl")}
     for run in numbers["runs"]:
         colour, first = looks[run["sees"]]
@@ -99,7 +99,7 @@ def losses(numbers: dict[str, Any]) -> Figure:
 
 def against_trl(rows: list[dict[str, Any]]) -> Figure:
     """Completion tokens a second, for each setting two bars."""
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
     for place, row in enumerate(rows):
         ours, theirs = row["tokens_per_second"]
         axes.barh(place - 0.19, ours, 0.36, color=BLUE)
@@ -111,7 +111,7 @@ def against_trl(rows: list[dict[str, Any]]) -> Figure:
     axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(0, 80), xticks=[])
     axes.tick_params(axis="y", length=0)
     axes.spines["bottom"].set_visible(False)
-    axes.set_title("Completion tokens per second, over whole steps", x=-0.42)
+    axes.set_title("Completion tokens per second, over whole steps", x=-0.49)
     return figure
 
 
