@@ -72,7 +72,9 @@ def test_a_command_can_be_typed(verb, words, monkeypatch):
         return
     argv = shlex.split(words, comments=True)
     file = argv[argv.index("--config") + 1] if "--config" in argv else None
-    if file and not Path(file).is_file():
+    if verb == "init" and "--yes" not in argv:  # it would ask here what is missing
+        parser.parse_args([underscored(word) for word in argv])
+    elif file and not Path(file).is_file():
         assert OF_THE_READER.search(file), f"{file} is not there"
         parser.parse_args([underscored(word) for word in argv])
     else:
