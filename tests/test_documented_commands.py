@@ -71,6 +71,8 @@ def test_a_command_can_be_typed(verb, words, monkeypatch):
     if "--" not in words or "--help" in words or ELIDED.search(re.sub(r"'[^']*'", "", words)):
         return
     argv = shlex.split(words, comments=True)
+    if verb == "train" and not argv[0].startswith("-"):  # train run.yaml
+        argv = ["--config", *argv]
     file = argv[argv.index("--config") + 1] if "--config" in argv else None
     if verb == "init" and "--yes" not in argv:  # it would ask here what is missing
         parser.parse_args([underscored(word) for word in argv])
