@@ -30,6 +30,7 @@ from local_distill.wording import number
 END = "/quit"
 PROMPT = "you> "
 HISTORY_LENGTH = 1000
+WHOSE_HISTORY = "The teacher reads the same conversation: the earlier answers in it are the student's, not its own."
 
 
 @dataclass
@@ -118,6 +119,8 @@ class Session:
         rows += [(END, "leave; so does Ctrl-D"), ("Ctrl-C", "stop the answer")]
         width = max(len(name) for name, _ in rows)
         text = "\n".join(f"  {name:{width}}  {what}" for name, what in rows)
+        if self.teacher:
+            text = f"{text}\n{WHOSE_HISTORY}"
         self.screen.console.print(text, markup=False)
 
     def reset(self) -> None:

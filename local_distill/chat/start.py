@@ -11,7 +11,7 @@ import torch
 from local_distill.chat.answering import Voice
 from local_distill.chat.conversation import Conversation, Speech
 from local_distill.chat.screen import open_screen
-from local_distill.chat.session import COMMANDS, END, Session, typed_lines
+from local_distill.chat.session import COMMANDS, END, WHOSE_HISTORY, Session, typed_lines
 from local_distill.errors import UserError, one_line
 from local_distill.head.sampling import NucleusSampling, SamplingParams
 from local_distill.models.files import turns_after
@@ -54,6 +54,8 @@ def chat(settings: ChatSettings) -> int:
     conversation = Conversation(settings.system_prompt)
     session = Session(student, teacher, opened.speech, sampling, screen, conversation, forgiving=typed)
     if typed:
+        if teacher:
+            screen.note(WHOSE_HISTORY)
         screen.note("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
     with sigint_is_an_answer():
         try:

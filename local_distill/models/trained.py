@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from local_distill.models.file_settings import read_generation
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, cast, open_model
 from local_distill.models.loading_errors import in_one_line, local_folder
 from local_distill.models.quantization import check_readable
-from local_distill.runs.checkpoints import MADE_IN, PREFIX, step_folders
-from local_distill.runs.layout import COMPLETIONS_FILE
-from local_distill.runs.manifest import STATE
+from local_distill.runs.checkpoints import MADE_IN, step_folders
+from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, read_settings
+from local_distill.runs.manifest import PREFIX, STATE, another_step
 from local_distill.runs.records import read_evaluations
 from local_distill.runs.whole_files import expanded
 
@@ -64,13 +65,22 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
 
     Raises UserError naming ``flag`` when there is no model.
     """
-    folder = Path(expanded(path))
+    folder, run = Path(expanded(path)), None
     if folder.is_dir() and not (folder / "config.json").exists() and step_folders(folder):  # a run
         run = folder
         folder = _chosen(flag, run, step)
+        _check_holds_model(flag, folder)
+    elif folder.is_dir() and (folder / METRICS_FILE).is_file() and not (folder / "config.json").exists():
+        raise UserError(
+            f"{flag} {path}: a run without a checkpoint, there is no {PREFIX}N folder in it; train until it saves "
+            "(--save_every), or give another run"
+        )
     elif step not in (LAST, BEST):
         raise UserError(f"{flag} {path}: not a run, so it has no step {step}; give the folder of a run")
     state = _state_of_step(folder)
+    if state is None and run is not None:
+        print(f"{flag} {folder}: {STATE} is missing, so it cannot be gone on with; its model is used", file=sys.stderr)
+        state = {"settings": read_settings(run)}
     settings = None if state is None else state["settings"]
     adapter = open_adapter(str(folder) if folder.exists() else path, flag) if _is_adapter(flag, folder, path) else None
     if adapter is None:
@@ -88,6 +98,15 @@ def open_trained(flag: str, path: str, trust_remote_code: bool = False, step: st
     if settings is None:
         return Trained(files, adapter)
     return Trained(files, adapter, folder.parent, int(folder.name.removeprefix(PREFIX)))
+
+
+def _check_holds_model(flag: str, step: Path) -> None:
+    """Raise UserError for a step of a run that has lost its model."""
+    if not any((step / name).is_file() for name in ("config.json", ADAPTER_SETTINGS)):
+        raise UserError(
+            f"{flag} {step}: no whole checkpoint, it has lost its model (neither config.json nor {ADAPTER_SETTINGS} is "
+            f"there); {another_step(step)}"
+        )
 
 
 def _is_adapter(flag: str, folder: Path, path: str) -> bool:
@@ -146,7 +165,7 @@ def _state_of_step(folder: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return {**state, "settings": dict(state["settings"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / STATE}: damaged ({error}); use another step") from error
+        raise UserError(f"{folder / STATE}: damaged ({error}); {another_step(folder)}") from error
 
 
 def _with_what_was_saved(base: ModelFiles, folder: Path) -> ModelFiles:

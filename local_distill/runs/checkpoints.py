@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from local_distill.errors import UserError
-from local_distill.runs.manifest import MANIFEST, STATE, changed, in_words, listed
+from local_distill.runs.manifest import MANIFEST, PREFIX, STATE, changed, in_words, listed
 from local_distill.runs.whole_files import expanded
 
 MADE_IN = "made_in"
 """In the state: the working folder of the run, from which the relative paths in its settings go."""
 PLACES = ("student_model", "teacher_model", "dataset", "prompts_file", "init_adapter")
 """Settings that may be a folder or a file here."""
-PREFIX = "step-"
 PARTIAL = ".partial-"
 DISCARDED = ".discarded-"
 

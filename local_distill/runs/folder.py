@@ -13,7 +13,6 @@ from typing import Any
 
 from local_distill.errors import UserError
 from local_distill.runs.checkpoints import (
-    PREFIX,
     Checkpoint,
     check_same_run,
     find_checkpoint,
@@ -22,7 +21,7 @@ from local_distill.runs.checkpoints import (
 )
 from local_distill.runs.claim import LOCK, claimed
 from local_distill.runs.layout import check_kinds
-from local_distill.runs.manifest import MANIFEST
+from local_distill.runs.manifest import MANIFEST, PREFIX
 from local_distill.runs.whole_files import expanded
 
 LATEST = "latest"

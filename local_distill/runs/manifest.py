@@ -13,6 +13,8 @@ from typing import Any
 
 from local_distill.errors import UserError
 
+PREFIX = "step-"
+"""What the names of checkpoints begin with."""
 MANIFEST = "manifest.json"
 TRAINER = "trainer"
 STATE = f"{TRAINER}/state.json"
@@ -58,6 +60,13 @@ def in_words(folder: Path, wrong: Sequence[str]) -> str:
     return " and ".join(parts)
 
 
+def another_step(folder: Path) -> str:
+    """Say which step of a run may be used instead of the one in ``folder``: the newest of the others."""
+    named = {each.name.removeprefix(PREFIX): each for each in folder.parent.glob(f"{PREFIX}*") if each != folder}
+    steps = {int(name): each for name, each in named.items() if name.isdecimal() and (each / MANIFEST).is_file()}
+    return f"use {steps[max(steps)]}" if steps else "no other step of this run is kept"
+
+
 def check_as_written(flag: str, folder: Path) -> None:
     """Raise UserError naming ``flag`` where a model that a run wrote is not what was written.
 
@@ -75,7 +84,7 @@ def check_as_written(flag: str, folder: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if not ours:
             return
-        raise UserError(f"{flag} {folder}: its {MANIFEST} cannot be read ({error}); use another step") from error
+        raise UserError(f"{flag} {folder}: its {MANIFEST} cannot be read ({error}); {another_step(folder)}") from error
     if size > LONG:
         print(f"checking {size / 1e9:.0f} GB in {folder} against its {MANIFEST}", file=sys.stderr, flush=True)
     wrong = changed(folder, expected)
@@ -83,7 +92,7 @@ def check_as_written(flag: str, folder: Path) -> None:
         print(f"{flag} {folder}: {MAY_BE_EDITED} was changed since it was written", file=sys.stderr, flush=True)
     elif wrong:
         raise UserError(
-            f"{flag} {folder}: damaged, {in_words(folder, wrong)}; use another step, or, where the "
+            f"{flag} {folder}: damaged, {in_words(folder, wrong)}; {another_step(folder)}, or, where the "
             f"change is meant, a copy without {MANIFEST} and {TRAINER}"
         )
 

@@ -36,9 +36,9 @@ from local_distill.models.files import ModelFiles
 from local_distill.models.older_readers import spell_for_older_readers
 from local_distill.models.reach import freeze_towers
 from local_distill.process.distributed import on_main_process
-from local_distill.runs.checkpoints import DISCARDED, MADE_IN, PARTIAL, PREFIX, Checkpoint, step_folders
+from local_distill.runs.checkpoints import DISCARDED, MADE_IN, PARTIAL, Checkpoint, step_folders
 from local_distill.runs.folder import existing
-from local_distill.runs.manifest import STATE, TRAINER, seal, sync
+from local_distill.runs.manifest import PREFIX, STATE, TRAINER, seal, sync
 from local_distill.runs.whole_files import readable_as_others, writing
 from local_distill.training.optimizer import Updates
 

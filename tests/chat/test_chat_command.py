@@ -207,7 +207,9 @@ def test_in_a_terminal(folders, tmp_path):
     words = [folders["chat"], "--teacher_model", folders["chat"], "--max_new_tokens", "100", "--numbers"]
     terminal = Terminal(words, tmp_path)
     try:
-        terminal.until("you> ")
+        assert "the earlier answers in it are the student's" in " ".join(terminal.until("you> ").split())
+        terminal.type("/help\n")
+        assert "the earlier answers in it are the student's" in " ".join(terminal.until("you> ").split())
         terminal.type("/both\n")
         terminal.until("the student answers")
         terminal.until("you> ")

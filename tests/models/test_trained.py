@@ -102,6 +102,35 @@ def test_what_is_no_model_is_said_in_one_line(runs, where, step, message):
         open_trained("MODEL", str(runs / where), step=step)
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_step_that_lost_what_trained_it_is_a_model_still(runs, kind, tmp_path, capsys):
+    run = shutil.copytree(runs / kind, tmp_path / "run")
+    expected = logits(open_trained("MODEL", str(run)).load(torch.float32))
+    shutil.rmtree(run / "step-2" / "trainer")
+    found = open_trained("MODEL", str(run))
+    assert capsys.readouterr().err.endswith(
+        f"\nMODEL {run / 'step-2'}: trainer/state.json is missing, so it cannot be gone on with; its model is used\n"
+    )
+    assert (found.run, found.step) == (run, 2)
+    assert torch.equal(logits(found.load(torch.float32)), expected)
+
+
+def test_a_step_without_its_model_names_the_one_to_use(runs, tmp_path):
+    run = shutil.copytree(runs / "full", tmp_path / "run")
+    (run / "step-2" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"step-2: damaged, model\.safetensors is missing; use .*/step-1, or"):
+        open_trained("MODEL", str(run))
+    (run / "step-2" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"step-2: no whole checkpoint, it has lost its model .*; use .*/step-1$"):
+        open_trained("MODEL", str(run))
+    shutil.rmtree(run / "step-1")
+    with pytest.raises(UserError, match=r"no other step of this run is kept$"):
+        open_trained("MODEL", str(run))
+    shutil.rmtree(run / "step-2")
+    with pytest.raises(UserError, match=r"^MODEL .*run: a run without a checkpoint"):
+        open_trained("MODEL", str(run))
+
+
 def test_a_hub_name_that_cannot_be_reached_is_said_in_one_line():
     with pytest.raises(UserError, match=r"^MODEL some/model: its configuration cannot be loaded"):
         open_trained("MODEL", "some/model")
