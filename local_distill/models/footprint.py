@@ -64,7 +64,9 @@ def _parameters(module: nn.Module) -> int:
 
 
 def billions(number: int) -> str:
-    """Write a number of parameters for people: 32.76 B, 99.1 M."""
+    """Write a number of parameters for people: 32.76 B, 99.1 M, 17.6 k."""
+    if number < 5e4:
+        return f"{number / 1e3:.1f} k"
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 

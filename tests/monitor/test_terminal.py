@@ -14,7 +14,9 @@ from typing import IO, cast
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
+from local_distill.monitor import region
 from local_distill.monitor.course import Course, sparkline
 from local_distill.monitor.plain import LastingStream
 from local_distill.monitor.terminal import (
@@ -252,6 +254,42 @@ def test_a_sample_is_coloured_by_disagreement_and_only_where_there_is_room() -> 
             terminal.completion(sample)
             terminal._live.refresh()
         assert ("Hi\x1b[38;2;220;30;60m⏎[red]\x1b[0m" in screen.getvalue()) == shown
+
+
+def test_what_has_not_changed_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame of long completions took 15 ms, four times a second."""
+    drawn = []
+    monkeypatch.setattr(region, "on_one_line", lambda pieces: drawn.append(pieces) or Text("Hi"))
+    terminal, screen = live(80)
+    terminal._live.auto_refresh = False
+    sample = replace(completion("Hi"), pieces=(Piece("Hi", -1.0, -1.0, 0.0),))
+    with terminal:
+        terminal.completion(sample)
+        for step in range(1, 9):
+            terminal.step(step, METRICS)
+            terminal.doing("sampling")
+            terminal._live.refresh()
+        assert len(drawn) == 1
+        terminal.evaluation(evaluation())
+        terminal.completion(sample)
+        terminal._live.refresh()
+        assert len(drawn) == 3, "before training and now"
+        terminal._console.width = 60
+        terminal._live.refresh()
+        assert len(drawn) == 5
+    assert "8/100" in lines_of(screen)[-5]
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 24), (5, 3)])
+def test_the_smallest_window_does_not_end_the_run(width: int, height: int) -> None:
+    terminal, _ = live(width, height)
+    with terminal:
+        terminal.facts([("student", "x" * 30)])
+        terminal.step(1, METRICS)
+        terminal.evaluation(evaluation())
+        terminal.completion(completion(WIDE))
+        terminal.doing("saving")
+        terminal._live.refresh()
 
 
 def test_what_breaks_the_terminal_does_not_end_the_run(capfd: pytest.CaptureFixture[str]) -> None:
