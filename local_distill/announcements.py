@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def facts_of_run(inputs: Inputs, accelerator: Accelerator, folder: RunFolder) ->
         ("student", f"{config.student_model}, {billions(student.shape.parameters)} parameters, {trained}"),
         ("teacher", f"{teacher_of(config).words(config)}{held}"),
         ("loss", loss_in_words(config)),
-        ("prompts", dealt.replace(" prompts", "", 1)),
+        ("prompts", re.sub(r"^([\d,]+) prompts?", r"\1", dealt)),
         (
             "steps",
             f"{config.steps}, each of {config.batch_size} prompts × {config.group_size} rollouts of at most "

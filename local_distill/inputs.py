@@ -29,7 +29,7 @@ from local_distill.monitor.terminal import Terminal
 from local_distill.monitor.trackers.choosing import check_wandb, tracker_names
 from local_distill.process.distributed import on_every_process, on_main_process
 from local_distill.process.launch import Precision, resolve_precision
-from local_distill.prompts import PromptSource, Renderer, open_prompts
+from local_distill.prompts import PromptSource, RawPrompts, Renderer, open_prompts, prompts_are_here
 from local_distill.rollouts.student_checks import check_positions
 from local_distill.runs.folder import RunFolder
 from local_distill.training.optimizer import learning_rate_at
@@ -109,6 +109,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     trackers = tracker_names(config.wandb_project, config.trackers, config.wandb_mode)
     if "wandb" in trackers:
         check_wandb(config.wandb_mode)
+    # What lies here is looked at before a model's files are asked for, which may have to be downloaded.
+    here = open_prompts(config) if prompts_are_here(config) else None
     student = open_model("--student_model", config.student_model, config.trust_remote_code)
     check_dense(student.flag, student.path, student.config, "to be trained")
     teacher = None
@@ -117,7 +119,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         if teacher_backend.check_files:
             teacher_backend.check_files(config, teacher)
     pair = pair_of(student, teacher, config.stop_tokens)
-    prompts = _prompts(config, pair)
+    prompts = _prompts(config, pair, here or open_prompts(config))
     if config.loss_top_k is not None and config.loss_top_k >= pair.vocab_size:
         raise UserError(
             f"--top_k: {config.loss_top_k} given, the vocabulary has {pair.vocab_size} tokens; lower it or drop it"
@@ -130,9 +132,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     return Inputs(config, precision, pair, prompts, lora, tuple(trackers))
 
 
-def _prompts(config: TrainConfig, pair: ModelPair) -> PromptSource:
+def _prompts(config: TrainConfig, pair: ModelPair, raw: RawPrompts) -> PromptSource:
     return PromptSource.build(
-        open_prompts(config),
+        raw,
         Renderer.of(pair, config),
         seed=config.seed,
         batch_size=config.batch_size,

@@ -61,6 +61,36 @@ PROMPTS = {
         says("--prompts_file p.csv", "line 2", "keys q given", "--prompt_column"),
         {"p.csv": "q\nwhy\nhow\n"},
     ),
+    "prompts file a spreadsheet": Mistake(
+        "--prompts_file p.xlsx", says("--prompts_file p.xlsx: a .xlsx file", "CSV"), {"p.xlsx": b"PK\3\4x"}
+    ),
+    "spreadsheet under another name": Mistake(
+        "--prompts_file p.txt", says("--prompts_file p.txt: a spreadsheet", "CSV"), {"p.txt": b"PK\3\4x"}
+    ),
+    "Parquet under another name": Mistake(
+        "--prompts_file p", says("--prompts_file p: a Parquet file", "ends in .parquet"), {"p": b"PAR1\0x"}
+    ),
+    "JSON lines under another name": Mistake(
+        "--prompts_file p.txt", says("--prompts_file p.txt: its first line is JSON"), {"p.txt": '{"prompt": "why"}\n'}
+    ),
+    "CSV under another name": Mistake(
+        "--prompts_file p.txt",
+        says("--prompts_file p.txt: its first line names columns", "ends in .csv"),
+        {"p.txt": "prompt,answer\nwhy,x\n"},
+    ),
+    "column that is not there": Mistake(
+        "--prompts_file p.csv --prompt_column x",
+        says("--prompt_column x: not a column of --prompts_file p.csv: line 2; it has q"),
+        {"p.csv": "q\nwhy\n"},
+    ),
+    "column of plain text": Mistake(
+        "--prompts_file p.txt --prompt_column x", says("--prompt_column x", "plain text", "drop it"), {"p.txt": "why\n"}
+    ),
+    "prompts before models": Mistake(
+        "--prompts_file p.jsonl --student_model nobody/nothing",
+        says("--prompts_file p.jsonl", "not JSON"),
+        {"p.jsonl": '["why",'},
+    ),
     "most prompts wrong": Mistake(
         "--prompts_file p.jsonl",
         says("--prompts_file p.jsonl", "line 2", "content NoneType", "; 2 of the 3 rows read are wrong"),

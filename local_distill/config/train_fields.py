@@ -110,7 +110,7 @@ class TrainFields:
     prompt_column: str | None = _prompts("Column that holds the prompt: text, or a list of chat messages.", fixed=True)
     prompts_file: str | None = _prompts(
         "Text file with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet with `prompt` (text or chat messages), "
-        "`messages` or `conversations`; `tools` beside them go to the chat template.",
+        "`messages` or `conversations`, or a --prompt_column; `tools` beside them go to the chat template.",
         fixed=True,
     )
     max_prompt_tokens: int = _prompts(

@@ -4,7 +4,7 @@
 prompts out and deals the others to the steps.
 """
 
-from local_distill.prompts.opening import PromptRecord, open_prompts, source_in_words
+from local_distill.prompts.opening import PromptRecord, open_prompts, prompts_are_here, source_in_words
 from local_distill.prompts.raw import Message, RawPrompt, RawPrompts
 from local_distill.prompts.rendering import Renderer, parse_template_kwargs
 from local_distill.prompts.source import PromptSource
@@ -18,5 +18,6 @@ __all__ = [
     "Renderer",
     "open_prompts",
     "parse_template_kwargs",
+    "prompts_are_here",
     "source_in_words",
 ]

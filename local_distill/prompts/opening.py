@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from local_distill.config.lookup import SOURCES
 from local_distill.config.train_fields import TrainFields
@@ -29,6 +30,12 @@ def open_prompts(settings: TrainFields) -> RawPrompts:
     Raises UserError when it cannot be read: it is never replaced by another.
     """
     return _record(settings.prompts_kind).open(settings)
+
+
+def prompts_are_here(settings: TrainFields) -> bool:
+    """Tell whether the prompts are read from this machine, and not downloaded."""
+    place = settings.dataset_path or settings.dataset
+    return place is None or Path(place).expanduser().exists()
 
 
 def source_in_words(settings: TrainFields) -> str:

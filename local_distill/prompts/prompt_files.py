@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from local_distill.prompts.raw import RawPrompt, RawPrompts, read_answer
 BUILTIN_FILE = "builtin.txt"
 KEYS = ("prompt", "messages", "conversations")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+NO_TEXT = (
+    ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".pkl", ".pickle", ".npy", ".npz", ".pt", ".safetensors",
+    ".gguf", ".zip", ".tar", ".docx", ".pdf", ".yaml", ".yml", ".html", ".xml", ".sqlite", ".db",
+)  # fmt: skip
+"""Files that would be trained on as text, line by line, or that cannot be read."""
+PARQUET, ZIP = b"PAR1", b"PK\x03\x04"
+"""How such files begin; a spreadsheet is a zip file."""
 LONGEST_FIELD = 2**31 - 1
 """Of a CSV file; the library's own limit of 131,072 characters is less than some contexts hold."""
 
@@ -49,17 +57,29 @@ class WrittenRow:
             )
         return self.content
 
-    def prompt(self) -> RawPrompt:
-        """Return what the row asks. Raises UserError where it asks nothing, or is none."""
+    def _renamed(self, column: str | None) -> dict[str, Any]:
+        """The row with its column under the name that it has here."""
         if isinstance(self.content, str):
-            return RawPrompt(user_says(self.content), self.origin)
+            raise UserError(f"--prompt_column {column}: {self.where} is plain text, which has no columns; drop it")
         row = self.fields()
+        if column is None:
+            return row
+        if column not in row:
+            raise UserError(f"--prompt_column {column}: not a column of {self.where}; it has {', '.join(row)}")
+        others = {key: value for key, value in row.items() if key not in KEYS}
+        return {**others, "prompt": from_sharegpt(row[column])}
+
+    def prompt(self, column: str | None = None) -> RawPrompt:
+        """Return what the row asks. column: see _WrittenRows. Raises UserError where it asks nothing, or is none."""
+        if isinstance(self.content, str) and column is None:
+            return RawPrompt(user_says(self.content), self.origin)
+        row = self._renamed(column)
         keys = [key for key in KEYS if key in row]
         if len(keys) != 1:
             given = f"both {' and '.join(keys)}" if keys else f"keys {', '.join(row) or '(none)'}"
             raise UserError(
-                f"{self.where}: {given} given, needs one of prompt (text) and messages (a list); a file with "
-                "other names is for --dataset with --prompt_column"
+                f"{self.where}: {given} given, needs one of prompt (text) and messages (a list); rename "
+                "it, or name it with --prompt_column of train"
             )
         (key,) = keys
         value = row[key]
@@ -79,29 +99,54 @@ class WrittenRow:
 
 @dataclass(frozen=True)
 class _WrittenRows:
-    """The prompts of a file."""
+    """The prompts of a file. column: that of the prompts where it has another name than KEYS."""
 
     rows: Sequence[WrittenRow]
+    column: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int, /) -> RawPrompt:
-        return self.rows[index].prompt()
+        return self.rows[index].prompt(self.column)
 
 
-def read_prompts_file(path: str) -> RawPrompts:
+def read_prompts_file(path: str, column: str | None = None) -> RawPrompts:
     """Read one prompt a line; in JSON, CSV and Parquet files one a row: ``prompt``, ``messages`` or ``conversations``.
 
-    Raises UserError when the file cannot be read as that. A row that is no prompt raises it when it is asked for.
+    column: where that is called otherwise. Raises UserError when the file cannot be read as that. A row that is no
+    prompt raises it when it is asked for.
     """
     where = f"--prompts_file {path}"
     file = Path(path).expanduser()
     read = READERS.get(kind_of(file))
-    rows = read(file, where) if read else _text_rows(_read_text(file, where), file.name, where)
+    rows = read(file, where) if read else _text_rows(_plain_text(file, where), file.name, where)
     if not rows:
         raise UserError(f"{where}: no prompt in it; write one prompt a line")
-    return RawPrompts(_WrittenRows(rows), name=path, must_fit=True)
+    return RawPrompts(_WrittenRows(rows, column), name=path, must_fit=True)
+
+
+def _plain_text(file: Path, where: str) -> str:
+    """Return the text of a file of one prompt a line. Raises UserError for what is a table under another name."""
+    kind, needed = kind_of(file), "needs text with one prompt a line, or JSONL, JSON, CSV, TSV or Parquet"
+    if kind in NO_TEXT and file.is_file():
+        raise UserError(f"{where}: a {kind} file, {needed}; save it as one of these")
+    if file.is_file():
+        with file.open("rb") as stream:
+            begins = stream.read(len(PARQUET))
+        if begins == PARQUET:
+            raise UserError(f"{where}: a Parquet file by its content; give it a name that ends in .parquet")
+        if begins.startswith(ZIP):
+            raise UserError(f"{where}: a spreadsheet or an archive by its content, {needed}; save it as one of these")
+    text = _read_text(file, where)
+    first = next((line for _, line in _lines(text)), "")
+    if first.startswith(("{", "[")) and any(f'"{key}"' in first for key in KEYS):
+        raise UserError(f"{where}: its first line is JSON; give the file a name that ends in .jsonl (or .json)")
+    for suffix, delimiter in DELIMITERS.items():
+        names = [name.strip().strip('"') for name in first.split(delimiter)]
+        if len(names) > 1 and any(key in names for key in KEYS) and all(re.fullmatch(r"[\w-]+", n) for n in names):
+            raise UserError(f"{where}: its first line names columns; give the file a name that ends in {suffix}")
+    return text
 
 
 def json_rows(file: Path, where: str) -> list[WrittenRow]:
@@ -166,7 +211,7 @@ READERS: dict[str, Callable[[Path, str], list[WrittenRow]]] = {
 
 def _read_text(file: Path, where: str) -> str:
     if file.is_dir():
-        raise UserError(f"{where}: a folder, needs a text file; use --dataset for a data set in a folder")
+        raise UserError(f"{where}: a folder, needs a file; a data set in a folder goes to --dataset")
     try:
         data = file.read_bytes()
         data = gzip.decompress(data) if file.suffix.lower() == ".gz" else data
@@ -215,14 +260,17 @@ def check_no_data_set(settings: TrainFields) -> None:
             f"--dataset_path: given without --dataset; name the set that it is a copy of ({known}), or give "
             "the path as --dataset with --prompt_column"
         )
-    if settings.prompt_column:
-        raise UserError("--prompt_column: given without --dataset, whose column it names; add it, or drop the column")
+    if settings.prompt_column and not settings.prompts_file:
+        raise UserError(
+            "--prompt_column: given without --dataset or --prompts_file, whose column it names; add one, or drop the "
+            "column"
+        )
     if settings.dataset_config:
         raise UserError("--dataset_config: given without --dataset, of which it is a part; add it, or drop it")
 
 
 WRITTEN = PromptRecord(
-    open=lambda settings: read_prompts_file(str(settings.prompts_file)),
+    open=lambda settings: read_prompts_file(str(settings.prompts_file), settings.prompt_column),
     check=check_no_data_set,
     words=lambda settings: f"a file of prompts ({Path(str(settings.prompts_file)).name})",
 )

@@ -28,6 +28,10 @@ WANTS_OBJECTS = re.compile(r"(?s)^(?!.*arguments is string).*arguments\s*\|\s*(?
 
 CLOCK = "strftime_now"
 """The function by which transformers gives templates the time; prompts would be others tomorrow, so it stands still."""
+THINKING = "enable_thinking"
+"""The variable by which templates (Qwen3, SmolLM3, GLM) are told not to let the model think."""
+ENOUGH_TO_THINK, ENOUGH_FOR_ANSWERS = 1024, 4096
+"""Tokens: fewer end most thoughts in the middle; so many hold most thoughts and the answers after them."""
 DIRECTIVES = "aAbBcdDeFgGhHIjmMnpRSTuUVwWxXyYzZ"
 
 
@@ -221,6 +225,28 @@ class Renderer:
             return ids
         before = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), len(ids) - len(bare))
         return [*ids[:before], *self._controls.encode(raw.text), *ids[before + len(bare) :]]
+
+    def thinking_note(self, max_new_tokens: int) -> str:
+        """Return a word on answers that end in the middle of a thought, where so few tokens are sampled; or nothing."""
+        if not self.uses_template or max_new_tokens >= ENOUGH_TO_THINK:
+            return ""
+        try:
+            asked: str = self._apply(([Message(role="user", content="x")], []), False)
+        except Exception:  # refused for a reason that the first prompt will tell
+            return ""
+        tail = asked[asked.rfind("x") :]
+        begun = tail.rstrip().endswith("<think>")
+        can_be_off = THINKING in self._words
+        if not begun and not (
+            can_be_off and "</think>" not in tail and self._template_kwargs.get(THINKING) is not False
+        ):
+            return ""
+        more = f"--max_new_tokens {ENOUGH_FOR_ANSWERS} lets it come to its answers"
+        off = f"--chat_template_kwargs '{{\"{THINKING}\": false}}' turns that off, " if can_be_off else ""
+        return (
+            f"the chat template lets the model think before it answers, and --max_new_tokens {max_new_tokens} ends "
+            f"most thoughts in the middle: {off}{more}"
+        )
 
     def _notes(self) -> Iterator[str]:
         if unused := [key for key in self._template_kwargs if key not in self._words]:

@@ -11,6 +11,7 @@ from local_distill.errors import UserError
 from local_distill.process.seeding import shuffled
 from local_distill.prompts.raw import RawPrompts, check_share_of_wrong
 from local_distill.prompts.rendering import Renderer
+from local_distill.wording import counted
 
 MOST_HELD_OUT = 16
 HELD_OUT_SHARE = 4  # of a small source, one prompt in so many
@@ -72,14 +73,16 @@ class _Tally:
             (self.asks_nothing, "no user message with text"),
             (len(self.wrong), f"wrong, such as {self.wrong[0]}" if self.wrong else ""),
         )
-        read = f"of the {self.looked_at} prompts read"
-        yield from (f"{n} {read} are left out: {why}" for n, why in left_out if n)
+        read = f"of the {counted(self.looked_at, 'prompt')} read"
+        yield from (f"{n} {read} {'is' if n == 1 else 'are'} left out: {why}" for n, why in left_out if n)
         if self.typed:
             names = " ".join(sorted({name for names in self.typed for name in names})[:SHOWN])
             kept = "as which they are kept" if keeps_control_tokens else "ordinary text, unless --keep_control_tokens"
-            yield f"{len(self.typed)} {read} spell control tokens ({names}): {kept}"
+            spell = "spells" if len(self.typed) == 1 else "spell"
+            yield f"{len(self.typed)} {read} {spell} control tokens ({names}): {kept}"
         if self.tools_unused:
-            yield f"{self.tools_unused} {read} have tools, or calls of tools, that this chat template does not write"
+            have = "has" if self.tools_unused == 1 else "have"
+            yield f"{self.tools_unused} {read} {have} tools, or calls of tools, that this chat template does not write"
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,10 @@ class PromptSource:
         if len(found) <= held_out:
             raise _none_to_train_on(raw.name, len(found), held_out, tally, limits)
         training = tuple(found[held_out:])
-        dealt = f"{len(training)} prompts to train on and {held_out} held out, from the {len(raw)} of {raw.name}"
-        notes = (*renderer.notes, *tally.notes(limits, renderer.keeps_control_tokens), dealt)
+        left = counted(len(training), "prompt")
+        dealt = f"{left} to train on and {held_out} held out, from the {len(raw)} of {raw.name}"
+        thinking = filter(None, [renderer.thinking_note(max_new_tokens)])
+        notes = (*renderer.notes, *thinking, *tally.notes(limits, renderer.keeps_control_tokens), dealt)
         return cls(tuple(found[:held_out]), training, seed, batch_size, steps, notes)
 
     def __len__(self) -> int:

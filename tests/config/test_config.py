@@ -46,6 +46,7 @@ def test_documented_defaults():
         {"wandb_name": "mine", "trackers": "tensorboard,wandb"},
         {"wandb_name": "mine", "trackers": "trackio"},
         {"dataset": "tulu3", "dataset_path": "x", "prompt_column": "q"},
+        {"prompts_file": "p", "prompt_column": "q"},
         {"temperature": 1, "kl_coef": 2},  # whole numbers where any number will do
     ],
     ids=str,
@@ -59,7 +60,7 @@ def test_the_edges_of_what_is_allowed(settings):
     ("settings", "message"),
     [
         ({"dataset": "a/b", "prompts_file": "p"}, r"^--dataset and --prompts_file: both given; .*drop one"),
-        ({"prompts_file": "p", "prompt_column": "q"}, r"^--prompt_column: given without --dataset"),
+        ({"prompt_column": "q"}, r"^--prompt_column: given without --dataset or --prompts_file"),
         ({"dataset_path": "p"}, r"^--dataset_path: given without --dataset; "),
         ({"chat_template": "off", "system_prompt": ""}, r"^--system_prompt: .*--chat_template off.*drop one"),
         ({"chat_template": "off", "chat_template_kwargs": "{}"}, r"^--chat_template_kwargs: .*drop one"),

@@ -8,6 +8,7 @@ import pytest
 from local_distill.config.train_config import TrainConfig
 from local_distill.errors import UserError
 from local_distill.prompts import open_prompts
+from local_distill.prompts.prompt_files import read_prompts_file
 
 
 def opened(**settings):
@@ -234,3 +235,18 @@ def test_two_sources_are_refused(write):
         opened(dataset="deepmath", prompts_file=str(write("p.txt", "a")))
     with pytest.raises(UserError, match="--dataset_path"):
         opened(dataset_path="somewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "q,prompt,answer\nwhy,x,3\n"),
+        ("p.tsv", "answer\tq\n3\twhy\n"),
+        ("p.jsonl", '{"q": "why", "answer": 3}\n'),
+        ("p.jsonl", '{"q": [{"role": "user", "content": "why"}], "answer": "3"}\n'),
+        ("p.json", '[{"q": [{"from": "human", "value": "why"}], "answer": "3"}]'),
+    ],
+)
+def test_a_column_that_is_named(write, name, content):
+    (prompt,) = read_prompts_file(str(write(name, content)), "q")
+    assert (prompt.text, prompt.answer) == ("why", "3")

@@ -221,7 +221,7 @@ def test_rows_that_ask_nothing_are_left_out_and_counted(build):
     rows = [RawPrompt((), "src:0"), RawPrompt(({"role": "user", "content": "Hi"},), "src:1")]
     source = build(RawPrompts(rows, name="src"))
     assert Counter(dealt(source)) == {"Hi": 12}
-    assert "1 of the 2 prompts read are left out: no user message with text" in source.notes
+    assert "1 of the 2 prompts read is left out: no user message with text" in source.notes
 
 
 class Bad:
@@ -274,7 +274,7 @@ def test_a_row_with_a_token_that_a_model_lacks_is_left_out_and_counted(make_toke
     raw = make_raw(["why", "see <image> here", "how", "what"], must_fit=must_fit)
     source = PromptSource.build(raw, renderer, **settings)
     assert sorted(dealt(source)) == ["how", "what", "why"]
-    assert source.notes[0].startswith("1 of the 4 prompts read are left out: wrong, such as src:1: the prompt has the ")
+    assert source.notes[0].startswith("1 of the 4 prompts read is left out: wrong, such as src:1: the prompt has the ")
     with pytest.raises(UserError, match="1 of the 2 rows read are wrong"):
         PromptSource.build(make_raw(["<image>", "why"], must_fit=must_fit), renderer, **settings)
 
@@ -308,7 +308,7 @@ def test_chats_that_the_template_refuses_are_left_out(make_tokenizer):
         eval_prompts=1, max_prompt_tokens=99, max_new_tokens=9, context_length=None,
     )  # fmt: skip
     assert len(source) == 7
-    assert "1 of the 9 prompts read are left out: wrong, such as src:4: the chat template refused" in source.notes[0]
+    assert "1 of the 9 prompts read is left out: wrong, such as src:4: the chat template refused" in source.notes[0]
 
 
 def test_control_tokens_and_unused_tools_are_counted(make_tokenizer, template):
@@ -323,7 +323,7 @@ def test_control_tokens_and_unused_tools_are_counted(make_tokenizer, template):
         )
         assert source.notes[:2] == (
             f"2 of the 5 prompts read spell control tokens (</s> <s>): {said}",
-            "1 of the 5 prompts read have tools, or calls of tools, that this chat template does not write",
+            "1 of the 5 prompts read has tools, or calls of tools, that this chat template does not write",
         )
 
 

@@ -251,3 +251,30 @@ def test_template_kwargs_that_are_no_object_are_refused(text, said):
     with pytest.raises(UserError, match=r"^--chat_template_kwargs ") as caught:
         parse_template_kwargs(text)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs", "tokens", "said"),
+    [
+        (
+            "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}",
+            {},
+            512,
+            "turns that",
+        ),
+        ("{% if enable_thinking is false %}<think>\n\n</think>\n{% endif %}", {"enable_thinking": False}, 512, ""),
+        ("{% if enable_thinking %}<think>\n{% endif %}", {"enable_thinking": False}, 512, ""),
+        ("{% if enable_thinking %}<think>\n{% endif %}", {"enable_thinking": True}, 512, "turns that off"),
+        ("<think>\n", {}, 512, "512 ends most thoughts in the middle: --max_new_tokens 4096 lets"),
+        ("<think>\n", {}, 1024, ""),
+        ("", {}, 8, ""),
+    ],
+)
+def test_a_thought_that_few_tokens_end_is_spoken_of(make_tokenizer, template, kwargs, tokens, said):
+    """Templates of Qwen3, SmolLM3 and R1's kin, in short: the last words before the answer."""
+    asked = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    renderer = Renderer(make_tokenizer(template=asked + template), template_kwargs=kwargs)
+    note = renderer.thinking_note(tokens)
+    assert said in note
+    assert bool(note) == bool(said)
+    assert Renderer(make_tokenizer(template=asked + template), chat_template="off").thinking_note(tokens) == ""

@@ -56,8 +56,8 @@ def pair(folder):
 def test_a_run_says_what_it_left_out_and_made_of_its_prompts(run_command, model, prompts):
     code, out, err = run_command([*pair(model(WITH_TOOLS)), "--prompts_file", prompts, "--output_dir", "run"])
     assert code == 0, err
-    assert "1 of the 8 prompts read are left out: wrong, such as --prompts_file" in out
-    assert "1 of the 8 prompts read spell control tokens (<|im_end|>): ordinary text" in out
+    assert "1 of the 8 prompts read is left out: wrong, such as --prompts_file" in out
+    assert "1 of the 8 prompts read spells control tokens (<|im_end|>): ordinary text" in out
 
 
 def test_the_ids_of_a_runs_prompts(model, prompts):
