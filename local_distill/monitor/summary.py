@@ -23,7 +23,17 @@ from local_distill.runs.evaluations import Completion, Evaluation
 from local_distill.runs.jsonl import to_json
 from local_distill.runs.layout import SUMMARY_FILE, SUMMARY_JSON_FILE
 from local_distill.runs.whole_files import write_whole
-from local_distill.wording import clean, duration, fenced, number, percent, share_with_error, shorten, with_error
+from local_distill.wording import (
+    change,
+    clean,
+    duration,
+    fenced,
+    number,
+    percent,
+    share_with_error,
+    shorten,
+    with_error,
+)
 
 Facts = Mapping[str, str | int | float]
 
@@ -66,7 +76,7 @@ def show_summary(
         console.print(Text(_NOTHING_HELD_OUT))
         return
     table = Table("held-out prompts", box=SIMPLE_HEAD)
-    for heading in ("before", "after", "after / before"):
+    for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
     for row in _comparison(before, after):
         table.add_row(*row)
@@ -91,7 +101,7 @@ def _in_json(evaluation: Evaluation) -> dict[str, object]:
 
 def _markdown(before: Evaluation | None, after: Evaluation | None, facts: Facts) -> str:
     blocks = ["# Summary", _markdown_table(("run", ""), _facts(facts))]
-    heading = ("held-out prompts", "before", "after", "after / before")
+    heading = ("held-out prompts", "before", "after", "change")
     blocks.append(_markdown_table(heading, _comparison(before, after)) if before or after else _NOTHING_HELD_OUT)
     for place, (prompt, completions) in enumerate(_by_prompt(before, after), start=1):
         blocks += [f"## Prompt {place}", fenced(prompt)]
@@ -110,11 +120,12 @@ def _cell(text: str) -> str:
 
 
 def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, ...]]:
-    """Return rows of a label, before, after, and after / before where that means something."""
+    """Return rows of a label, before, after, and the change where that means something."""
     both = (before, after)
 
-    def ratio(name: str) -> str:
-        return number(_ratio(getattr(before, name), getattr(after, name))) if before and after else _ABSENT
+    def changed(name: str) -> str:
+        earlier, now = (getattr(each, name, math.nan) for each in both)
+        return change(earlier, now) if earlier > 0 and math.isfinite(now) else _ABSENT
 
     def accuracy(each: Evaluation | None) -> str:
         if each is None or math.isnan(each.accuracy):
@@ -126,10 +137,10 @@ def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tup
         (
             "reverse KL (nats/token)",
             *(with_error(each.reverse_kl, each.standard_error) if each else _ABSENT for each in both),
-            ratio("reverse_kl"),
+            changed("reverse_kl"),
         ),
         *(verified if any(each and not math.isnan(each.accuracy) for each in both) else []),
-        ("completion length (tokens)", *(number(each.length) if each else _ABSENT for each in both), ratio("length")),
+        ("completion length (tokens)", *(number(each.length) if each else _ABSENT for each in both), changed("length")),
         ("truncated", *(percent(each.truncated) if each else _ABSENT for each in both), ""),
     ]
 

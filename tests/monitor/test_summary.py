@@ -58,9 +58,9 @@ def test_markdown(tmp_path: Path) -> None:
         "| steps | 100 |",
         "| wall-clock | 1 h 23 min |",
         "| completion tokens | 127k |",
-        "| held-out prompts | before | after | after / before |",
-        "| reverse KL (nats/token) | 2.34 ± 0.08 | 1.17 ± 0.08 | 0.500 |",
-        "| completion length (tokens) | 50.0 | 50.0 | 1.00 |",
+        "| held-out prompts | before | after | change |",
+        "| reverse KL (nats/token) | 2.34 ± 0.08 | 1.17 ± 0.08 | −50 % |",
+        "| completion length (tokens) | 50.0 | 50.0 | +0 % |",
         "| truncated | 12 % | 12 % |  |",
     ):
         assert line in text.splitlines()
@@ -112,7 +112,7 @@ def test_both_completions_stand_side_by_side(width: int, terminal: bool) -> None
     assert line_with(text, "one", "three")
     assert line_with(text, "two", "four")
     assert line_with(text, "before: 11 tokens, reverse KL 2.34", "after: 31 tokens, reverse KL 1.17")
-    assert line_with(text, "2.34 ± 0.08", "1.17 ± 0.08", "0.500")
+    assert line_with(text, "2.34 ± 0.08", "1.17 ± 0.08", "−50 %")
     assert line_with(text, "wall-clock", "1 h 23 min")
     assert "Question 1" in text
     if not terminal:
@@ -154,4 +154,4 @@ def test_an_evaluation_that_is_missing_leaves_the_other(tmp_path: Path) -> None:
 def test_a_ratio_that_means_nothing_is_nan_and_null(tmp_path: Path, before: float) -> None:
     write_summary(tmp_path, evaluation(0, before, ()), AFTER, {})
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["reverse_kl_ratio"] is None
-    assert line_with(shown(evaluation(0, before, ()), AFTER), "reverse KL (nats/token)").split()[-1] == "nan"
+    assert line_with(shown(evaluation(0, before, ()), AFTER), "reverse KL (nats/token)").split()[-1] == "–"
