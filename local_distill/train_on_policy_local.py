@@ -118,7 +118,7 @@ def ending_in_one_line(folder: Path) -> Iterator[None]:
         if not isinstance(error, DidNotFitError):
             reason = (
                 f"--microbatch_tokens: out of memory while loading, scoring or evaluating ({without_advice(error)}); "
-                'lower it, or see "Out of memory?" in the README'
+                "lower it, or see docs/out_of_memory.md"
             )
         raise alone(UserError(f"{reason}; {last_saved(folder)}")) from error
 

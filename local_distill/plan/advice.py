@@ -1,4 +1,4 @@
-"""The smallest change that makes a run fit is found by trying what README's "Out of memory?" lists, in its order."""
+"""The smallest change that makes a run fit is found by trying what docs/out_of_memory.md lists, in its order."""
 
 from __future__ import annotations
 
