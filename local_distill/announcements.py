@@ -87,11 +87,16 @@ def facts_of_run(inputs: Inputs, accelerator: Accelerator, folder: RunFolder) ->
             f"{config.steps}, each of {config.batch_size} prompts × {config.group_size} rollouts of at most "
             f"{config.max_new_tokens} tokens{f'; {folder.first_step} are done' if folder.first_step else ''}",
         ),
-        ("learning", f"rate {config.learning_rate:g}, {config.lr_scheduler}{warmup}"),
+        ("learning", f"rate {_rate(config.learning_rate or 0.0)}, {config.lr_scheduler}{warmup}"),
         ("machine", launch_in_words(accelerator, inputs.precision) + gpu),
         ("memory", f"models and optimizer take {certain / GIB:.1f} of {there / GIB:.1f} GiB free{each}"),
         ("folder", str(folder.path)),
     ]
+
+
+def _rate(value: float) -> str:
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
 def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:

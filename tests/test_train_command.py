@@ -72,6 +72,16 @@ def test_the_documented_cpu_demo_runs_as_it_is_written(tmp_path):
     assert "\x1b" not in done.stdout, "plain when not a terminal"
     assert "step 3/3  reverse KL" in done.stdout
     (run,) = (tmp_path / "runs").iterdir()
+    told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[:9])
+    assert list(told) == ["student", "teacher", "loss", "prompts", "steps", "learning", "machine", "memory", "folder"]
+    assert re.fullmatch(r"sshleifer/tiny-gpt2, [\d.]+ k parameters, all trained", told["student"])
+    assert told["loss"] == (
+        "reverse_kl over every token, exact, for the teacher gives its whole distribution (--loss auto)"
+    )
+    assert told["steps"] == "3, each of 2 prompts × 2 rollouts of at most 16 tokens"
+    assert (told["learning"], told["machine"]) == ("rate 1e-5, constant", "1 process, fp32, on cpu")
+    assert re.fullmatch(r"models and optimizer take 0.0 of [\d.]+ GiB free", told["memory"])
+    assert told["folder"] == str(run.relative_to(tmp_path))
     # Contract 1, through the whole program: the teacher is the student.
     assert all(abs(line["reverse_kl"]) < 1e-6 for line in metrics(run) if "reverse_kl" in line)
     before = load_file(repository / "snapshots" / "abc123" / "model.safetensors")

@@ -31,6 +31,7 @@ class LiveTerminal(Terminal):
         self._console = console
         self._total_steps = total_steps
         self._course = Course()
+        self._told = False
         self._region = Region(self._course, total_steps, first_step)
         self._live = Live(
             get_renderable=lambda: self._region, console=console, refresh_per_second=REFRESHES, auto_refresh=True
@@ -114,6 +115,9 @@ class LiveTerminal(Terminal):
         self._live.stop()
 
     def _print_fitting(self, fields: Sequence[Text]) -> None:
+        if not self._told:
+            self._console.print()  # between what is about to happen and what happens
+        self._told = True
         line = Text(GAP).join(fields[:2])
         for field in fields[2:]:
             if line.cell_len + len(GAP) + field.cell_len > self._console.width:
@@ -127,7 +131,7 @@ class LiveTerminal(Terminal):
             if name in metrics:
                 value = write(metrics[name]).rjust(width)
                 yield Text.assemble((f"{label} " if label else "", "dim"), value, (unit, "dim"))
-            if name == "reverse_kl" and len(self._course.training) > 1:
+            if name == "reverse_kl":
                 changed = self._course.change_in_training()
                 yield Text(changed.rjust(6), style=style_of(changed))
             if name == "reverse_kl" and metrics.get("skipped"):
