@@ -20,7 +20,7 @@ from local_distill.prompts import Message, RawPrompt, Renderer
 from local_distill.prompts.control_tokens import ControlTokens
 from local_distill.runs.evaluations import Piece
 from local_distill.runs.jsonl import to_json
-from local_distill.wording import clean, number
+from local_distill.wording import clean, counted, number
 
 Finish = Literal["stop", "length", "interrupted"]
 TRANSCRIPTS = (".jsonl", ".md")
@@ -155,7 +155,7 @@ def _markdown(conversation: Conversation) -> Iterator[str]:
 
 def _measured(answer: ChatAnswer) -> str:
     kl = "" if answer.reverse_kl is None else f", reverse KL {number(answer.reverse_kl)} nats a token"
-    return f" ({answer.tokens} tokens, ended by {answer.finish}{kl})"
+    return f" ({counted(answer.tokens, 'token')}, ended by {answer.finish}{kl})"
 
 
 def _quoted(text: str) -> str:

@@ -25,7 +25,7 @@ from local_distill.chat.screen import Screen, ShowToken, worst_tokens
 from local_distill.config.ranges import LOWEST_TEMPERATURE
 from local_distill.errors import UserError
 from local_distill.head.sampling import NucleusSampling, SamplingParams
-from local_distill.wording import number
+from local_distill.wording import counted, number
 
 END = "/quit"
 PROMPT = "you> "
@@ -216,7 +216,7 @@ def _write_all(writings: Sequence[_Writing], show: ShowToken) -> bool:
 def _status(student: ChatAnswer, speed: float) -> str:
     kl = "" if student.reverse_kl is None else f", reverse KL {number(student.reverse_kl)} nats a token"
     ended = {"stop": "", "length": ", cut at --max_new_tokens", "interrupted": ", interrupted"}[student.finish]
-    return f"{student.tokens} tokens{kl}{ended}, {number(speed)} tok/s"
+    return f"{counted(student.tokens, 'token')}{kl}{ended}, {number(speed)} tok/s"
 
 
 @dataclass(frozen=True)

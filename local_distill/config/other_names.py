@@ -73,7 +73,7 @@ _SAME: Mapping[str, tuple[str, ...]] = {
     "lora_target_modules": ("target_modules", "lora_target_linear"),
     "init_adapter": ("adapter_name_or_path", "adapters", "lora_model_dir", "lora_path", "peft_model_id"),
     "output_dir": (
-        "output", "out", "out_dir", "log_path", "save_dir", "default_local_dir", "output_path", "out_path",
+        "out", "out_dir", "log_path", "save_dir", "default_local_dir", "output_path", "out_path",
     ),
     "resume": ("resume_from_checkpoint", "auto_resume_from_checkpoints", "resume_mode", "resume_from"),
     "save_every": ("save_steps", "save_freq", "checkpoint_every"),

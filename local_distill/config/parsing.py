@@ -24,6 +24,8 @@ from local_distill.runs.folder import LATEST
 NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 """How an error calls what a setting of a type needs."""
 
+ALSO = {"output": "output_dir", "output_dir": "output"}
+"""What is written goes by one of these names; the other one is understood."""
 YAML_SUFFIXES = (".yaml", ".yml")
 FILE_BY_PLACE = "yaml_by_place"
 """Settings with this attribute may be read from a YAML file that is named without ``--config``."""
@@ -139,6 +141,7 @@ def read_yaml(settings: type, path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        name = ALSO[name] if name not in fields and ALSO.get(name) in fields else name
         if name not in fields:
             theirs = of_other_trainers(name, fields, dashes="")
             unknown = f"unknown setting; {_did_you_mean(name, fields)}--help lists them all"
@@ -226,8 +229,9 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], kind: type) -> None:
     more |= {"choices": choices} if choices else {}  # for shells that complete; the type has checked them before
     plain = {int: "N", float: "X", str: field.name.rsplit("_", 1)[-1].upper()}[kind]
     metavar = f"{{{','.join(choices)}}}" if choices and not isinstance(choices, OrOutside) else plain
+    also = [f"--{ALSO[field.name]}"] if field.name in ALSO else []
     group.add_argument(
-        f"--{field.name}", type=partial(_from_word, field, kind), metavar=metavar, help=help_text, **more
+        f"--{field.name}", *also, type=partial(_from_word, field, kind), metavar=metavar, help=help_text, **more
     )
 
 

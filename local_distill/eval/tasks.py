@@ -19,6 +19,7 @@ from local_distill.prompts.chats import from_sharegpt, read_messages, read_tools
 from local_distill.prompts.data_sets import HUB_ID, TOOLS_COLUMN, answer_column, has_configurations, kind_of, load_table
 from local_distill.prompts.prompt_files import json_rows, read_prompts_file
 from local_distill.prompts.raw import check_share_of_wrong, read_answer
+from local_distill.wording import counted
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "messages")
 PLACE = "{question}"
@@ -103,7 +104,9 @@ def readable(task: Task, verifier: Verifier, *, must_read: bool) -> Task:
     left_out = len(task.questions) - len(kept)
     if not kept:
         raise UserError(f"--dataset {task.name}: no answer of it can be read; give --answer_column, or other --answers")
-    note = f"{task.name}: {left_out} of {len(task.questions)} questions are left out, their answers cannot be read"
+    are = "is" if left_out == 1 else "are"
+    of_all = f"{left_out} of {counted(len(task.questions), 'question')}"
+    note = f"{task.name}: {of_all} {are} left out, for their answers cannot be read"
     return replace(task, questions=tuple(kept), notes=(*task.notes, note) if left_out else task.notes)
 
 
@@ -218,7 +221,8 @@ def without_wrong(task: Task, wrong: Sequence[UserError]) -> Task:
     """Return the task, which says how many questions were left out of it."""
     if not wrong:
         return task
-    note = f"{task.name}: {len(wrong)} questions are left out, wrong, such as {wrong[0]}"
+    are = "is" if len(wrong) == 1 else "are"
+    note = f"{task.name}: {counted(len(wrong), 'question')} {are} left out, wrong, such as {wrong[0]}"
     return replace(task, notes=(*task.notes, note))
 
 

@@ -26,6 +26,7 @@ from local_distill.runs.whole_files import write_whole
 from local_distill.wording import (
     change,
     clean,
+    counted,
     duration,
     fenced,
     number,
@@ -157,7 +158,7 @@ def _by_prompt(before: Evaluation | None, after: Evaluation | None) -> Iterator[
 
 
 def _measured(completion: Completion) -> str:
-    return f"{completion.tokens} tokens, reverse KL {number(completion.reverse_kl)}"
+    return f"{counted(completion.tokens, 'token')}, reverse KL {number(completion.reverse_kl)}"
 
 
 def _facts(facts: Facts) -> list[tuple[str, ...]]:

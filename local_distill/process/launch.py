@@ -17,6 +17,7 @@ from packaging.version import Version
 from local_distill.errors import UserError
 from local_distill.packages import installed
 from local_distill.process.distributed import runs_on_cuda
+from local_distill.wording import counted
 
 OLDEST_DEEPSPEED = "0.19.2"
 """Older ones round a model's buffers too, and with them the frequencies of rotary embeddings."""
@@ -139,7 +140,7 @@ def launch_in_words(accelerator: Accelerator, precision: Precision) -> str:
     """Return what was launched in words: ``2 processes with DeepSpeed ZeRO-2, bf16, on cuda``."""
     plugin, number = accelerator.state.deepspeed_plugin, accelerator.num_processes
     kind = f"DeepSpeed ZeRO-{plugin.zero_stage}" if plugin else "data parallelism"
-    processes = f"{number} processes" if number > 1 else "1 process"
+    processes = counted(number, "process", "processes")
     processes += f" with {kind}" if number > 1 or plugin else ""
     return f"{processes}, {precision.name}, on {accelerator.device.type}"
 

@@ -13,7 +13,7 @@ from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE, recorded_loss
 from local_distill.report.progress import Progress, progress_of
 from local_distill.report.reading import Record, ReportedRun
-from local_distill.wording import change, clean, duration, number, percent, with_error
+from local_distill.wording import change, clean, counted, duration, number, percent, with_error
 
 ABSENT = "–"
 UNKNOWN = ""
@@ -165,7 +165,7 @@ def completions_by_prompt(runs: Sequence[ReportedRun]) -> dict[str, list[Shown]]
             when = "before" if sample.step == 0 else f"after {sample.step} step{'s' if sample.step > 1 else ''}"
             for each in sample.completions:
                 divergence = ABSENT if math.isnan(each.reverse_kl) else number(each.reverse_kl)
-                measured = f"{each.tokens} tokens, reverse KL {divergence}"
+                measured = f"{counted(each.tokens, 'token')}, reverse KL {divergence}"
                 shown.setdefault(clean(each.prompt), []).append(Shown(run.name, when, clean(each.text), measured))
     return shown
 

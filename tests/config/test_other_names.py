@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from local_distill.commands.report import ReportSettings
 from local_distill.config.other_names import _NO_SETTING, _TABLE, of_other_trainers
+from local_distill.config.parsing import parse
 from local_distill.config.train_config import TrainConfig, parse_config
 from local_distill.errors import UserError
 
@@ -79,3 +81,13 @@ def test_a_setting_of_ours_with_dashes_is_taken():
     assert (
         parse_config(["--student-model", "x", "--teacher-model", "y", "--learning-rate", "1e-3"]).learning_rate == 1e-3
     )
+
+
+@pytest.mark.parametrize("spelling", ["--output", "--output_dir", "--output-dir"])
+def test_where_it_is_written_goes_by_either_name(spelling, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ["--student_model", "x", "--teacher_model", "y"]
+    assert parse_config([*models, spelling, "run"]).output_dir == "run"
+    (tmp_path / "run.yaml").write_text(f"{spelling.lstrip('-')}: run\n")
+    assert parse_config([*models, "run.yaml"]).output_dir == "run"
+    assert parse(ReportSettings, ["run", spelling, "page"], prog="", usage="", description="").output == "page"

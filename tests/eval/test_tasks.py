@@ -151,7 +151,7 @@ def test_an_unreadable_answer_is_a_mistake_in_a_file_and_left_out_of_a_data_set(
         readable(task, ExactVerifier(), must_read=True)
     left = readable(task, ExactVerifier(), must_read=False)
     assert rows(left) == [("a", "x")]
-    assert "1 of 2 questions are left out" in left.notes[0]
+    assert "1 of 2 questions is left out" in left.notes[0]
 
 
 def test_a_template_is_put_around_the_last_message_and_its_other_braces_stay():

@@ -113,7 +113,7 @@ def test_an_evaluation_leaves_out_counts_and_keeps_its_date(model, prompts, monk
     asked = ["eval", folder, "--teacher_model", folder, "--prompts_file", prompts, "--max_new_tokens", "3"]
     assert main([*asked, "--output", "out", "--template_date", "2020-02-29"]) == 0
     said = capsys.readouterr().out
-    assert "1 questions are left out, wrong, such as --prompts_file" in said
+    assert "1 question is left out, wrong, such as --prompts_file" in said
     assert "1 questions spell control tokens: ordinary text" in said
     assert main([*asked, "--output", "out"]) == 0
     assert "it is 2020-02-29 there" in capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_a_question_that_one_model_cannot_be_asked_is_asked_of_none(model, folde
     assert code == 0
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert sorted(answer["origin"] for answer in answers) == ["q.jsonl:2", "q.jsonl:2", "q.jsonl:3", "q.jsonl:3"]
-    assert "1 questions are left out, wrong, such as q.jsonl:1: the chat template refused" in capsys.readouterr().out
+    assert "1 question is left out, wrong, such as q.jsonl:1: the chat template refused" in capsys.readouterr().out
 
 
 def test_a_chat_says_that_a_control_token_is_text(folders, monkeypatch, capsys):

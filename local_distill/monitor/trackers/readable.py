@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterator
 
 from local_distill.runs.evaluations import Completion, Evaluation, Piece
-from local_distill.wording import clean, number
+from local_distill.wording import clean, counted, number
 
 COLUMNS = ("prompt", "completion", "tokens", "finish", "reverse_kl")
 FULL_COLOUR = 3.0
@@ -39,7 +39,7 @@ def page(evaluation: Evaluation) -> str:
     """Return HTML of all completions of an evaluation, each below its prompt."""
     return "".join(
         f'<h4 style="white-space:pre-wrap">{html.escape(clean(c.prompt))}</h4>{coloured(c)}'
-        f"<p><small>{c.tokens} tokens, {number(c.reverse_kl)} nats a token</small></p>"
+        f"<p><small>{counted(c.tokens, 'token')}, {number(c.reverse_kl)} nats a token</small></p>"
         for c in evaluation.completions
     )
 
@@ -52,7 +52,7 @@ def markdown(evaluation: Evaluation) -> str:
 def _markdown_of(completion: Completion) -> Iterator[str]:
     yield f"#### {_inert(completion.prompt)}\n"
     yield _inert(completion.text) + "\n"
-    yield f"{completion.tokens} tokens, {number(completion.reverse_kl)} nats a token\n"
+    yield f"{counted(completion.tokens, 'token')}, {number(completion.reverse_kl)} nats a token\n"
     yield "| token | reverse KL | student | teacher | teacher's likeliest |"
     yield "| --- | --- | --- | --- | --- |"
     for piece in completion.pieces[:MARKDOWN_TOKENS]:
