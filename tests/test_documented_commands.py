@@ -86,3 +86,9 @@ def test_a_command_can_be_typed(verb, words, monkeypatch):
 def underscored(word):
     """Return the flag as it is declared."""
     return "--" + word[2:].replace("-", "_") if word.startswith("--") and not word.startswith("--no-") else word
+
+
+@pytest.mark.parametrize(("verb", "words"), [shown for shown in SHOWN if "Qwen/Qwen3" in shown.values[1]])
+def test_qwen3_is_not_left_to_think_in_few_tokens(verb, words):
+    if verb in ("train", "eval", "chat"):
+        assert "enable_thinking" in words
