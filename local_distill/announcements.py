@@ -109,7 +109,8 @@ def conclude(config: TrainConfig, result: TrainResult) -> TrainResult:
         ended = f"stopped by {stopped_by.name} after step {result.steps}, which is saved in {folder}"
         print(f"{ended}; to go on, launch again:")
         print(f"  {to_resume(folder / SETTINGS_FILE)}")
-        print(report_of_ended_run(folder))
+        if evaluations or result.steps:  # else nothing was measured
+            print(report_of_ended_run(folder))
         return result
     tokens, seconds = training_totals(folder / METRICS_FILE)
     facts: dict[str, str | int | float] = {

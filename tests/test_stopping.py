@@ -67,6 +67,8 @@ def test_it_is_answered_at_once_and_the_run_goes_on_bit_for_bit(
         code, out, _ = run_command([*pair, "--output_dir", "run"])
     assert (code, answers) == (130, [answer])
     assert f"stopped by SIGINT after step {saved}, which is saved in run" in out
+    assert ("report: " in out) == (saved > 0), "nothing to report of before anything was measured"
+    assert "could not" not in out
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == [f"step-{saved}"]
     code, _, err = run_command([*pair, "--output_dir", "run", "--resume"])
     assert (code, err) == (0, "")
