@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from local_distill.config.parsing import comma_separated
 from local_distill.errors import UserError, first_sentence
+from local_distill.models.hub import check_findable
 from local_distill.models.loading_errors import in_one_line, local_folder
 from local_distill.models.reach import towers
 from local_distill.process.seeding import seed_adapter
@@ -183,6 +184,7 @@ def open_adapter(path: str, flag: str = FLAG) -> AdapterFiles:
     if folder is None:
         from huggingface_hub import snapshot_download
 
+        check_findable(flag, path, "adapter", (SETTINGS,))
         with in_one_line(flag, path, "it", "adapter"):
             folder = Path(snapshot_download(path, allow_patterns=[SETTINGS, WEIGHTS]))
     if not (folder / SETTINGS).is_file():

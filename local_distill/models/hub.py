@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
@@ -49,18 +50,21 @@ def why_unreachable(url: str = "", seconds: float = SECONDS) -> str:
     return found[0] if found else f"no answer in {seconds:g} s"
 
 
-def check_findable(flag: str, path: str) -> None:
-    """Raise UserError for a folder that is not there, or a hub id that is in no cache while the hub does not answer."""
+def check_findable(flag: str, path: str, kind: str = "model", files: Sequence[str] = ("config.json",)) -> None:
+    """Raise UserError for a folder that is not there, or a hub id that is in no cache while the hub does not answer.
+
+    kind: of the folder. files: one of them is in the cache where the id is.
+    """
     path = str(Path(path).expanduser()) if path.startswith("~") else path
-    if Path(path).is_file() or local_folder(flag, path) or is_offline():  # offline, the library says so at once
+    if Path(path).is_file() or local_folder(flag, path, kind) or is_offline():  # offline, the library says so at once
         return
     try:
-        if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        if any(isinstance(try_to_load_from_cache(path, name), str) for name in files):
             return
     except HFValidationError:  # what is no id has a message of its own where it is opened
         return
     if reason := why_unreachable():
         raise UserError(
             f"{flag} {path}: no folder of that name is here, and {endpoint()} does not answer ({reason}); give a local "
-            "model folder, or a mirror in HF_ENDPOINT; local-distill doctor looks further"
+            f"{kind} folder, or a mirror in HF_ENDPOINT; local-distill doctor looks further"
         )

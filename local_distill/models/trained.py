@@ -19,7 +19,8 @@ from local_distill.models.adapters import SETTINGS as ADAPTER_SETTINGS
 from local_distill.models.adapters import AdapterFiles, open_adapter
 from local_distill.models.file_settings import read_generation
 from local_distill.models.files import TOKENIZER_FILES, ModelFiles, cast, open_model
-from local_distill.models.loading_errors import in_one_line, local_folder
+from local_distill.models.hub import check_findable
+from local_distill.models.loading_errors import in_one_line
 from local_distill.models.quantization import check_readable
 from local_distill.runs.checkpoints import MADE_IN, step_folders
 from local_distill.runs.layout import COMPLETIONS_FILE, METRICS_FILE, read_settings
@@ -112,7 +113,7 @@ def _check_holds_model(flag: str, step: Path) -> None:
 def _is_adapter(flag: str, folder: Path, path: str) -> bool:
     if folder.exists():
         return (folder / ADAPTER_SETTINGS).is_file() and not (folder / "config.json").is_file()
-    local_folder(flag, path)  # raises for what can be no hub id
+    check_findable(flag, path, files=(ADAPTER_SETTINGS, "config.json"))  # else the hub's client tries for a minute
     with in_one_line(flag, path, "it"):
         found = cached_file(
             path,

@@ -9,7 +9,9 @@ from huggingface_hub import constants
 
 from local_distill.errors import UserError
 from local_distill.models import hub
+from local_distill.models.adapters import open_adapter
 from local_distill.models.hub import check_findable, why_unreachable
+from local_distill.models.trained import open_trained
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -59,6 +61,13 @@ def test_an_id_is_looked_for_in_the_cache_then_at_the_hub(tmp_path, monkeypatch)
     check_findable("--student_model", str(tmp_path))
     with pytest.raises(UserError, match="no such folder"):
         check_findable("--student_model", "./nowhere")
+
+
+@pytest.mark.usefixtures("online")
+def test_whoever_may_be_an_adapter_is_looked_for_first_as_well():
+    for find in (open_trained, lambda flag, path: open_adapter(path, flag)):
+        with pytest.raises(UserError, match=r"^MODEL some/model: no folder .* does not answer .* HF_ENDPOINT"):
+            find("MODEL", "some/model")
 
 
 @pytest.mark.usefixtures("online")
