@@ -242,7 +242,7 @@ class Renderer:
         ):
             return ""
         more = f"--max_new_tokens {ENOUGH_FOR_ANSWERS} lets it come to its answers"
-        off = f"--chat_template_kwargs '{{\"{THINKING}\": false}}' turns that off, " if can_be_off else ""
+        off = f"--chat_template_kwargs '{{\"{THINKING}\": false}}' turns that off, or " if can_be_off else ""
         return (
             f"the chat template lets the model think before it answers, and --max_new_tokens {max_new_tokens} ends "
             f"most thoughts in the middle: {off}{more}"
