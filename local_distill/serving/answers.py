@@ -18,7 +18,7 @@ class BadAnswerError(Exception):
         self.status = status
 
 
-def read_answer(content: bytes, content_type: str) -> Any:
+def read_reply(content: bytes, content_type: str) -> Any:
     """Return JSON as it is; other text where the server does not call it JSON.
 
     Raises BadAnswerError for an error, and for what only stands in for an answer: a web page, half of some JSON.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from local_distill.errors import RunError, UserError
-from local_distill.serving.answers import BadAnswerError, message_of, read_answer
+from local_distill.serving.answers import BadAnswerError, message_of, read_reply
 from local_distill.serving.endpoints import Endpoint, Endpoints, clean_urls, http_client
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class HttpClient:
         content = b"".join(parts)
         if response.is_success:
             try:
-                return read(read_answer(content, response.headers.get("content-type", "")))
+                return read(read_reply(content, response.headers.get("content-type", "")))
             except BadAnswerError as error:
                 said = self._one_line(f"answered with {error}")
                 if error.status is None or _may_pass(error.status):
