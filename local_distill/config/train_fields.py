@@ -142,8 +142,7 @@ class TrainFields:
     group_size: int = _sampling("Rollouts of each prompt.", 4, fixed=True, within=FROM_1)
     max_new_tokens: int = _sampling("Longest completion (tokens).", 512, fixed=True, within=FROM_1)
     start_new_tokens: int | None = _sampling(
-        "Longest completion of the first step; from it the longest grows evenly to --max_new_tokens over the steps of "
-        "the learning-rate schedule. Default: all steps have the same.",
+        "Longest completion of the first step; it grows evenly to --max_new_tokens over the learning-rate schedule.",
         fixed=True,
         within=FROM_1,
     )
@@ -152,8 +151,7 @@ class TrainFields:
         "Nucleus: sample from the smallest set of tokens with this much probability.", 1.0, within=SHARE
     )
     teacher_share: float = _sampling(
-        "Share of a step's prompts that the teacher continues instead of the student; losses over whole distributions "
-        "then compare the two at the teacher's prefixes.",
+        "Share of a step's prompts that the teacher continues, where a loss over whole distributions compares the two.",
         0.0,
         fixed=True,
         within=FROM_0_TO_1,
@@ -268,8 +266,7 @@ class TrainFields:
         within=FROM_1,
     )
     epochs_per_batch: int = _training(
-        "How often the rollouts of a step are gone through, each time with the updates of --num_substeps; from the "
-        "second update on as there. A rollout costs its sampling and scoring once.",
+        "Times that a step's rollouts are gone through, each with the updates of --num_substeps.",
         1,
         fixed=True,
         within=FROM_1,
