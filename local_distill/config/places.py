@@ -76,9 +76,19 @@ def look_for_models(given: Mapping[str, Any]) -> None:
     fields = _fields_of(given)
     check_is_there("--student_model", fields.student_model)
     if not fields.teacher_url and fields.teacher_backend in ("auto", *HELD_HERE):
+        _check_is_not_self(fields.teacher_model)
         check_is_there("--teacher_model", fields.teacher_model)
     if fields.init_adapter:
         check_is_there("--init_adapter", fields.init_adapter, "adapter")
+
+
+def _check_is_not_self(teacher_model: str) -> None:
+    """Refuse the word that other commands take for the student's own base, which is a backend here."""
+    if teacher_model == "self" and not Path(teacher_model).exists():
+        raise UserError(
+            "--teacher_model self: the student without its adapter is a backend of train; "
+            "give --teacher_backend self instead, or a local model folder or a hub id (owner/name)"
+        )
 
 
 def look_by_place(given: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from local_distill import __version__
 from local_distill.errors import UserError, with_type
 from local_distill.report.curves import charts_of, columns_of
-from local_distill.report.reading import ReportedRun, read_run
+from local_distill.report.reading import NothingMeasuredError, ReportedRun, read_run
 from local_distill.report.tables import completions_by_prompt, environment_rows, outcome_of, settings_rows
 from local_distill.report.tokens import Texts, evaluations_of
 
@@ -58,6 +58,8 @@ def report_of_ended_run(folder: Path) -> str:
     try:
         ended = replace(read_run(folder), goes_on=False)  # its folder is let go last of all
         return f"report: {write_report([ended], folder / REPORT_FILE)}"
+    except NothingMeasuredError:
+        return "report: none, for the run ended before anything was measured"
     except Exception as error:
         again = f"local-distill report {shlex.quote(str(folder))}"
         return f"report: could not be written ({with_type(error)}); try again: {again}"

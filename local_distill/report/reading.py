@@ -19,6 +19,10 @@ from local_distill.runs.records import is_step, read_evaluations, read_metrics
 Record = dict[str, Any]
 
 
+class NothingMeasuredError(UserError):
+    """A run has no step and no evaluation yet, so that there is nothing to report."""
+
+
 @dataclass(frozen=True)
 class ReportedRun:
     """The files of one run say this.
@@ -79,7 +83,7 @@ def read_run(folder: Path, name: str | None = None) -> ReportedRun:
     check_kinds(folder)
     metrics = read_metrics(folder / METRICS_FILE)
     if not metrics:
-        raise UserError(f"{folder / METRICS_FILE}: nothing measured yet; wait for the run's first step")
+        raise NothingMeasuredError(f"{folder / METRICS_FILE}: nothing measured yet; wait for the run's first step")
     completions = folder / COMPLETIONS_FILE
     return reported(
         folder,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from local_distill.config.places import check_is_there, did_you_mean, is_path, look_for_run
+from local_distill.config.places import check_is_there, did_you_mean, is_path, look_for_models, look_for_run
 from local_distill.errors import UserError
 from tests.launching import environment
 
@@ -98,3 +98,11 @@ def test_mistakes_are_told_without_torch(here):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n", done.stderr
     assert done.stderr.count("error: ") == len(done.stderr.splitlines()) == 19
+
+
+def test_the_student_as_its_own_teacher_is_a_backend(tmp_path):
+    with pytest.raises(UserError, match=r"^--teacher_model self: .* give --teacher_backend self instead"):
+        look_for_models({"student_model": "gpt2", "teacher_model": "self"})
+    look_for_models({"student_model": "gpt2", "teacher_backend": "self", "use_lora": True})
+    (tmp_path / "self").mkdir()
+    look_for_models({"student_model": "gpt2", "teacher_model": "self"})

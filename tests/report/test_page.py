@@ -154,6 +154,8 @@ def test_the_command_writes_into_the_run_or_where_it_is_told(tmp_path, monkeypat
 def test_a_report_that_cannot_be_written_is_told_in_one_line_and_no_more(tmp_path):
     folder = write_run(tmp_path / "run")
     assert report_of_ended_run(folder) == f"report: {folder / 'report.html'}"
+    (folder / "metrics.jsonl").write_text("")
+    assert report_of_ended_run(folder) == "report: none, for the run ended before anything was measured"
     (folder / "metrics.jsonl").unlink()
     told = report_of_ended_run(folder)
     assert told.count("\n") == 0
