@@ -2,7 +2,8 @@
 
     from local_distill import TrainConfig, train
 
-    result = train(TrainConfig(student_model="Qwen/Qwen3-0.6B", teacher_model="Qwen/Qwen3-4B", use_lora=True))
+    result = train(TrainConfig(student_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+                               teacher_model="HuggingFaceTB/SmolLM2-1.7B-Instruct", use_lora=True))
     print(result.before.reverse_kl, "→", result.after.reverse_kl, "in", result.folder)
 
 Names are loaded when they are asked for: ``import local_distill`` alone takes no time.

@@ -13,7 +13,7 @@ examples:
   local-distill chat runs/first                          # the last step of a run; an adapter on its base
   local-distill chat runs/first --step best --teacher_model Qwen/Qwen3-4B
   local-distill chat runs/first --teacher_model self     # an adapter beside the model it was put on
-  echo "What is the capital of France?" | local-distill chat Qwen/Qwen3-0.6B
+  echo "What is the capital of France?" | local-distill chat runs/first
 
 In a terminal, /help lists what can be said to the program instead of the model. With a teacher, each token of the
 student's is coloured by the reverse KL at that place: none below 0.05 nats, yellow, red from 5.

@@ -11,7 +11,8 @@ local-distill train --student_model MODEL --teacher_model MODEL [settings]
        local-distill train run.yaml [settings]
 
 examples:
-  local-distill train --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
+  local-distill train --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B \\
+      --chat_template_kwargs '{"enable_thinking": false}' --prompts_file prompts.txt
   local-distill train run.yaml --dry_run                 # look first: prompts, memory, schedule
   local-distill train run.yaml --steps 200
   accelerate launch --num_processes 2 -m local_distill train run.yaml

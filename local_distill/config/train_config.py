@@ -19,7 +19,8 @@ python -m local_distill.train_on_policy_local
 
 examples:
   python -m local_distill.train_on_policy_local \\
-      --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B
+      --student_model Qwen/Qwen3-0.6B --teacher_model Qwen/Qwen3-4B \\
+      --chat_template_kwargs '{"enable_thinking": false}'
   python -m local_distill.train_on_policy_local run.yaml --steps 200
   python -m local_distill.train_on_policy_local run.yaml --dry_run
   accelerate launch \\
