@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks import race_judge
-from tests.launching import ROOT, environment
+from benchmarks import race, race_judge
+from tests.launching import environment
 
 COMPLETION = ([5, 6, 7], [8, 9, 0])
 
@@ -38,15 +39,27 @@ def test_means_are_over_tokens_and_errors_over_completions():
     assert race_judge.up_to(0, [4, 0, 5, 0]) == [4, 0]
 
 
-def test_a_race_ends_with_its_budget_and_keeps_its_numbers(folders, tmp_path):
+def test_a_race_ends_with_its_budget_and_keeps_its_numbers(folders, tmp_path, monkeypatch, capsys):
+    start = subprocess.run
+
+    def in_this_process(command, **more):
+        """The judge in this process, by the same words."""
+        if command[:2] != [sys.executable, race_judge.__file__]:
+            return start(command, **more)
+        monkeypatch.setattr("sys.argv", command[1:])
+        race_judge.main()
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
     words = ["--student", str(folders["chat"]), "--teacher", str(folders["chat"]), "--tokens", "60", "--seeds", "1",
              "--batch", "2", "--new_tokens", "6", "--held_out", "3", "--only", "ours, two"]  # fmt: skip
-    command = [sys.executable, str(ROOT / "benchmarks" / "race.py"), str(tmp_path), *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(race.subprocess, "run", in_this_process)
+    monkeypatch.setattr("sys.argv", ["race.py", str(tmp_path), *words])
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    race.main()
     kept = json.loads((tmp_path / "race.json").read_text())
     (run,) = kept["runs"]
     assert run["tokens"] >= 60
     assert abs(kept["start"]["reverse_kl"]) < 1e-9, "the student is its own teacher"
     assert run["contender"] == "ours, two epochs"
-    assert "| ours, two epochs |" in done.stdout
+    assert "| ours, two epochs |" in capsys.readouterr().out
