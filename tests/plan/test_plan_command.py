@@ -56,7 +56,7 @@ def test_the_verdict_comes_first_and_a_terminal_sees_that_it_works(pair, capsys,
     assert err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     _, _, err = plan(capsys, *words, "--gpu_memory", 80, "--json")
-    assert err.startswith("\r\x1b[2Kreading configurations")
+    assert err.startswith("reading configurations")
     assert err.endswith("\x1b[2K"), "and it is gone before the plan is shown"
 
 
