@@ -45,7 +45,7 @@ def check_memory(inputs: Inputs, accelerator: Accelerator, say: Callable[[str], 
         say(f"{needs}; this run will probably run out of memory")
         return
     longest = replace(memory.run.lengths, completion=inputs.config.max_new_tokens)
-    advice = advise(make_plan(Memory(replace(memory.run, lengths=longest))))
+    advice = advise(make_plan(Memory(replace(memory.run, lengths=longest), memory.rehearsed)))
     raise UserError(
         f"{needs}; {advice.in_words()}; local-distill plan has the details, and --force goes on all the same"
     )
@@ -103,7 +103,7 @@ def advise(plan: Plan) -> Advice:
             together = changed
             joined.append(changed)
     for change in (nothing, *alone, *joined[1:]):
-        memory = Memory(change.run)
+        memory = Memory(change.run, plan.memory.rehearsed)
         if fits_at_all(memory):
             return Advice(*little_enough_at_a_time(change, memory), None)
     return Advice(None, None, largest_teacher(plan))
@@ -122,7 +122,7 @@ def little_enough_at_a_time(change: Change, memory: Memory) -> tuple[Change, Pla
     if not settings:
         return change, plan
     change = change.and_set(" ".join(f"--{name} {value}" for name, value in settings.items()), **settings)
-    return change, make_plan(Memory(change.run))
+    return change, make_plan(Memory(change.run, memory.rehearsed))
 
 
 def _checkpointing(change: Change) -> Change | None:

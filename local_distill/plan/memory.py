@@ -11,7 +11,7 @@ from local_distill.errors import with_type
 from local_distill.models.footprint import WORK, DecodingBytes, Held, Part, Place, Shape, ToSample, shape_of
 from local_distill.models.reach import freeze_towers
 from local_distill.plan.planned_run import PlannedRun
-from local_distill.plan.rehearsal import Costs, TrainingBytes
+from local_distill.plan.rehearsal import Costs, Rehearsed, TrainingBytes
 from local_distill.rollouts.hf import while_sampling
 from local_distill.training.optimizer import LARGEST_BUCKET
 
@@ -121,10 +121,14 @@ class StudentWeights:
 
 
 class Memory:
-    """A run's memory is that of its busiest process, phase by phase."""
+    """A run's memory is that of its busiest process, phase by phase.
 
-    def __init__(self, run: PlannedRun) -> None:
+    rehearsed: for other runs of the same models, which differ in their settings; it is not rehearsed again.
+    """
+
+    def __init__(self, run: PlannedRun, rehearsed: Rehearsed | None = None) -> None:
         self.run = run
+        self.rehearsed: Rehearsed = {} if rehearsed is None else rehearsed
         self.not_counted = ""
         """Why activations are not counted, or nothing: some models' tensors have shapes that depend on values."""
 
@@ -248,4 +252,4 @@ class Memory:
 
     @cached_property
     def _costs(self) -> Costs:
-        return Costs(self.run)
+        return Costs(self.run, self.rehearsed)

@@ -11,8 +11,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from threading import Lock
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,12 @@ from local_distill.teachers.student_base import BaseOfStudent
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Body: TypeAlias = tuple[float, float]
 
 DEVICE = torch.device("cpu")
 """All tensors of a rehearsal say that they are here."""
+Rehearsed: TypeAlias = dict[object, Any]
+"""What was found in rehearsals of the same models: runs that differ in other settings share it."""
 
 
 class StorageCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -180,90 +184,96 @@ class Costs:
     no padding, and attention no mask. Samples are the student's own.
     """
 
-    def __init__(self, run: PlannedRun) -> None:
-        config, self._stage = run.config, Stage(run.machine.device)
-        student, teacher = self._models(run)
-        self._student = TokenScorer(student, run.vocab_size)
-        self._teacher: Any = None
-        if teacher is not None:
-            own_base = teacher is student
-            self._teacher = BaseOfStudent(self._student) if own_base else TokenScorer(teacher, run.vocab_size).eval()
-            self._teacher_network = causal_lm(teacher)
+    def __init__(self, run: PlannedRun, rehearsed: Rehearsed) -> None:
+        config, self._run, self._stage = run.config, run, Stage(run.machine.device)
         self._loss, self._choose = loss_of(config), NucleusSampling(config.temperature, config.top_p)
         self._low_precision = not run.zero_stage and run.dtype != torch.float32  # by autocast from float32 weights
         self._on_cpu = run.machine.device == "cpu"
         self._vocab_size, self._top_k, self._lengths = run.vocab_size, config.loss_top_k or 0, run.lengths
-        self._known: dict[object, Any] = {}
-        for parameter in student.parameters():
-            if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made
-                parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
+        self._known, self._own = rehearsed, object()
+        of_any = (run.dtype, run.vocab_size, run.lengths, run.machine.device)
+        self._as_student = (*of_any, repr(run.adapter), bool(run.zero_stage))
+        self._as_trained = (*self._as_student, config.gradient_checkpointing)
+        self._as_teacher = of_any if run.teacher is not None else self._as_student
 
-    def _models(self, run: PlannedRun) -> tuple[nn.Module, nn.Module | None]:
-        """Make the student with its adapter, and the teacher: none if it is elsewhere, the student for its own base."""
-        skeleton = run.skeleton(run.student)
+    @cached_property
+    def _student(self) -> TokenScorer:
+        """Make the student, with its adapter."""
+        run, skeleton = self._run, self._run.skeleton(self._run.student)
         freeze_towers(skeleton)
-        student: nn.Module = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
+        student = run.adapter.put_shapes_on(skeleton) if run.adapter else skeleton
         self._stage.model(student, run.dtype if run.zero_stage else torch.float32, run.dtype)
         if run.config.gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the name is on its way out
                 recompute_activations(student)
+        for parameter in student.parameters():
+            if parameter.requires_grad:  # gradients are counted apart: here, each is gone when it is made
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
+        return TokenScorer(student, run.vocab_size)
+
+    @cached_property
+    def _teacher(self) -> Any:
+        """Make the teacher: none if it is elsewhere, the student for its own base."""
+        run = self._run
         if run.teacher is None:
-            return student, student if run.teacher_memory.is_student else None
-        frozen = run.skeleton(run.teacher).requires_grad_(False)
-        return student, self._stage.model(frozen, run.dtype, run.dtype)
+            return BaseOfStudent(self._student) if run.teacher_memory.is_student else None
+        frozen = self._stage.model(run.skeleton(run.teacher).requires_grad_(False), run.dtype, run.dtype)
+        return TokenScorer(frozen, run.vocab_size).eval()
 
     def sampling(self, rollouts: int, group_size: int, by_teacher: bool = False) -> DecodingBytes:
         """Rehearse our own loop, ``rollouts`` at a time; each prompt is read once for its ``group_size`` rollouts."""
-        self._student.eval()
-        writer = (self._teacher if by_teacher else self._student).model
-        group_size = min(group_size, rollouts)
-        two, three = (self._found(self._decode, writer, rows) for rows in (2, 3))
+        group_size, scope = min(group_size, rollouts), self._as_teacher if by_teacher else self._as_student
+        two, three = (self._found(scope, self._decode, by_teacher, rows) for rows in (2, 3))
         copies, cached = two.copies, _in_proportion(rollouts, two.cache, three.cache)
         decoding = _in_proportion(rollouts, two.work, three.work)
-        read = (self._found(self._prefill, writer, prompts, group_size) for prompts in (2, 3))
+        read = (self._found(scope, self._prefill, by_teacher, prompts, group_size) for prompts in (2, 3))
         reading = _in_proportion(rollouts / group_size, *read)
         return DecodingBytes(copies, cached, max(0.0, max(decoding, reading) - copies - cached))
 
     def scoring(self, rollouts: int) -> float:
         """Return the most bytes while a micro-batch goes through the teacher."""
-        if self._teacher is None:
+        if self._run.teacher is None and not self._run.teacher_memory.is_student:
             return 0.0
-        kept, peak = self._body(self._score_body, rollouts)
-        return max(peak, kept + self._found(self._score_head, rollouts * self._lengths.completion))
+        kept, peak = self._body(self._as_teacher, self._score_body, rollouts)
+        return max(peak, kept + self._found(self._own, self._score_head, rollouts * self._lengths.completion))
 
     def training(self, rollouts: int) -> TrainingBytes:
         """Rehearse a micro-batch of so many of the longest rollouts."""
-        self._student.train()
-        kept, peak = self._body(self._train_body, rollouts)
-        forward, backward = self._found(self._train_head, rollouts * self._lengths.completion)
+        kept, peak = self._body(self._as_trained, self._train_body, rollouts)
+        forward, backward = self._found(self._own, self._train_head, rollouts * self._lengths.completion)
         return TrainingBytes(kept, max(forward, peak - kept + backward))
 
     def training_head(self, rollouts: int) -> TrainingBytes:
         """Rehearse head and loss alone, of a model whose body cannot be."""
-        return TrainingBytes(0.0, max(self._found(self._train_head, rollouts * self._lengths.completion)))
+        return TrainingBytes(0.0, max(self._found(self._own, self._train_head, rollouts * self._lengths.completion)))
 
     def answers(self) -> float:
         """Return the bytes of a completion token's scores, which all are held from scoring to the end of training."""
         batch = 4 + 4 * 8  # the sampler's log-prob, three indices and the mask
-        return batch + self._found(self._signal_bytes, 1)
+        return batch + self._found(self._own, self._signal_bytes, 1)
 
-    def _found(self, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Rehearse ``act``, once for the same arguments."""
-        if (act, args) not in self._known:
-            self._known[act, args] = self._stage.rehearse(act, *args, **kwargs)
-        return cast(T, self._known[act, args])
+    def _found(
+        self, scope: object, act: Callable[Concatenate[StorageCount, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Rehearse ``act``, once for the same arguments and all that its bytes depend on, ``scope``."""
+        key = (scope, act.__name__, args)
+        if key not in self._known:
+            _ = self._student, self._teacher  # made before anything is counted
+            self._known[key] = self._stage.rehearse(act, *args, **kwargs)
+        return cast(T, self._known[key])
 
-    def _body(self, act: Callable[[StorageCount, int], tuple[float, float]], rollouts: int) -> tuple[float, float]:
+    def _body(self, scope: object, act: Callable[[StorageCount, int], Body], rollouts: int) -> Body:
         """Return what ``act`` finds, (kept, peak), for any number of rollouts."""
-        if rollouts == 1:
-            return self._found(act, 1)
-        pairs = zip(self._found(act, 2), self._found(act, 3), strict=True)
+        if rollouts <= 2:
+            return self._found(scope, act, rollouts)
+        pairs = zip(self._found(scope, act, 2), self._found(scope, act, 3), strict=True)
         kept, peak = (_in_proportion(rollouts, two, three) for two, three in pairs)
         return kept, peak
 
-    def _train_body(self, storages: StorageCount, rows: int) -> tuple[float, float]:
+    def _train_body(self, storages: StorageCount, rows: int) -> Body:
         """Return (bytes that forward keeps, most of them while it and backward run), head and loss left out."""
+        self._student.train()
         with self._autocast():
             loss = self._student(self._batch(rows), _sum_of_states)
         kept = storages.now
@@ -284,7 +294,7 @@ class Costs:
         return forward, storages.peak - before
 
     @torch.no_grad()
-    def _score_body(self, storages: StorageCount, rows: int) -> tuple[float, float]:
+    def _score_body(self, storages: StorageCount, rows: int) -> Body:
         states = self._teacher.states(self._batch(rows))
         kept, peak = storages.now, storages.peak
         del states
@@ -307,18 +317,18 @@ class Costs:
         del signal  # only now
         return made
 
-    def _prefill(self, storages: StorageCount, writer: nn.Module, prompts: int, group_size: int) -> float:
+    def _prefill(self, storages: StorageCount, by_teacher: bool, prompts: int, group_size: int) -> float:
         """Return the most bytes while prompts are read, and their keys and values given to each rollout of a group."""
-        with self._decoding(writer):
+        with self._decoding(by_teacher) as writer:
             cache, logits = self._read_prompts(writer, prompts, self._lengths.prompt)
             copies = torch.zeros(prompts * group_size, dtype=torch.long)
             cache.take_rows(copies)
             self._choose(logits[copies], torch.zeros(len(copies), dtype=torch.float64))
             return storages.peak
 
-    def _decode(self, storages: StorageCount, writer: nn.Module, rows: int) -> DecodingBytes:
+    def _decode(self, storages: StorageCount, by_teacher: bool, rows: int) -> DecodingBytes:
         """Draw the last token, when keys and values are longest; ``work`` is with the copies and the cache."""
-        with self._decoding(writer):
+        with self._decoding(by_teacher) as writer:
             cache, last = self._read_prompts(writer, rows, self._lengths.whole - 1)
             copies = storages.now - cache.nbytes - last.untyped_storage().nbytes()
             storages.forget_peak()
@@ -336,10 +346,12 @@ class Costs:
         return next_logits(writer, ids, mask, cache, self._vocab_size)
 
     @contextmanager
-    def _decoding(self, writer: nn.Module) -> Iterator[None]:
+    def _decoding(self, by_teacher: bool) -> Iterator[nn.Module]:
+        self._student.eval()
+        writer = (self._teacher if by_teacher else self._student).model
         packed = packed_weights(writer) if self._on_cpu else nullcontext()
         with torch.no_grad(), self._autocast(), packed:
-            yield
+            yield writer
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Count fp16 as bf16, which is as large."""
@@ -369,7 +381,7 @@ class Costs:
         return TopLogprobs(logprobs, entropy, top=top)
 
     def _states(self, tokens: int) -> HeadStates:
-        head = head_of(self._teacher_network, self._vocab_size)
+        head = head_of(causal_lm(self._teacher.model), self._vocab_size)
         return HeadStates(torch.empty(tokens, head.weight.shape[1], dtype=head.weight.dtype), head)
 
 

@@ -16,6 +16,7 @@ from local_distill.plan.fitting import Plan, bounds, make_plan
 from local_distill.plan.machine import Machine
 from local_distill.plan.memory import Memory
 from local_distill.plan.planned_run import open_run
+from local_distill.plan.rehearsal import Rehearsed
 
 COMFORTABLE, ENOUGH = (4, 16), (1, 4)
 """Rollouts in a micro-batch, and sampled at a time, for which a run has room that goes well; that goes at all."""
@@ -86,13 +87,14 @@ def settle(
     while lengths[-1] // 2 >= SHORTEST:
         lengths.append(lengths[-1] // 2)
     left: list[str] = []
+    rehearsed: Rehearsed = {}
     for length in lengths:
         for teacher in _teachers(machine, held):
             for student in _students(machine, bool(settings.get("use_lora"))):
                 way = student.and_also(teacher)
                 tell(way.words if length == wanted else f"{way.words}, completions of {length} tokens")
                 tried = {**settings, **way.settings, "max_new_tokens": length}
-                memory = Memory(open_run(TrainConfig(**tried), machine, way.zero_stage))
+                memory = Memory(open_run(TrainConfig(**tried), machine, way.zero_stage), rehearsed)
                 frugal = student is _STUDENT[-1]  # rather little at a time than a teacher that is not whole
                 if _fits(memory, *COMFORTABLE) or (frugal and _fits(memory, *ENOUGH)):
                     return _settled(way, tried, memory, left)
@@ -116,13 +118,14 @@ def _students(machine: Machine, adapter: bool) -> Iterator[Way]:
 def _fits(memory: Memory, rows: int, rollouts: int) -> bool:
     """Tell whether so many of the longest rollouts fit at a time, no more than the run has.
 
-    What is counted in no time is looked at first.
+    What is counted in no time is looked at first, then what is rehearsed once where more takes it twice.
     """
     there = memory.run.machine.memory
     most_rows, most_rollouts = bounds(memory.run)
     phases: tuple[Callable[[], float], ...] = (
         lambda: memory.loading().bytes,
         lambda: memory.standing().bytes,
+        lambda: memory.training(min(2, rows, most_rows)).bytes,
         lambda: memory.training(min(rows, most_rows)).bytes,
         lambda: memory.scoring(min(rows, most_rows)).bytes,
         lambda: memory.sampling(min(rollouts, most_rollouts)).bytes,

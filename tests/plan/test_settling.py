@@ -56,6 +56,46 @@ def test_less_memory_takes_later_ways(tried, monkeypatch):
     assert found == NothingFits(None, None)
 
 
+ALONE = ({}, {"gradient_checkpointing": True}, {"use_lora": True}, {"use_lora": True, "gradient_checkpointing": True})
+
+
+@pytest.fixture(scope="module")
+def in_full():
+    """What each way of one GPU takes, with everything rehearsed for it alone."""
+    return [bytes_of(Memory(run(lengths=(30, 70), **settings))) for settings in ALONE]
+
+
+def bytes_of(memory):
+    rows, rollouts = settling.COMFORTABLE
+    return [phase.bytes for phase in memory.phases(rollouts, rows)]
+
+
+def test_what_ways_share_is_what_each_would_find_alone(in_full):
+    rehearsed = {}
+    others = {"lengths": (30, 35)}, {"zero_stage": 2, "processes": 2}, {"use_lora": True, "teacher_backend": "self"}
+    for settings in reversed(ALONE):
+        bytes_of(Memory(run(**{"lengths": (30, 70), **settings}), rehearsed))
+    known = len(rehearsed)
+    for settings, alone in zip(ALONE, in_full, strict=True):
+        assert bytes_of(Memory(run(lengths=(30, 70), **settings), rehearsed)) == alone
+    assert len([key for key in rehearsed if key[1] == "_score_body"]) == 2, "two micro-batches, for all four ways"
+    assert len([key for key in rehearsed if key[1] == "_decode"]) == 4, "for the student, and with its adapter"
+    assert known < 4 * 8
+    for settings in others:
+        planned = run(**{"lengths": (30, 70), **settings})
+        assert bytes_of(Memory(planned, rehearsed)) == bytes_of(Memory(planned)), settings
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_the_quick_way_chooses_what_trying_all_in_full_chooses(tried, in_full, monkeypatch, room):
+    monkeypatch.setattr(settling, "_settled", lambda way, *_: way.words)
+    needed = sorted((max(each) for each in in_full), reverse=True)
+    memory = needed[room] * 1.0001
+    first = next(i for i, each in enumerate(in_full) if max(each) <= memory)
+    found = settle(SETTINGS, gpus(memory), True, tried.append)
+    assert found == [way.words for way in settling._students(gpus(1), False)][first]
+
+
 def test_little_at_a_time_is_preferred_to_a_teacher_that_is_not_whole(tried):
     frugal = Memory(run(lengths=(30, 70), use_lora=True, gradient_checkpointing=True))
     needed = max(frugal.training(1).bytes, frugal.scoring(1).bytes, frugal.sampling(4).bytes)
