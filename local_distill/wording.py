@@ -5,9 +5,11 @@ Whatever a model wrote is untrusted: ``clean`` makes of it text that can only be
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import unicodedata
+from pathlib import Path
 
 
 def number(value: float) -> str:
@@ -23,6 +25,19 @@ def number(value: float) -> str:
 def counted(number: int, one: str, several: str = "") -> str:
     """Return a number and what it counts: 1 prompt, 2 prompts, 1,024 processes."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def did_you_mean(path: str) -> str:
+    """Ask for what has nearly the name of the first missing part of a path, and lies where it would; or nothing."""
+    missing = Path(path).expanduser()
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        names = [each.name for each in missing.parent.iterdir() if not each.name.startswith(".")]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    return f"did you mean {missing.with_name(near[0])}? " if near else ""
 
 
 def with_error(mean: float, standard_error: float) -> str:

@@ -20,6 +20,7 @@ from local_distill.config.other_names import of_other_trainers
 from local_distill.config.ranges import Range
 from local_distill.errors import UserError, one_line
 from local_distill.runs.folder import LATEST
+from local_distill.wording import did_you_mean
 
 NEEDED: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 """How an error calls what a setting of a type needs."""
@@ -128,7 +129,8 @@ def read_yaml(settings: type, path: Path) -> dict[str, Any]:
         content = yaml.load(text, _Loader)
         written = yaml.load(text, yaml.BaseLoader)  # every word as it stands there
     except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror}); give an existing YAML file") from error
+        hint = "" if path.expanduser().exists() else did_you_mean(str(path))
+        raise UserError(f"{where}: cannot be read ({error.strerror}); {hint}give an existing YAML file") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{where}: not valid YAML, line {line}: {error.problem}; mend it there") from error

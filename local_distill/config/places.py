@@ -5,7 +5,6 @@ What has the form of a path is a path. The hub is asked for ``owner/name`` alone
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from local_distill.config.train_fields import TrainFields
 from local_distill.errors import UserError
 from local_distill.runs.folder import LATEST, RUNS, check_new
 from local_distill.runs.whole_files import expanded
+from local_distill.wording import did_you_mean
 
 HELD_HERE = ("local", "zero3")
 """Teachers whose model is opened here; a server's may have the name of a folder there."""
@@ -37,19 +37,6 @@ def check_is_there(flag: str, path: str, kind: str = "model") -> None:
     if is_path(path) and not Path(path).expanduser().exists():
         instead = f"give a local {kind} folder or a hub id (owner/name)"
         raise UserError(f"{flag} {path}: no such folder; {did_you_mean(path)}{instead}")
-
-
-def did_you_mean(path: str) -> str:
-    """Ask for what has nearly the name of the first missing part of a path, and lies where it would; or nothing."""
-    missing = Path(path).expanduser()
-    while not missing.parent.exists():
-        missing = missing.parent
-    try:
-        names = [each.name for each in missing.parent.iterdir() if not each.name.startswith(".")]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(missing.name, names, n=1)
-    return f"did you mean {missing.with_name(near[0])}? " if near else ""
 
 
 def look_for_run(given: Mapping[str, Any]) -> None:

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from local_distill.config.places import check_is_there, did_you_mean, is_path, look_for_models, look_for_run
+from local_distill.config.places import check_is_there, is_path, look_for_models, look_for_run
+from local_distill.config.train_config import parse_config
 from local_distill.errors import UserError
+from local_distill.wording import did_you_mean
 from tests.launching import environment
 
 MODELS = {"student_model": "a/student", "teacher_model": "a/teacher"}
@@ -106,3 +108,9 @@ def test_the_student_as_its_own_teacher_is_a_backend(tmp_path):
     look_for_models({"student_model": "gpt2", "teacher_backend": "self", "use_lora": True})
     (tmp_path / "self").mkdir()
     look_for_models({"student_model": "gpt2", "teacher_model": "self"})
+
+
+def test_a_mistyped_yaml_file_is_asked_about(here):
+    (here / "run.yaml").write_text("batch_size: 2\n")
+    with pytest.raises(UserError, match=r"cannot be read \(No such file.*\); did you mean run\.yaml\? give"):
+        parse_config(["--config", "run.yml"])
