@@ -1,4 +1,4 @@
-# make demo   set up, let a real model forget how to chat and learn it again: about ten minutes on two cores
+# make demo   set up, let a real model forget how to chat and learn it again: five minutes on two cores
 # make repair   fine-tune the real model until its chat falls apart, repair it, measure: see docs/repair.md
 # make race   what TRL and this program teach the same student in the same time: hours; see docs/benchmarks.md
 # make test   set up, then run all checks and the tests that need no server
