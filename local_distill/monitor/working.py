@@ -14,7 +14,7 @@ _ERASE = "\r\x1b[2K"
 def working(what: str) -> Iterator[Callable[[str], None]]:
     """Show ``what`` in one line of a terminal's standard error until it is done; nowhere else, and not if empty.
 
-    Of a run's processes the first one says it.     Gives what shows something else there instead.
+    Of a run's processes the first one says it. Gives what shows something else there instead.
     """
     if not what or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("RANK", "0") != "0":
         yield lambda _: None

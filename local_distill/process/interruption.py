@@ -76,7 +76,8 @@ class StopRequest:
         del frame
         if self.signal is None:
             self.signal, self._noted = signal.Signals(number), time.monotonic()
-            self._notice(f"{self._answer}; Ctrl-C again to quit now")
+            again = "Ctrl-C" if number == signal.SIGINT else self.signal.name
+            self._notice(f"{self._answer}; {again} again to quit now")
         elif time.monotonic() - self._noted > _same(number):
             self.restore()
             signal.raise_signal(number)

@@ -39,6 +39,17 @@ def test_the_first_signal_is_noted_and_a_second_acts(received, number):
     assert (received, stop.signal) == ([number], number)
 
 
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.usefixtures("received")
+def test_the_answer_names_what_quits_now(number, again):
+    told = []
+    stop = StopRequest(told.append)
+    stop.answers("finishing step 3")
+    send(number)
+    assert told == [f"finishing step 3; {again} again to quit now"]
+    stop.restore()
+
+
 def test_a_signal_that_arrives_twice_at_a_time_is_one(received, monkeypatch):
     monkeypatch.setattr(interruption, "SAME", 60.0)
     stop = StopRequest()
