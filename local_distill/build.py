@@ -52,7 +52,7 @@ from local_distill.process.interruption import StopRequest
 from local_distill.process.launch import open_accelerator
 from local_distill.rollouts.checking import check_sampling
 from local_distill.rollouts.growing import GrowingRollouts, growing_length
-from local_distill.rollouts.hf import HFRollouts
+from local_distill.rollouts.hf import sampling_with
 from local_distill.rollouts.mixed import MixedRollouts, falling_share
 from local_distill.rollouts.overlap import OverlappedRollouts, ServedEngine
 from local_distill.rollouts.student_checks import OTHER_ENGINE
@@ -219,19 +219,12 @@ def shared_with_teacher(
     launch: Launch, models: Models, params: SamplingParams, student: RolloutEngine
 ) -> RolloutEngine:
     """Return an engine that lets the teacher write a share of the completions, by our own loop."""
-    inputs, config, model = launch.inputs, launch.inputs.config, models.teacher.model
+    config, model = launch.inputs.config, models.teacher.model
     if model is None:
         raise UserError(
             f"--teacher_share: --teacher_backend {config.teacher_kind} gave no model to sample with; drop it"
         )
-
-    def make_teacher(params: SamplingParams) -> RolloutEngine:
-        return HFRollouts(
-            model, params=params, pad_id=inputs.pair.pad_id, vocab_size=inputs.pair.vocab_size,
-            batch_size=config.sampling_batch_size, autocast=launch.accelerator.autocast, say=launch.say,
-        )  # fmt: skip
-
-    teacher = growing(config, make_teacher, params)
+    teacher = growing(config, sampling_with(model, opening_of(launch)), params)
     share = falling_share(config.teacher_share, config.teacher_share_steps)
     return MixedRollouts(student, teacher, share, config.batch_size, config.seed)
 

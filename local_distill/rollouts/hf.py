@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend, Student
+from local_distill.backends import MakeSampler, Opening, OpenSampler, SamplerBackend
 from local_distill.batch import Prompt, Rollout, ignore
 from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import TrainFields
@@ -190,21 +190,22 @@ def check_student(config: TrainConfig, pair: ModelPair, lora: Adapter | None) ->
     check_has_cache(pair.student, OTHER_ENGINE)
 
 
+def sampling_with(model: nn.Module, opening: Opening) -> MakeSampler:
+    """Make engines of our own loop that sample with a model of the run: the student, or the teacher."""
+    return lambda params: HFRollouts(
+        model,
+        params=params,
+        pad_id=opening.pair.pad_id,
+        vocab_size=opening.pair.vocab_size,
+        batch_size=opening.config.sampling_batch_size,
+        autocast=opening.accelerator.autocast,
+        say=opening.say,
+    )
+
+
 def open_hf(opening: Opening) -> OpenSampler:
     """Sample from the student itself: there is nothing to ask before it is loaded."""
-
-    def with_student(student: Student) -> MakeSampler:
-        return lambda params: HFRollouts(
-            student.model,
-            params=params,
-            pad_id=opening.pair.pad_id,
-            vocab_size=opening.pair.vocab_size,
-            batch_size=opening.config.sampling_batch_size,
-            autocast=opening.accelerator.autocast,
-            say=opening.say,
-        )
-
-    return with_student
+    return lambda student: sampling_with(student.model, opening)
 
 
 BACKEND = SamplerBackend(
