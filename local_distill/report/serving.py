@@ -101,10 +101,11 @@ class PageServer(ThreadingTCPServer):
         self.page = page
         try:
             super().__init__((LOOPBACK, port), _Handler)
-        except (OSError, OverflowError) as error:
-            why = "not a port" if isinstance(error, OverflowError) else error.strerror
-            why = "in use by another program" if getattr(error, "errno", 0) == errno.EADDRINUSE else why
-            raise UserError(f"--port {port}: {why}; give another, or 0 for any that is free") from error
+        except OverflowError as error:
+            raise _no_port(port, "not a port") from error
+        except OSError as error:
+            why = "in use by another program" if error.errno == errno.EADDRINUSE else str(error.strerror)
+            raise _no_port(port, why) from error
 
     @property
     def port(self) -> int:
@@ -116,6 +117,10 @@ class PageServer(ThreadingTCPServer):
         """Let a browser go that has gone."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
+
+
+def _no_port(port: int, why: str) -> UserError:
+    return UserError(f"--port {port}: {why}; give another, or 0 for any that is free")
 
 
 class _Handler(BaseHTTPRequestHandler):
