@@ -10,10 +10,9 @@ from transformers.utils import cached_file
 
 from local_distill.models.file_settings import context_length_of
 from local_distill.models.files import open_config
+from local_distill.prompts.rendering import THINKING
 from local_distill.runs.whole_files import expanded
 
-SWITCH = "enable_thinking"
-"""What a chat template calls the switch by which a model answers without thinking first."""
 _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 
 
@@ -28,7 +27,7 @@ def shortest_context(settings: Mapping[str, Any]) -> int | None:
 
 def thinks_unless_told(path: str) -> bool:
     """Tell whether a model's chat template has the switch; False as well where it has no template that is found."""
-    return any(SWITCH in _text(expanded(path), name) for name in _TEMPLATES)
+    return any(THINKING in _text(expanded(path), name) for name in _TEMPLATES)
 
 
 def _text(path: str, name: str) -> str:

@@ -12,16 +12,15 @@ from local_distill.config.train_config import TrainConfig
 from local_distill.config.train_fields import FULL_LEARNING_RATE, LORA_LEARNING_RATE
 from local_distill.errors import UserError
 from local_distill.first_run.answers import Answers, name_of
-from local_distill.first_run.models import SWITCH, shortest_context, thinks_unless_told
+from local_distill.first_run.models import shortest_context, thinks_unless_told
 from local_distill.first_run.run_file import heading, render
 from local_distill.models.footprint import billions
 from local_distill.packages import installed
 from local_distill.plan.display import verdict
 from local_distill.plan.machine import GIB, Machine
 from local_distill.plan.settling import NothingFits, Settled, settle
+from local_distill.prompts.rendering import ENOUGH_FOR_ANSWERS, THINKING
 
-LONG_ENOUGH_TO_THINK = 4096
-"""Completions of this many tokens have room for most thoughts and the answer after them."""
 PROMPT_TOKENS = 1024
 SPARE = 0.05
 """Share of the memory that is left to a screen, other programs, and what no plan sees."""
@@ -55,8 +54,8 @@ def first_run(answers: Answers, machine: Machine, file: Path, tell: Callable[[st
     settings = {**answers.settings, **usual, "max_new_tokens": wanted}
     held = "teacher_model" in settings
     thinks = thinks_unless_told(settings["student_model"])
-    if thinks and wanted < LONG_ENOUGH_TO_THINK:
-        settings["chat_template_kwargs"] = f'{{"{SWITCH}": false}}'
+    if thinks and wanted < ENOUGH_FOR_ANSWERS:
+        settings["chat_template_kwargs"] = f'{{"{THINKING}": false}}'
     found = settle(settings, roomy, held, tell)
     if isinstance(found, NothingFits):
         raise UserError(_what_would_help(found, settings, roomy))
@@ -65,7 +64,7 @@ def first_run(answers: Answers, machine: Machine, file: Path, tell: Callable[[st
     if whole["use_lora"] and "init_adapter" not in whole:
         whole["lora_r"] = TrainConfig.lora_r
     if thinks and "chat_template_kwargs" in whole:
-        whole["chat_template_kwargs"] = {SWITCH: False}
+        whole["chat_template_kwargs"] = {THINKING: False}
     commands = _commands(file, answers.output_dir, machine, found.way.zero_stage)
     said = verdict(found.plan)
     student = name_of(settings["student_model"])

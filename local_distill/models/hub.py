@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from local_distill.errors import UserError, one_line
 from local_distill.models.loading_errors import local_folder
 from local_distill.passwords import without_passwords
+from local_distill.runs.whole_files import expanded
 
 SECONDS = 3.0
 """How long the hub may take to say anything."""
@@ -55,7 +56,7 @@ def check_findable(flag: str, path: str, kind: str = "model", files: Sequence[st
 
     kind: of the folder. files: one of them is in the cache where the id is.
     """
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = expanded(path)
     if Path(path).is_file() or local_folder(flag, path, kind) or is_offline():  # offline, the library says so at once
         return
     try:

@@ -95,7 +95,7 @@ def test_for_gpus_that_are_not_here(ask, folders, tmp_path, monkeypatch):
     assert found["chat_template_kwargs"] == {"enable_thinking": False}
     assert found["batch_size"] == 64
     assert main(["plan", "--config", "run.yaml", "--gpus", "2", "--gpu_memory", "80"]) == 0
-    monkeypatch.setattr("local_distill.first_run.settings.LONG_ENOUGH_TO_THINK", 8)
+    monkeypatch.setattr("local_distill.first_run.settings.ENOUGH_FOR_ANSWERS", 8)
     code, _, _ = ask(*words, "--file", "long.yaml")
     assert code == 0
     assert "chat_template_kwargs" not in yaml.safe_load((tmp_path / "long.yaml").read_text()), "there is room to think"
