@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
@@ -37,8 +38,7 @@ def _text(path: str, name: str) -> str:
                            _raise_exceptions_for_connection_errors=False)  # fmt: skip
         if file is None:
             return ""
-        with open(file, encoding="utf-8") as stream:  # noqa: PTH123
-            text = stream.read()
+        text = Path(file).read_text(encoding="utf-8")
         return text if name.endswith(".jinja") else json.dumps(json.loads(text).get("chat_template", ""))
     except (OSError, ValueError):  # a file of somebody else's; opening the tokenizer says what is wrong with it
         return ""
