@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -25,6 +26,13 @@ def number(value: float) -> str:
 def counted(number: int, one: str, several: str = "") -> str:
     """Return a number and what it counts: 1 prompt, 2 prompts, 1,024 processes."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; what a cell says is text, and no markup."""
+    cells = ([re.sub(r"([\\|<`_*])", r"\\\1", cell.replace("\n", " ")) for cell in row] for row in rows)
+    lines = [heading, ["---"] * len(heading), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def did_you_mean(path: str) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from local_distill.wording import clean, counted, number, shorten
+from local_distill.wording import clean, counted, markdown_table, number, shorten
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,8 @@ def test_long_text_is_cut_with_an_ellipsis() -> None:
     assert shorten("too long", characters=5, lines=1) == "too l …"
     assert shorten("a\nb\nc", characters=100, lines=2) == "a\nb …"
     assert shorten("a\n\n \n\n\nb\n", characters=100, lines=3) == "a\n\nb"
+
+
+def test_what_stands_in_a_cell_of_markdown_is_text():
+    table = markdown_table(("a", "b"), [("__init__", "x|y\n*z*"), ("<b>", "`c`")])
+    assert table == "| a | b |\n| --- | --- |\n| \\_\\_init\\_\\_ | x\\|y \\*z\\* |\n| \\<b> | \\`c\\` |"

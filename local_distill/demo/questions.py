@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from local_distill.eval.scores import judge, to_record
 from local_distill.monitor.terminal import open_console
 from local_distill.process.isolation import quiet_libraries
 from local_distill.runs.whole_files import write_whole
-from local_distill.wording import shorten
+from local_distill.wording import markdown_table, shorten
 
 FILE = Path(__file__).parent / "questions.jsonl"
 ASKED, NEW_TOKENS, SHOWN = 40, 24, 4
@@ -94,10 +93,8 @@ def show(asked: Sequence[Asked], console: Console | None = None) -> None:
 
 def to_markdown(asked: Sequence[Asked]) -> str:
     """Return all questions and answers as a table, and the count."""
-    lines = [("question", *WHEN), ("---",) * (1 + len(WHEN))]
-    for each in asked:
-        lines.append((_cell(each.question), *(_cell(_answer(each.answers[when], 120).plain) for when in WHEN)))
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [(each.question, *(_answer(each.answers[when], 120).plain for when in WHEN)) for each in asked]
+    table = markdown_table(("question", *WHEN), rows)
     return f"# Questions\n\n{count(asked)[0].upper()}{count(asked)[1:]}.\n\n{table}\n"
 
 
@@ -109,7 +106,3 @@ def write_page(asked: Sequence[Asked], file: Path) -> None:
 def _answer(answer: Answer, characters: int) -> Text:
     mark, style = ("✓", "green") if answer.correct else ("✗", "red")
     return Text(f"{mark} {shorten(' '.join(answer.completion.split()), characters, lines=1)}", style=style)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"([\\|<`_*])", r"\\\1", text.replace("\n", " "))

@@ -6,7 +6,6 @@ summary.md is for people, summary.json for programs, and ``show_summary`` for th
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import zip_longest
@@ -29,6 +28,7 @@ from local_distill.wording import (
     counted,
     duration,
     fenced,
+    markdown_table,
     number,
     percent,
     share_with_error,
@@ -101,23 +101,14 @@ def _in_json(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _markdown(before: Evaluation | None, after: Evaluation | None, facts: Facts) -> str:
-    blocks = ["# Summary", _markdown_table(("run", ""), _facts(facts))]
+    blocks = ["# Summary", markdown_table(("run", ""), _facts(facts))]
     heading = ("held-out prompts", "before", "after", "change")
-    blocks.append(_markdown_table(heading, _comparison(before, after)) if before or after else _NOTHING_HELD_OUT)
+    blocks.append(markdown_table(heading, _comparison(before, after)) if before or after else _NOTHING_HELD_OUT)
     for place, (prompt, completions) in enumerate(_by_prompt(before, after), start=1):
         blocks += [f"## Prompt {place}", fenced(prompt)]
         for when, completion in completions.items():
             blocks += [f"**{when}** ({_measured(completion)})", fenced(completion.text)]
     return "\n\n".join(blocks) + "\n"
-
-
-def _markdown_table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heading, ("---",) * len(heading), *(tuple(map(_cell, row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"([\\|<`])", r"\\\1", text.replace("\n", " "))
 
 
 def _comparison(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, ...]]:
